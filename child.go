@@ -1,0 +1,205 @@
+package tableflip
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// This file is the parent's side of the conversation with its child: it owns
+// the read end of the ready pipe and the write end of the verdict pipe.
+
+// The verdicts, one byte each, so that they are written whole or not at all.
+const (
+	verdictCommit = 'c'
+	verdictAbort  = 'a'
+)
+
+// exitGrace is how long a child that has given up gets to exit by itself, so
+// that its exit status can be told.
+const exitGrace = time.Second
+
+// handedOver keeps the write ends of verdict pipes open until the kernel closes
+// them when this process ends, which is how the child learns of it.
+var handedOver []*os.File
+
+// A child is a new process that has not been put in charge yet.
+type child struct {
+	process *process
+	ready   *os.File
+	verdict *os.File
+}
+
+// startChild starts cmd with files as its descriptors from 5 on. The caller
+// keeps files.
+func startChild(cmd *exec.Cmd, descriptors []descriptor, files []*os.File) (*child, error) {
+	readyRead, readyWrite, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))
+	}
+	defer readyWrite.Close()
+	verdictRead, verdictWrite, err := os.Pipe()
+	if err != nil {
+		readyRead.Close()
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))
+	}
+	defer verdictRead.Close()
+	c := &child{ready: readyRead, verdict: verdictWrite}
+
+	names := table{descriptors: descriptors}
+	names.ready, err = identify(readyWrite)
+	if err == nil {
+		names.verdict, err = identify(verdictRead)
+	}
+	if err == nil {
+		// Options.Command may have brought back what New has removed.
+		cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
+			name, _, _ := strings.Cut(variable, "=")
+			return isTableVariable(name)
+		})
+		cmd.Env = append(cmd.Env, names.encode()...)
+		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
+		c.process, err = startProcess(cmd)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	reached("child started")
+	return c, nil
+}
+
+func identify(pipe *os.File) (id identity, err error) {
+	err = control(pipe, func(fd uintptr) error {
+		id, err = identifyPipe(fd)
+		return err
+	})
+	return id, err
+}
+
+func (c *child) close() {
+	c.ready.Close()
+	c.verdict.Close()
+}
+
+// awaitReady returns once the child serves. An error is final: the child has
+// died, given up, or is late.
+func (c *child) awaitReady(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	go func() {
+		select {
+		case <-c.process.exited:
+			// One that succeeds may be a wrapper that has started the
+			// service in the background. If not, the pipe is at its end.
+			if c.process.exitErr != nil {
+				fail(c.exitError())
+			}
+		case <-ctx.Done():
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { c.ready.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	pid, err := readPID(c.ready)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		return c.gaveUp(ctx)
+	case err != nil:
+		return fmt.Errorf("tableflip: the new process did not say that it is ready: %w", err)
+	}
+	_ = pid
+	reached("ready received")
+	return nil
+}
+
+// readPID reads the child's word that it is ready.
+func readPID(ready io.Reader) (int, error) {
+	// Longer than any PID, so that garbage is not taken in without end.
+	line, err := bufio.NewReader(io.LimitReader(ready, 32)).ReadString('\n')
+	if err != nil && (line == "" || !errors.Is(err, io.EOF)) {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSuffix(line, "\n"))
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("it said %q instead of its process ID", line)
+	}
+	return pid, nil
+}
+
+// gaveUp waits for a child that has closed its ready pipe to exit.
+func (c *child) gaveUp(ctx context.Context) error {
+	grace := time.NewTimer(exitGrace)
+	defer grace.Stop()
+	select {
+	case <-c.process.exited:
+		return c.exitError()
+	case <-grace.C:
+		return errors.New("tableflip: the new process gave up, and was killed as it did not exit")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *child) exitError() error {
+	if c.process.exitErr == nil {
+		return errors.New("tableflip: the new process exited before it was ready: exit status 0")
+	}
+	return fmt.Errorf("tableflip: the new process exited before it was ready: %w", c.process.exitErr)
+}
+
+// commit puts the child in charge. After an error it is not.
+func (c *child) commit(logger *slog.Logger) error {
+	reached("before commit")
+	if c.hungUp() {
+		return errors.New("tableflip: the new process was ready, and has died or was stopped")
+	}
+	if _, err := c.verdict.Write([]byte{verdictCommit}); err != nil {
+		return fmt.Errorf("tableflip: the new process was ready, and died: %w", err)
+	}
+	reached("after commit")
+	handedOver = append(handedOver, c.verdict)
+	c.ready.Close()
+	if logger != nil {
+		go func() {
+			<-c.process.exited
+			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
+				"pid", c.process.cmd.Process.Pid, "error", c.process.exitErr)
+		}()
+	}
+	return nil
+}
+
+// hungUp reports whether the child has closed its end of the ready pipe, as its
+// death does.
+func (c *child) hungUp() bool {
+	raw, err := c.ready.SyscallConn()
+	if err != nil {
+		return true
+	}
+	ended := false
+	err = raw.Read(func(fd uintptr) bool {
+		ended = atEnd(fd)
+		return true
+	})
+	return ended || err != nil
+}
+
+// abort tells the child, should it still listen, to touch nothing that is shared,
+// and returns once it has been killed and reaped.
+func (c *child) abort() {
+	_, _ = c.verdict.Write([]byte{verdictAbort})
+	c.process.kill()
+	c.close()
+}

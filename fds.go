@@ -1,0 +1,819 @@
+package tableflip
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// This file owns the duplicates that the registry holds, from the moment that
+// a descriptor is inherited or added to the moment that it is passed on, and
+// decides who unlinks a Unix socket's file. It knows nothing of processes.
+
+// Listener can be shared between processes.
+type Listener interface {
+	net.Listener
+	syscall.Conn
+}
+
+// PacketConn can be shared between processes.
+type PacketConn interface {
+	net.PacketConn
+	syscall.Conn
+}
+
+// Conn can be shared between processes.
+type Conn interface {
+	net.Conn
+	syscall.Conn
+}
+
+// Fds is the registry of the descriptors that this process got from its parent
+// and of those that it will pass on to its child. An Upgrader has one; the zero
+// value is not usable.
+//
+// A network and an address name a listener, packet conn or connection, a string
+// names a file; both may be any bytes. The names are compared as they are: a
+// new version finds a listener by the same spelling by which the old one added
+// it. An address that left the port open (":0") is also found under the address
+// that the kernel gave ("127.0.0.1:38249"), and so is an empty Unix address.
+//
+// What is inherited is taken, once, by Listen, Listener, File and their kin, and
+// is passed on to the next child from then on. What nobody has taken when Ready
+// returns is closed. Several descriptors with one name are taken in the order in
+// which they were added.
+//
+// The registry passes on duplicates of its own, so that closing a listener,
+// packet conn or file does not keep it from the next child; the Remove methods
+// do. The exception is a connection that Conn returned, which is passed on
+// while it is open. Descriptors that are passed on share their blocking mode,
+// which the registry never changes.
+//
+// While an upgrade is under way, methods that add a descriptor wait for its end,
+// as the new process would miss it. After a successful upgrade all methods fail
+// with ErrUpgraded, and after Stop with ErrStopped.
+//
+// All methods are safe for concurrent use.
+type Fds struct {
+	listenConfig net.ListenConfig
+	logger       *slog.Logger
+
+	mu        sync.Mutex
+	inherited entries
+	used      entries
+	spare     *os.File      // a blocking descriptor, see passiveFile
+	inCharge  bool          // takeCharge was called
+	frozen    chan struct{} // non-nil during an upgrade, closed at its end
+	closed    error         // why there will be no child
+}
+
+// The kinds of descriptors, as they are in the name table.
+const (
+	kindListener   = "listener"
+	kindPacketConn = "packet"
+	kindConn       = "conn"
+	kindFile       = "fd"
+)
+
+// A name is what callers know a descriptor by. A file's is its network.
+type name struct {
+	kind, network, addr string
+}
+
+func (n name) String() string {
+	if n.kind == kindFile {
+		return n.kind + ":" + n.network + ":"
+	}
+	return n.kind + ":" + n.network + ":" + n.addr
+}
+
+// An entry is one descriptor in the registry.
+type entry struct {
+	descriptor
+	file      *os.File // the registry's own duplicate, nil once a connection is claimed
+	conn      Conn     // a claimed connection
+	inherited bool     // as opposed to created by this process
+
+	socketFile fs.FileInfo // of path, when it was bound or inherited
+	unlinker   unlinker    // the Unix listener whose duty to unlink path the registry took
+
+	position *list.Element
+}
+
+type unlinker interface {
+	SetUnlinkOnClose(bool)
+}
+
+// names returns all names by which e can be claimed.
+func (e *entry) names() []name {
+	if e.given == "" {
+		return []name{e.name}
+	}
+	return []name{e.name, {e.kind, e.network, e.given}}
+}
+
+// unlink removes e's Unix socket file, unless another socket has taken its place.
+func (e *entry) unlink() error {
+	if e.path == "" || e.socketFile == nil {
+		return nil
+	}
+	now, err := os.Lstat(e.path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(now, e.socketFile) {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(e.path)
+	}
+	if err != nil {
+		return fmt.Errorf("tableflip: unlink the Unix socket %s: %w", e.path, err)
+	}
+	return nil
+}
+
+func (e *entry) close() error {
+	if e.file == nil {
+		return nil
+	}
+	return e.file.Close()
+}
+
+// entries holds descriptors in the order in which they were added.
+type entries struct {
+	order  list.List
+	byName map[name][]*entry
+}
+
+func (es *entries) add(e *entry) {
+	if es.byName == nil {
+		es.byName = make(map[name][]*entry)
+	}
+	e.position = es.order.PushBack(e)
+	for _, n := range e.names() {
+		es.byName[n] = append(es.byName[n], e)
+	}
+}
+
+func (es *entries) remove(e *entry) {
+	es.order.Remove(e.position)
+	for _, n := range e.names() {
+		if rest := slices.DeleteFunc(es.byName[n], func(other *entry) bool { return other == e }); len(rest) > 0 {
+			es.byName[n] = rest
+		} else {
+			delete(es.byName, n)
+		}
+	}
+}
+
+// all returns the entries in order. They may be removed while ranging over it.
+func (es *entries) all() []*entry {
+	all := make([]*entry, 0, es.order.Len())
+	for element := es.order.Front(); element != nil; element = element.Next() {
+		all = append(all, element.Value.(*entry))
+	}
+	return all
+}
+
+// newFds adopts the descriptors of a name table, which are open from first on.
+// On an error it has taken none, except if the process is out of descriptors.
+func newFds(opts Options, first uintptr, inherited []descriptor) (*Fds, error) {
+	f := &Fds{logger: opts.Logger}
+	if opts.ListenConfig != nil {
+		f.listenConfig = *opts.ListenConfig
+	}
+	for i, d := range inherited {
+		fd := first + uintptr(i)
+		if err := setCloseOnExec(fd); err != nil {
+			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", fd, d.name, err)
+		}
+	}
+	for i, d := range inherited {
+		fd := first + uintptr(i)
+		file, err := f.passiveFile(fd, d.name.String())
+		if err == nil {
+			err = closeDescriptor(fd)
+		}
+		if err != nil {
+			f.handedOver()
+			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", fd, d.name, err)
+		}
+		e := &entry{descriptor: d, file: file, inherited: true}
+		if e.path != "" {
+			e.socketFile, _ = os.Lstat(e.path)
+		}
+		f.inherited.add(e)
+	}
+	return f, nil
+}
+
+// Listen returns a listener inherited from the parent process, or creates a new
+// one with Options.ListenConfig. It does not wait for the parent to let go of
+// it: both accept from the same queue until one of them closes its listener.
+//
+// The caller owns the listener. A Unix listener's Close does not unlink the
+// socket file; Stop does. An inherited listener is the net package's own type,
+// unless Options.ListenConfig sets keep-alive parameters: then it is one that
+// embeds it and applies them.
+func (f *Fds) Listen(network, addr string) (net.Listener, error) {
+	return f.ListenWithCallback(network, addr, func(network, addr string) (net.Listener, error) {
+		return f.listenConfig.Listen(context.Background(), network, addr)
+	})
+}
+
+// ListenWithCallback returns a listener inherited from the parent process, or
+// calls callback to create a new one, which must implement Listener. Use it
+// where Options.ListenConfig does not suffice.
+//
+// An error from callback is wrapped. The registry is not locked during the
+// call, so that callback may use it. As for Listen, the caller owns the listener.
+func (f *Fds) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
+	return listen(f, network, addr, f.Listener, callback, func(ln net.Listener) error {
+		shared, ok := ln.(Listener)
+		if !ok {
+			return fmt.Errorf("tableflip: listen on %s %s: %T does not implement tableflip.Listener", network, addr, ln)
+		}
+		return f.addListener(network, addr, shared, false)
+	})
+}
+
+// Listener returns an inherited listener, or nil, nil if there is none of this
+// name that has not been taken. The caller owns it.
+func (f *Fds) Listener(network, addr string) (net.Listener, error) {
+	return claim(f, name{kindListener, network, addr}, func(e *entry) (net.Listener, error) {
+		ln, err := net.FileListener(e.file)
+		if err != nil {
+			return nil, err
+		}
+		e.unlinker, _ = ln.(unlinker)
+		return withKeepAlive(ln, &f.listenConfig), nil
+	})
+}
+
+// AddListener passes ln on to the next child under the given name. It takes the
+// place of listeners that have this name. The caller keeps ln and may close it:
+// a duplicate is passed on. If ln is a Unix listener, its Close no longer
+// unlinks the socket file; Stop does.
+func (f *Fds) AddListener(network, addr string, ln Listener) error {
+	return f.addListener(network, addr, ln, true)
+}
+
+func (f *Fds) addListener(network, addr string, ln Listener, supersede bool) error {
+	e := &entry{descriptor: descriptor{name: name{kindListener, network, addr}}}
+	return f.add(e, supersede, ln, func() {
+		e.describe(ln.Addr())
+		if e.path == "" {
+			return
+		}
+		if u, ok := ln.(unlinker); ok {
+			u.SetUnlinkOnClose(false)
+			e.unlinker = u
+		}
+	})
+}
+
+// RemoveListener stops passing a listener on. It does not close the caller's. It
+// gives a Unix listener back the duty to unlink its socket file when it is
+// closed. Of several listeners with this name the one added first is removed; if
+// there is none, the error is os.ErrNotExist.
+//
+// In a child whose Ready has not returned, an inherited listener counts as not
+// taken again.
+func (f *Fds) RemoveListener(network, addr string) error {
+	return f.remove(name{kindListener, network, addr})
+}
+
+// ListenPacket returns a packet conn inherited from the parent process, or
+// creates a new one with Options.ListenConfig. Parent and child both receive
+// from the same queue until one of them closes its packet conn.
+//
+// The caller owns the packet conn. Stop unlinks a Unix socket's file.
+func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
+	return f.ListenPacketWithCallback(network, addr, func(network, addr string) (net.PacketConn, error) {
+		return f.listenConfig.ListenPacket(context.Background(), network, addr)
+	})
+}
+
+// ListenPacketWithCallback returns a packet conn inherited from the parent
+// process, or calls callback to create a new one, which must implement
+// PacketConn. It is to ListenPacket what ListenWithCallback is to Listen.
+func (f *Fds) ListenPacketWithCallback(network, addr string, callback func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error) {
+	return listen(f, network, addr, f.PacketConn, callback, func(conn net.PacketConn) error {
+		shared, ok := conn.(PacketConn)
+		if !ok {
+			return fmt.Errorf("tableflip: listen on %s %s: %T does not implement tableflip.PacketConn", network, addr, conn)
+		}
+		return f.addPacketConn(network, addr, shared, false)
+	})
+}
+
+// PacketConn returns an inherited packet conn, or nil, nil if there is none of
+// this name that has not been taken. The caller owns it.
+func (f *Fds) PacketConn(network, addr string) (net.PacketConn, error) {
+	return claim(f, name{kindPacketConn, network, addr}, func(e *entry) (net.PacketConn, error) {
+		return net.FilePacketConn(e.file)
+	})
+}
+
+// AddPacketConn passes conn on to the next child under the given name. It takes
+// the place of packet conns that have this name. The caller keeps conn and may
+// close it: a duplicate is passed on.
+func (f *Fds) AddPacketConn(network, addr string, conn PacketConn) error {
+	return f.addPacketConn(network, addr, conn, true)
+}
+
+func (f *Fds) addPacketConn(network, addr string, conn PacketConn, supersede bool) error {
+	e := &entry{descriptor: descriptor{name: name{kindPacketConn, network, addr}}}
+	return f.add(e, supersede, conn, func() { e.describe(conn.LocalAddr()) })
+}
+
+// RemovePacketConn stops passing a packet conn on. It does not close the
+// caller's. From then on the file of a Unix socket is the caller's to unlink. Of
+// several with this name the one added first is removed; if there is none, the
+// error is os.ErrNotExist.
+func (f *Fds) RemovePacketConn(network, addr string) error {
+	return f.remove(name{kindPacketConn, network, addr})
+}
+
+// Conn returns an inherited connection, or nil, nil if there is none of this
+// name that has not been taken.
+//
+// The caller owns it. It is passed on to the next child, unless it was closed:
+// the registry holds no duplicate of it.
+func (f *Fds) Conn(network, addr string) (net.Conn, error) {
+	return claim(f, name{kindConn, network, addr}, func(e *entry) (net.Conn, error) {
+		conn, err := net.FileConn(e.file)
+		if err != nil {
+			return nil, err
+		}
+		shared, ok := conn.(Conn)
+		if !ok {
+			conn.Close()
+			return nil, fmt.Errorf("%T does not implement tableflip.Conn", conn)
+		}
+		e.file.Close()
+		e.file, e.conn = nil, shared
+		return conn, nil
+	})
+}
+
+// AddConn passes conn on to the next child under the given name. It takes the
+// place of connections that have this name. The caller keeps conn and may close
+// it: a duplicate is passed on, which keeps the connection open until RemoveConn,
+// a successful upgrade, or Stop.
+func (f *Fds) AddConn(network, addr string, conn Conn) error {
+	return f.add(&entry{descriptor: descriptor{name: name{kindConn, network, addr}}}, true, conn, nil)
+}
+
+// RemoveConn stops passing a connection on. It does not close the caller's. Of
+// several with this name the one added first is removed; if there is none, the
+// error is os.ErrNotExist.
+func (f *Fds) RemoveConn(network, addr string) error {
+	return f.remove(name{kindConn, network, addr})
+}
+
+// File returns an inherited file, or nil, nil if there is none of this name that
+// has not been taken. The caller owns it; what is passed on is another duplicate
+// of the same open file. Its Name is "fd:NAME:". It may be in blocking mode.
+func (f *Fds) File(fileName string) (*os.File, error) {
+	return claim(f, name{kindFile, fileName, ""}, (*entry).duplicate)
+}
+
+// Files returns all inherited files that have not been taken, in the order in
+// which they were added. For each, it does what File does. On an error none is
+// taken.
+func (f *Fds) Files() ([]*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed != nil {
+		return nil, f.closed
+	}
+	unclaimed := slices.DeleteFunc(f.inherited.all(), func(e *entry) bool { return e.kind != kindFile })
+	var files []*os.File
+	for _, e := range unclaimed {
+		file, err := e.duplicate()
+		if err != nil {
+			for _, file := range files {
+				file.Close()
+			}
+			return nil, fmt.Errorf("tableflip: can't open inherited %q: %w", e.name, err)
+		}
+		files = append(files, file)
+	}
+	for _, e := range unclaimed {
+		f.claimed(e)
+	}
+	return files, nil
+}
+
+// AddFile passes file on to the next child under the given name. It takes the
+// place of files that have this name. The caller keeps file and may close it: a
+// duplicate, which shares the file offset, is passed on.
+func (f *Fds) AddFile(fileName string, file *os.File) error {
+	return f.add(&entry{descriptor: descriptor{name: name{kindFile, fileName, ""}}}, true, file, nil)
+}
+
+// RemoveFile stops passing a file on. It does not close the caller's. If there
+// is none with this name, the error is os.ErrNotExist.
+func (f *Fds) RemoveFile(fileName string) error {
+	return f.remove(name{kindFile, fileName, ""})
+}
+
+// listen is what all Listen methods do, for either kind of socket.
+func listen[T interface {
+	comparable
+	Close() error
+}](f *Fds, network, addr string, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
+	var none T
+	f.mu.Lock()
+	err := f.closed
+	f.mu.Unlock()
+	if err != nil {
+		return none, fmt.Errorf("tableflip: listen on %s %s: %w", network, addr, err)
+	}
+
+	socket, err := claim(network, addr)
+	if err != nil || socket != none {
+		return socket, err
+	}
+	// The lock is not held here: resolving a name may take long.
+	socket, err = create(network, addr)
+	if err != nil {
+		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: %w", network, addr, err)
+	}
+	if socket == none {
+		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: the callback returned nil", network, addr)
+	}
+	if err := add(socket); err != nil {
+		socket.Close()
+		return none, err
+	}
+	return socket, nil
+}
+
+// claim takes the inherited entry that was added first under n. Without one it
+// returns the zero T.
+func claim[T any](f *Fds, n name, open func(*entry) (T, error)) (T, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var none T
+	if f.closed != nil {
+		return none, f.closed
+	}
+	candidates := f.inherited.byName[n]
+	if len(candidates) == 0 {
+		return none, nil
+	}
+	e := candidates[0]
+	opened, err := open(e)
+	if err != nil {
+		return none, fmt.Errorf("tableflip: can't open inherited %q: %w", e.name, err)
+	}
+	f.claimed(e)
+	return opened, nil
+}
+
+// claimed moves e from inherited to used.
+func (f *Fds) claimed(e *entry) {
+	f.inherited.remove(e)
+	f.used.add(e)
+}
+
+// duplicate returns a file for callers, that they close.
+func (e *entry) duplicate() (*os.File, error) {
+	var file *os.File
+	err := control(e.file, func(fd uintptr) error {
+		dup, err := duplicate(fd)
+		if err == nil {
+			file = os.NewFile(uintptr(dup), e.name.String())
+		}
+		return err
+	})
+	return file, err
+}
+
+// describe records what the kernel chose for e, and e's socket file if it has one.
+func (e *entry) describe(addr net.Addr) {
+	if addr == nil {
+		return
+	}
+	if leavesOpen(e.network, e.addr) {
+		e.given = addr.String()
+	}
+	bound, ok := addr.(*net.UnixAddr)
+	if !ok {
+		return
+	}
+	// The requested address is the second choice, for a socket that was bound
+	// elsewhere and renamed into place.
+	for _, path := range []string{bound.Name, e.addr} {
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode().Type() != fs.ModeSocket {
+			continue
+		}
+		if !strings.HasPrefix(path, "/") {
+			dir, err := os.Getwd()
+			if err != nil {
+				continue
+			}
+			// Not filepath.Join: it would resolve ".." without following links.
+			path = dir + "/" + path
+		}
+		e.path, e.socketFile = path, info
+		return
+	}
+}
+
+// leavesOpen reports whether addr asks the kernel to choose.
+func leavesOpen(network, addr string) bool {
+	switch base, _, _ := strings.Cut(network, ":"); base {
+	case "unix", "unixgram", "unixpacket":
+		return addr == ""
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
+		port := addr[strings.LastIndexByte(addr, ':')+1:]
+		return strings.Trim(port, "0") == ""
+	}
+	return false
+}
+
+// add puts a duplicate of source into the registry, as e. If supersede is set,
+// it closes the entries with e's name. Once nothing can fail any more, it calls
+// describe to complete e.
+func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()) error {
+	if source == nil {
+		return fmt.Errorf("tableflip: add %q: it is nil", e.name)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.frozen != nil {
+		thawed := f.frozen
+		f.mu.Unlock()
+		<-thawed
+		f.mu.Lock()
+	}
+	if f.closed != nil {
+		return fmt.Errorf("tableflip: add %q: %w", e.name, f.closed)
+	}
+
+	err := control(source, func(fd uintptr) error {
+		var err error
+		e.file, err = f.passiveFile(fd, e.name.String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("tableflip: add %q: %w", e.name, err)
+	}
+	if describe != nil {
+		describe()
+	}
+	if supersede {
+		for _, old := range slices.Clone(f.used.byName[e.name]) {
+			if old.name == e.name && old.given == e.given {
+				f.used.remove(old)
+				old.close()
+			}
+		}
+	}
+	f.used.add(e)
+	return nil
+}
+
+func (f *Fds) remove(n name) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed != nil {
+		return fmt.Errorf("tableflip: remove %q: %w", n, f.closed)
+	}
+	candidates := f.used.byName[n]
+	if len(candidates) == 0 {
+		return fmt.Errorf("tableflip: remove %q, which was not added: %w", n, os.ErrNotExist)
+	}
+	e := candidates[0]
+	f.used.remove(e)
+	if e.inherited && !f.inCharge && e.file != nil {
+		// Its Unix socket file is still the parent's: discard deals with it.
+		f.inherited.add(e)
+		return nil
+	}
+	if e.unlinker != nil {
+		e.unlinker.SetUnlinkOnClose(true)
+	}
+	return e.close()
+}
+
+// passOn freezes the registry and returns what the next child gets. The child's
+// files must not be used after thaw, and release must be called once the child
+// has been started, or has failed to.
+func (f *Fds) passOn() (descriptors []descriptor, files []*os.File, release func(), err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var borrowed []*os.File
+	release = func() {
+		for _, file := range borrowed {
+			file.Close()
+		}
+	}
+	for _, e := range f.used.all() {
+		file := e.file
+		if file == nil {
+			err := control(e.conn, func(fd uintptr) error {
+				var err error
+				file, err = f.passiveFile(fd, e.name.String())
+				return err
+			})
+			if isNotOpen(err) {
+				f.used.remove(e)
+				continue
+			}
+			if err != nil {
+				release()
+				return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.name, err)
+			}
+			borrowed = append(borrowed, file)
+		}
+		descriptors = append(descriptors, e.descriptor)
+		files = append(files, file)
+	}
+	f.frozen = make(chan struct{})
+	return descriptors, files, release, nil
+}
+
+// thaw ends what passOn began.
+func (f *Fds) thaw() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.thawLocked()
+}
+
+func (f *Fds) thawLocked() {
+	if f.frozen != nil {
+		close(f.frozen)
+		f.frozen = nil
+	}
+}
+
+// takeCharge closes and unlinks what was inherited and not claimed. From then on
+// this process unlinks the sockets of all generations.
+func (f *Fds) takeCharge() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inCharge = true
+	for _, e := range f.inherited.all() {
+		f.inherited.remove(e)
+		if f.logger != nil {
+			f.logger.Warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.name.String())
+		}
+		err := e.close()
+		if !f.pathInUse(e.path) {
+			err = errors.Join(err, e.unlink())
+		}
+		f.log(err)
+	}
+}
+
+func (f *Fds) pathInUse(path string) bool {
+	return path != "" && slices.ContainsFunc(f.used.all(), func(e *entry) bool { return e.path == path })
+}
+
+// handedOver closes all that the registry holds: it is the child's now.
+func (f *Fds) handedOver() {
+	f.log(f.close(ErrUpgraded, func(*entry) bool { return false }))
+}
+
+// stop closes all that the registry holds and unlinks the Unix sockets that this
+// process created. If it is in charge, it unlinks those of all generations.
+func (f *Fds) stop(inCharge bool) {
+	f.log(f.close(ErrStopped, func(e *entry) bool { return inCharge || !e.inherited }))
+}
+
+// close closes all that the registry holds. From then on its methods return
+// reason.
+func (f *Fds) close(reason error, unlink func(*entry) bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, es := range []*entries{&f.inherited, &f.used} {
+		for _, e := range es.all() {
+			es.remove(e)
+			errs = append(errs, e.close())
+			if unlink(e) {
+				errs = append(errs, e.unlink())
+			}
+		}
+	}
+	if f.spare != nil {
+		errs = append(errs, f.spare.Close())
+		f.spare = nil
+	}
+	f.closed = reason
+	f.thawLocked()
+	return errors.Join(errs...)
+}
+
+func (f *Fds) log(err error) {
+	if err != nil && f.logger != nil {
+		f.logger.Warn("tableflip: cleaning up", "error", err)
+	}
+}
+
+// passiveFile returns a file for a duplicate of fd that the runtime's poller
+// does not watch.
+//
+// os.NewFile has the poller watch a descriptor in non-blocking mode, and two
+// descriptors of one socket in the poller wake the process twice for whatever
+// arrives. So it is shown a blocking descriptor, which then gets to refer to
+// the socket.
+func (f *Fds) passiveFile(fd uintptr, fileName string) (*os.File, error) {
+	if f.spare == nil {
+		spare, other, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		other.Close()
+		if err := control(spare, func(fd uintptr) error { return setNonblock(fd, false) }); err != nil {
+			spare.Close()
+			return nil, err
+		}
+		f.spare = spare
+	}
+	var placeholder int
+	err := control(f.spare, func(fd uintptr) error {
+		var err error
+		placeholder, err = duplicate(fd)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(placeholder), fileName)
+	if err := replace(placeholder, fd); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// control calls use with c's descriptor, which stays open meanwhile. Unlike
+// os.File.Fd, it leaves the blocking mode alone.
+func control(c syscall.Conn, use func(fd uintptr) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var useErr error
+	if err := raw.Control(func(fd uintptr) { useErr = use(fd) }); err != nil {
+		return err
+	}
+	return useErr
+}
+
+// withKeepAlive makes an inherited TCP listener give its connections the
+// keep-alive parameters of config, as a listener that config created does:
+// net.FileListener knows nothing of them.
+func withKeepAlive(ln net.Listener, config *net.ListenConfig) net.Listener {
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok || config.KeepAlive == 0 && !config.KeepAliveConfig.Enable {
+		return ln
+	}
+	return &keepAliveListener{tcp, config.KeepAlive, config.KeepAliveConfig}
+}
+
+type keepAliveListener struct {
+	*net.TCPListener
+	idle   time.Duration
+	config net.KeepAliveConfig
+}
+
+func (ln *keepAliveListener) Accept() (net.Conn, error) {
+	conn, err := ln.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// AcceptTCP applies the parameters as net.ListenConfig documents them. Like net,
+// it ignores errors: they mean that the connection is gone.
+func (ln *keepAliveListener) AcceptTCP() (*net.TCPConn, error) {
+	conn, err := ln.TCPListener.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case ln.config.Enable:
+		conn.SetKeepAliveConfig(ln.config)
+	case ln.idle < 0:
+		conn.SetKeepAlive(false)
+	default:
+		conn.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: ln.idle})
+	}
+	return conn, nil
+}

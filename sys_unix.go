@@ -1,0 +1,100 @@
+//go:build unix
+
+package tableflip
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const supported = true
+
+// duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
+// open file, and so its blocking mode, with fd.
+func duplicate(fd uintptr) (int, error) {
+	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	return dup, nil
+}
+
+// replace makes the close-on-exec descriptor target, which must be open, refer
+// to the open file of fd instead.
+func replace(target int, fd uintptr) error {
+	// dup3, which would do it in one call, is missing on Darwin. The lock
+	// keeps a fork out of the moment before close-on-exec is set.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := unix.Dup2(int(fd), target); err != nil {
+		return os.NewSyscallError("dup2", err)
+	}
+	unix.CloseOnExec(target)
+	return nil
+}
+
+// setCloseOnExec fails if fd is not open.
+func setCloseOnExec(fd uintptr) error {
+	_, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC)
+	return os.NewSyscallError("fcntl F_SETFD", err)
+}
+
+func setNonblock(fd uintptr, nonblocking bool) error {
+	return os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(int(fd), nonblocking))
+}
+
+func closeDescriptor(fd uintptr) error {
+	return os.NewSyscallError("close", unix.Close(int(fd)))
+}
+
+// atEnd reports whether a read from fd, which does not block, finds the end of
+// the file.
+func atEnd(fd uintptr) bool {
+	n, err := unix.Read(int(fd), make([]byte, 1))
+	return n == 0 && err == nil
+}
+
+// identifyPipe tells which pipe fd is an end of. It fails if fd is not one.
+func identifyPipe(fd uintptr) (identity, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(fd), &stat); err != nil {
+		return identity{}, os.NewSyscallError("fstat", err)
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return identity{}, fmt.Errorf("descriptor %d is not a pipe", fd)
+	}
+	return identity{device: uint64(stat.Dev), inode: uint64(stat.Ino)}, nil
+}
+
+// isNotOpen reports whether err says that a descriptor was not open.
+func isNotOpen(err error) bool {
+	return errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EBADF)
+}
+
+// adviseStart says what the reader of err, which came from starting a process,
+// can do about it. It is empty where the error says it all.
+func adviseStart(err error) string {
+	var pathError *os.PathError
+	switch {
+	case errors.As(err, &pathError) && pathError.Op == "chdir":
+		return "; create the working directory again, or choose another by Options.Command"
+	case errors.Is(err, unix.ENOENT):
+		return "; put the new binary, built by go build and not started by go run, where the old one was, or name it by Options.Command"
+	case errors.Is(err, unix.EACCES):
+		return "; make the new binary executable for this user"
+	case errors.Is(err, unix.ETXTBSY):
+		return "; write the new binary beside the old one and rename it into place"
+	case errors.Is(err, unix.ENOEXEC):
+		return "; build the new binary for " + runtime.GOOS + "/" + runtime.GOARCH
+	case errors.Is(err, unix.E2BIG):
+		return "; the environment, with the names of the descriptors in it, is larger than this system passes on: pass on fewer descriptors, use shorter names, or raise the stack limit (ulimit -s), which on Linux bounds it"
+	case errors.Is(err, unix.EMFILE):
+		return "; raise the limit of open files (ulimit -n, LimitNOFILE=)"
+	}
+	return ""
+}

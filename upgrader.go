@@ -1,0 +1,450 @@
+package tableflip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// This file owns the states of an Upgrader and the transitions between them.
+
+// DefaultUpgradeTimeout is how long a new process may take to become ready if
+// Options.UpgradeTimeout is zero.
+const DefaultUpgradeTimeout = time.Minute
+
+var (
+	// ErrNotSupported is returned by New on platforms that cannot pass
+	// listeners to another process: Windows, Plan 9, JavaScript and WASI.
+	ErrNotSupported = fmt.Errorf("tableflip: platform does not support graceful restart: %w", errors.ErrUnsupported)
+
+	// ErrNotReady is returned by Upgrade before Ready.
+	ErrNotReady = errors.New("tableflip: process is not ready yet")
+
+	// ErrUpgradeInProgress is returned by Upgrade during another one.
+	ErrUpgradeInProgress = errors.New("tableflip: upgrade in progress")
+
+	// ErrParentRunning is returned by Upgrade while the previous process drains.
+	ErrParentRunning = errors.New("tableflip: parent hasn't exited")
+
+	// ErrUpgraded is returned once the process has been replaced.
+	ErrUpgraded = errors.New("tableflip: already upgraded")
+
+	// ErrStopped is returned after Stop.
+	ErrStopped = errors.New("tableflip: terminating")
+)
+
+// Options are the options of New. The zero value is usable.
+type Options struct {
+	// UpgradeTimeout is how long a new process may take to become ready until
+	// it is killed. Zero, and less, means DefaultUpgradeTimeout.
+	UpgradeTimeout time.Duration
+
+	// PIDFile, if not empty, is the path of a file that holds the PID of the
+	// process in charge. Ready writes it, with mode 0644 less the umask, and
+	// replaces it at once, by renaming a temporary file in its directory, which
+	// must be writable. A failed upgrade restores it, and Stop removes it. A
+	// relative path is relative to the directory that the process started in.
+	PIDFile string
+
+	// ListenConfig is what Listen and ListenPacket create sockets with. Its
+	// keep-alive parameters also apply to inherited TCP listeners. Nil means
+	// the zero ListenConfig.
+	ListenConfig *net.ListenConfig
+
+	// Command, if not nil, is called by every Upgrade to change how the new
+	// process is started. The command is complete when it is called: this
+	// process's arguments, environment and standard streams, the binary that
+	// os.Args[0] names now, and the directory that this process started in. It
+	// may change anything but ExtraFiles, and may start a wrapper that starts
+	// the service, if that keeps descriptors from 3 on, and environment variables,
+	// intact. Output must go to files, as this process will not be there to
+	// copy it.
+	Command func(*exec.Cmd)
+
+	// Logger, if not nil, is told which inherited descriptors nobody claimed,
+	// of errors while cleaning up, and if a new process dies before the old one.
+	Logger *slog.Logger
+}
+
+// upgraderExists is true from a successful New to Stop.
+var upgraderExists atomic.Bool
+
+type state int
+
+const (
+	starting  state = iota // New has returned, Ready has not
+	ready                  // in charge
+	upgrading              // in charge, with a child that is starting
+	upgraded               // the child is in charge
+	stopped
+)
+
+// An Upgrader replaces this process by a new one, and passes descriptors to it.
+// Its Fds, whose methods it has, holds those. All methods are safe for concurrent
+// use.
+type Upgrader struct {
+	*Fds
+
+	upgradeTimeout time.Duration
+	pidFile        pidFile
+	command        func(*exec.Cmd)
+	logger         *slog.Logger
+	parent         *parent // nil in the first generation
+
+	readying sync.Mutex    // held by Ready, that of calls at once all return the one result
+	stop     chan struct{} // closed when Stop begins
+	exit     chan struct{} // closed when the process is to drain and exit
+
+	mu            sync.Mutex
+	state         state
+	cancelUpgrade context.CancelCauseFunc // valid while upgrading
+	upgradeEnded  chan struct{}           // valid while upgrading, closed at its end
+	released      bool                    // Stop has made room for another Upgrader
+}
+
+// New creates the Upgrader of this process. It takes over what a parent passes
+// on, and removes that parent's word from the environment, so that it should be
+// called before other processes are started. It does not block.
+//
+// There is one Upgrader per process at a time: New may be called again after
+// Stop, or after an error. It returns ErrNotSupported where upgrades are not
+// possible. If a parent's word is unreadable, New fails every time: the process
+// should exit, which leaves the parent as it was.
+func New(opts Options) (*Upgrader, error) {
+	if !supported {
+		return nil, ErrNotSupported
+	}
+	path, err := fromInitialDir(opts.PIDFile)
+	if err != nil {
+		return nil, err
+	}
+	if !upgraderExists.CompareAndSwap(false, true) {
+		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
+	}
+	fds, parent, err := inherit(opts)
+	if err != nil {
+		upgraderExists.Store(false)
+		return nil, err
+	}
+	timeout := opts.UpgradeTimeout
+	if timeout <= 0 {
+		timeout = DefaultUpgradeTimeout
+	}
+	return &Upgrader{
+		Fds:            fds,
+		upgradeTimeout: timeout,
+		pidFile:        pidFile(path),
+		command:        opts.Command,
+		logger:         opts.Logger,
+		parent:         parent,
+		stop:           make(chan struct{}),
+		exit:           make(chan struct{}),
+	}, nil
+}
+
+// inherit takes over what a parent left. In the first generation it returns a nil
+// parent.
+func inherit(opts Options) (*Fds, *parent, error) {
+	t, err := findTable()
+	if err != nil {
+		return nil, nil, err
+	}
+	var p *parent
+	fds, err := newFds(opts, firstDescriptor, t.inherited())
+	if err == nil && t != nil {
+		p, err = newParent()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	forgetVariables()
+	return fds, p, nil
+}
+
+// HasParent reports whether this process was started by an upgrade. That stays
+// true when the parent has exited.
+func (u *Upgrader) HasParent() bool {
+	return u.parent != nil
+}
+
+// Exit returns a channel that is closed when the process should drain and exit:
+// after a successful upgrade, and by Stop.
+func (u *Upgrader) Exit() <-chan struct{} {
+	return u.exit
+}
+
+// Ready says that this process serves: that it has taken and created its
+// listeners and accepts from them. It must be called by every generation.
+//
+// It writes the PID file. In a child it then blocks until the parent has decided,
+// which takes no longer than the parent's UpgradeTimeout, and while the parent
+// is suspended. If the parent refuses, Ready returns an error, and the process
+// should exit without touching what it shares with the parent; if it has died,
+// this process is in charge, and Ready returns nil. Before it does, it closes
+// inherited descriptors that nobody took, and unlinks the files of those that
+// are Unix sockets.
+//
+// Once it has returned nil, Upgrade is accepted (in a child: once its parent has
+// exited), and Ready does nothing any more. It returns ErrStopped after Stop, and
+// as soon as Stop is called. If it could not write the PID file, it can be tried
+// again.
+func (u *Upgrader) Ready() error {
+	u.readying.Lock()
+	defer u.readying.Unlock()
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch u.state {
+	case starting:
+	case stopped:
+		return ErrStopped
+	default:
+		return nil
+	}
+	if u.parent != nil {
+		if err := u.askParent(); err != nil {
+			return err
+		}
+	} else if err := u.pidFile.write(ownPID()); err != nil {
+		return err
+	}
+	u.Fds.takeCharge()
+	u.state = ready
+	return nil
+}
+
+// askParent asks to be put in charge. It unlocks u.mu while it waits.
+func (u *Upgrader) askParent() error {
+	select {
+	case <-u.parent.decided:
+		if u.parent.refusal != nil {
+			return u.parent.refusal
+		}
+	default:
+	}
+	// This is the one thing that others see before the commit: systemd reads the
+	// file when the parent exits, which may be right after it.
+	if err := u.pidFile.write(ownPID()); err != nil {
+		return err
+	}
+	u.parent.sayReady()
+
+	u.mu.Unlock()
+	select {
+	case <-u.parent.decided:
+	case <-u.stop:
+	}
+	u.mu.Lock()
+
+	if u.state == stopped {
+		return ErrStopped
+	}
+	<-u.parent.decided
+	reached("verdict received")
+	u.parent.hangUp()
+	return u.parent.refusal
+}
+
+// WaitForParent blocks until the parent has exited, or ctx is done, whose cause
+// it then returns. Without a parent it returns at once. If the parent has aborted
+// the upgrade, it returns an error.
+func (u *Upgrader) WaitForParent(ctx context.Context) error {
+	if u.parent == nil {
+		return nil
+	}
+	select {
+	case <-u.parent.decided:
+	case <-ctx.Done():
+		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
+	}
+	if u.parent.refusal != nil {
+		return u.parent.refusal
+	}
+	select {
+	case <-u.parent.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
+	}
+}
+
+// Upgrade is UpgradeContext without a context of its own.
+func (u *Upgrader) Upgrade() error {
+	return u.UpgradeContext(context.Background())
+}
+
+// UpgradeContext starts a new process and blocks until it is ready. Then the new
+// process is in charge, Exit is closed, and this process should stop accepting,
+// finish what it has begun, and exit.
+//
+// After an error everything is as it was, the new process has been killed and
+// reaped, and UpgradeContext can be called again. The deadline of ctx, if it has
+// one, takes the place of Options.UpgradeTimeout. The error is, or wraps,
+//
+//   - ErrNotReady, ErrUpgradeInProgress, ErrParentRunning, ErrUpgraded or
+//     ErrStopped, if that was the state, or Stop was called meanwhile;
+//   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout has passed;
+//   - the cause of ctx's end;
+//   - an *exec.ExitError, if the new process failed;
+//   - what os/exec returned, for example os.ErrNotExist, if it could not be
+//     started.
+func (u *Upgrader) UpgradeContext(ctx context.Context) error {
+	ctx, err := u.beginUpgrade(ctx)
+	if err != nil {
+		return err
+	}
+	defer u.endUpgrade()
+
+	before := u.pidFile.read()
+	c, err := u.startChild()
+	if err != nil {
+		return err
+	}
+	committed := false
+	defer func() {
+		if committed {
+			return
+		}
+		c.abort()
+		if err := u.pidFile.restore(before); err != nil && u.logger != nil {
+			u.logger.Error("tableflip: can't restore the PID file", "error", err)
+		}
+	}()
+
+	if err := c.awaitReady(ctx); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := c.commit(u.logger); err != nil {
+		return err
+	}
+	committed = true
+	u.state = upgraded
+	u.Fds.handedOver()
+	close(u.exit)
+	return nil
+}
+
+// beginUpgrade enters the state upgrading. The context that it returns ends when
+// the upgrade must.
+func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch u.state {
+	case starting:
+		return nil, ErrNotReady
+	case upgrading:
+		return nil, ErrUpgradeInProgress
+	case upgraded:
+		return nil, ErrUpgraded
+	case stopped:
+		return nil, ErrStopped
+	}
+	select {
+	case <-u.stop:
+		return nil, ErrStopped
+	default:
+	}
+	if u.parent != nil && !u.parent.hasExited() {
+		return nil, ErrParentRunning
+	}
+
+	if caller.Err() != nil {
+		return nil, cancelled(caller)
+	}
+
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(caller))
+	disconnect := context.AfterFunc(caller, func() { cancel(cancelled(caller)) })
+	if _, ok := caller.Deadline(); !ok {
+		late := time.AfterFunc(u.upgradeTimeout, func() {
+			cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", u.upgradeTimeout, os.ErrDeadlineExceeded))
+		})
+		context.AfterFunc(ctx, func() { late.Stop() })
+	}
+	context.AfterFunc(ctx, func() { disconnect() })
+	u.state = upgrading
+	u.upgradeEnded = make(chan struct{})
+	u.cancelUpgrade = cancel
+	return ctx, nil
+}
+
+func cancelled(caller context.Context) error {
+	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(caller))
+}
+
+// endUpgrade leaves the state upgrading, unless a commit has.
+func (u *Upgrader) endUpgrade() {
+	u.Fds.thaw()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.state == upgrading {
+		u.state = ready
+	}
+	u.cancelUpgrade(nil)
+	close(u.upgradeEnded)
+}
+
+func (u *Upgrader) startChild() (*child, error) {
+	cmd, err := newCommand(u.command)
+	if err != nil {
+		return nil, err
+	}
+	descriptors, files, release, err := u.Fds.passOn()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return startChild(cmd, descriptors, files)
+}
+
+// Stop ends what the Upgrader does: it aborts an upgrade under way, closes what
+// the registry holds, and lets New be called again. A process in charge also
+// unlinks all Unix sockets of the registry and removes the PID file, if it still
+// names this process; one that was never put in charge unlinks only the sockets
+// that it created itself. After a successful upgrade there is nothing to do.
+//
+// When Stop returns, all of this is done and Exit is closed. It blocks only as
+// long as it takes to kill a new process that is starting.
+func (u *Upgrader) Stop() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	select {
+	case <-u.stop:
+	default:
+		close(u.stop)
+	}
+	for u.state == upgrading {
+		u.cancelUpgrade(ErrStopped)
+		ended := u.upgradeEnded
+		u.mu.Unlock()
+		<-ended
+		u.mu.Lock()
+	}
+	if u.state != upgraded && u.state != stopped {
+		u.state = stopped
+		inCharge := u.parent == nil || u.parent.putInCharge()
+		u.Fds.stop(inCharge)
+		if inCharge {
+			u.Fds.log(u.pidFile.remove())
+		}
+		if u.parent != nil {
+			u.parent.hangUp()
+		}
+		close(u.exit)
+	}
+	if !u.released {
+		u.released = true
+		upgraderExists.Store(false)
+	}
+}
