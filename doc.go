@@ -1,0 +1,83 @@
+// Package tableflip restarts a network service without losing anything: it starts
+// the service's new binary, hands every listener over to it, waits until it says
+// that it serves, and then has the old process drain and exit.
+//
+// # The model
+//
+// Each process of the service is a generation. A generation calls New, takes its
+// listeners from the Upgrader by Listen, begins to accept from them, and calls
+// Ready. From then on it is in charge. It calls Upgrade when it is told to, on
+// SIGHUP by custom, and drains and exits when Exit is closed:
+//
+//	upg, err := tableflip.New(tableflip.Options{PIDFile: "/run/service.pid"})
+//	ln, err := upg.Listen("tcp", "localhost:8080")
+//	go serve(ln)
+//	go upgradeOnSIGHUP(upg) // and upg.Stop() on SIGTERM
+//	err = upg.Ready()
+//	<-upg.Exit()
+//	// close ln, finish what has begun, return from main
+//
+// Upgrade starts the binary that os.Args[0] names, with the same arguments, as the
+// next generation. That one finds the old one's listeners in its own registry, so
+// that its Listen returns the same socket, with all connections that wait in its
+// queue, instead of creating one. At any time, at most one generation is in
+// charge:
+//
+//	parent                                 child
+//	Upgrade: starts the child ───────────▶ New: takes the descriptors over
+//	                                       Listen, …: claims them
+//	         ◀─────────── "ready", its PID Ready: writes the PID file
+//	commits: "in charge" ────────────────▶ Ready: closes what nobody claimed,
+//	Upgrade returns, Exit is closed        returns nil
+//	drains, exits ── (end of file) ──────▶ WaitForParent returns;
+//	                                       Upgrade is allowed
+//
+// A child that crashes, gives up, or is not ready in time leaves its parent as it
+// was: with its sockets, Unix socket files, PID file, and the flags of its
+// descriptors. Upgrade returns an error, and the next one works. If instead the
+// parent dies before it commits, the child is in charge.
+//
+// # What is lost, and by whom
+//
+// The library itself loses no connection and no datagram: a socket's queue outlives
+// the processes that have it open. What the old process has accepted is its own to
+// finish. Note that the Shutdown method of net/http.Server loses requests that
+// arrive while it runs; package httpdrain, in this repository, does not. A UDP
+// server should answer the datagrams that it has read before it exits, and read no
+// more once Exit is closed.
+//
+// Connections can be passed on by AddConn, but what a process has read from one
+// and has not used is known to that process only.
+//
+// # systemd
+//
+// Let systemd learn the new main process from the PID file:
+//
+//	[Service]
+//	ExecStart=/usr/bin/service
+//	ExecReload=/bin/kill -HUP $MAINPID
+//	PIDFile=/run/service.pid
+//
+// with the same path in Options.PIDFile. Ready replaces the file before the old
+// process may exit, which is when systemd reads it.
+//
+// # Moving over from github.com/cloudflare/tableflip
+//
+// Change the import path. All names are there, with the same meaning; compare
+// errors by errors.Is rather than by their text. The two do not understand each
+// other's handover: a process that runs the old library has to be restarted, once,
+// to run this one.
+//
+// # Limits
+//
+// Upgrades work on Linux, macOS, the BSDs, Solaris, illumos and AIX. Elsewhere the
+// package compiles, and New returns ErrNotSupported; package testing has a stub
+// that can take the Upgrader's place there, and in tests.
+//
+// The new process must keep the network namespace, or at least the descriptors, of
+// the old one. It runs as the same user unless Options.Command chooses another. The
+// names of the descriptors travel in the environment, which systems limit: on
+// Linux, to about 2 MiB in all with the usual stack limit, room for tens of
+// thousands of listeners. The limit of open files must allow for two descriptors
+// per listener, and for a third in the moment of an upgrade.
+package tableflip
