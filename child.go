@@ -35,6 +35,7 @@ var handedOver []*os.File
 // A child is a new process that has not been put in charge yet.
 type child struct {
 	process *process
+	pid     int // of the one that said it is ready, which a wrapper may have started
 	ready   *os.File
 	verdict *os.File
 }
@@ -110,7 +111,8 @@ func (c *child) awaitReady(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { c.ready.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	pid, err := readPID(c.ready)
+	var err error
+	c.pid, err = readPID(c.ready)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -119,7 +121,6 @@ func (c *child) awaitReady(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("tableflip: the new process did not say that it is ready: %w", err)
 	}
-	_ = pid
 	reached("ready received")
 	return nil
 }
@@ -175,7 +176,7 @@ func (c *child) commit(logger *slog.Logger) error {
 		go func() {
 			<-c.process.exited
 			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
-				"pid", c.process.cmd.Process.Pid, "error", c.process.exitErr)
+				"started", c.process.cmd.Process.Pid, "ready", c.pid, "error", c.process.exitErr)
 		}()
 	}
 	return nil
