@@ -79,6 +79,7 @@ type descriptor struct {
 // encode returns the variables that carry the table, as NAME=VALUE.
 func (t table) encode() []string {
 	var text strings.Builder
+	text.Grow(64 * len(t.descriptors))
 	for i, d := range t.descriptors {
 		if i > 0 {
 			text.WriteByte(';')

@@ -1,7 +1,6 @@
 package tableflip
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -68,13 +67,14 @@ type Fds struct {
 	listenConfig net.ListenConfig
 	logger       *slog.Logger
 
-	mu        sync.Mutex
-	inherited entries
-	used      entries
-	spare     *os.File      // a blocking descriptor, see passiveFile
-	inCharge  bool          // takeCharge was called
-	frozen    chan struct{} // non-nil during an upgrade, closed at its end
-	closed    error         // why there will be no child
+	mu       sync.Mutex
+	entries  []*entry // in the order in which they were added
+	byName   map[name]namesakes
+	blocking *os.File      // see passiveFile
+	lens     *os.File      // see through
+	inCharge bool          // takeCharge was called
+	frozen   chan struct{} // non-nil during an upgrade, closed at its end
+	closed   error         // why there will be no child
 }
 
 // The kinds of descriptors, as they are in the name table.
@@ -97,17 +97,19 @@ func (n name) String() string {
 	return n.kind + ":" + n.network + ":" + n.addr
 }
 
-// An entry is one descriptor in the registry.
+// An entry is one descriptor in the registry, which has it as fd when it was just
+// inherited, as conn once that was claimed, and as file otherwise.
 type entry struct {
 	descriptor
-	file      *os.File // the registry's own duplicate, nil once a connection is claimed
-	conn      Conn     // a claimed connection
-	inherited bool     // as opposed to created by this process
+	fd   uintptr
+	file *os.File // passive, and the registry's own
+	conn Conn     // the caller's
+
+	used      bool // claimed, or added; what is not used was inherited
+	inherited bool // as opposed to created by this process
 
 	socketFile fs.FileInfo // of path, when it was bound or inherited
 	unlinker   unlinker    // the Unix listener whose duty to unlink path the registry took
-
-	position *list.Element
 }
 
 type unlinker interface {
@@ -141,76 +143,92 @@ func (e *entry) unlink() error {
 }
 
 func (e *entry) close() error {
-	if e.file == nil {
+	switch {
+	case e.file != nil:
+		return e.file.Close()
+	case e.conn != nil:
+		return nil
+	default:
+		return closeDescriptor(e.fd)
+	}
+}
+
+// Namesakes are the entries with one name, in the order in which they were added.
+type namesakes struct {
+	entries   []*entry
+	unclaimed int // those before this index are used
+}
+
+// find returns the first entry of this name that is used, or the first that is not.
+func (f *Fds) find(n name, used bool) *entry {
+	same := f.byName[n]
+	i := 0
+	if !used {
+		i = same.unclaimed
+	}
+	for i < len(same.entries) && same.entries[i].used != used {
+		i++
+	}
+	if !used && i != same.unclaimed {
+		f.byName[n] = namesakes{same.entries, i}
+	}
+	if i == len(same.entries) {
 		return nil
 	}
-	return e.file.Close()
+	return same.entries[i]
 }
 
-// entries holds descriptors in the order in which they were added.
-type entries struct {
-	order  list.List
-	byName map[name][]*entry
-}
-
-func (es *entries) add(e *entry) {
-	if es.byName == nil {
-		es.byName = make(map[name][]*entry)
-	}
-	e.position = es.order.PushBack(e)
+func (f *Fds) insert(e *entry) {
+	f.entries = append(f.entries, e)
 	for _, n := range e.names() {
-		es.byName[n] = append(es.byName[n], e)
+		same := f.byName[n]
+		f.byName[n] = namesakes{append(same.entries, e), same.unclaimed}
 	}
 }
 
-func (es *entries) remove(e *entry) {
-	es.order.Remove(e.position)
+func (f *Fds) delete(e *entry) {
+	isE := func(other *entry) bool { return other == e }
+	f.entries = slices.DeleteFunc(f.entries, isE)
 	for _, n := range e.names() {
-		if rest := slices.DeleteFunc(es.byName[n], func(other *entry) bool { return other == e }); len(rest) > 0 {
-			es.byName[n] = rest
+		rest := slices.DeleteFunc(f.byName[n].entries, isE)
+		if len(rest) == 0 {
+			delete(f.byName, n)
 		} else {
-			delete(es.byName, n)
+			f.byName[n] = namesakes{entries: rest}
 		}
 	}
 }
 
-// all returns the entries in order. They may be removed while ranging over it.
-func (es *entries) all() []*entry {
-	all := make([]*entry, 0, es.order.Len())
-	for element := es.order.Front(); element != nil; element = element.Next() {
-		all = append(all, element.Value.(*entry))
+// unclaim undoes a claim.
+func (f *Fds) unclaim(e *entry) {
+	e.used = false
+	for _, n := range e.names() {
+		f.byName[n] = namesakes{entries: f.byName[n].entries}
 	}
-	return all
 }
 
-// newFds adopts the descriptors of a name table, which are open from first on.
-// On an error it has taken none, except if the process is out of descriptors.
+// newFds takes over the descriptors of a name table, which are open from first on,
+// unless it returns an error.
 func newFds(opts Options, first uintptr, inherited []descriptor) (*Fds, error) {
-	f := &Fds{logger: opts.Logger}
+	f := &Fds{
+		logger:  opts.Logger,
+		entries: make([]*entry, 0, len(inherited)),
+		byName:  make(map[name]namesakes, len(inherited)),
+	}
 	if opts.ListenConfig != nil {
 		f.listenConfig = *opts.ListenConfig
 	}
+	entries := make([]entry, len(inherited))
 	for i, d := range inherited {
-		fd := first + uintptr(i)
-		if err := setCloseOnExec(fd); err != nil {
-			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", fd, d.name, err)
+		e := &entries[i]
+		*e = entry{descriptor: d, fd: first + uintptr(i), inherited: true}
+		if err := setCloseOnExec(e.fd); err != nil {
+			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, d.name, err)
 		}
-	}
-	for i, d := range inherited {
-		fd := first + uintptr(i)
-		file, err := f.passiveFile(fd, d.name.String())
-		if err == nil {
-			err = closeDescriptor(fd)
-		}
-		if err != nil {
-			f.handedOver()
-			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", fd, d.name, err)
-		}
-		e := &entry{descriptor: d, file: file, inherited: true}
 		if e.path != "" {
 			e.socketFile, _ = os.Lstat(e.path)
 		}
-		f.inherited.add(e)
+		f.insert(e)
 	}
 	return f, nil
 }
@@ -249,7 +267,7 @@ func (f *Fds) ListenWithCallback(network, addr string, callback func(network, ad
 // name that has not been taken. The caller owns it.
 func (f *Fds) Listener(network, addr string) (net.Listener, error) {
 	return claim(f, name{kindListener, network, addr}, func(e *entry) (net.Listener, error) {
-		ln, err := net.FileListener(e.file)
+		ln, err := through(f, e, net.FileListener)
 		if err != nil {
 			return nil, err
 		}
@@ -319,7 +337,7 @@ func (f *Fds) ListenPacketWithCallback(network, addr string, callback func(netwo
 // this name that has not been taken. The caller owns it.
 func (f *Fds) PacketConn(network, addr string) (net.PacketConn, error) {
 	return claim(f, name{kindPacketConn, network, addr}, func(e *entry) (net.PacketConn, error) {
-		return net.FilePacketConn(e.file)
+		return through(f, e, net.FilePacketConn)
 	})
 }
 
@@ -350,7 +368,13 @@ func (f *Fds) RemovePacketConn(network, addr string) error {
 // the registry holds no duplicate of it.
 func (f *Fds) Conn(network, addr string) (net.Conn, error) {
 	return claim(f, name{kindConn, network, addr}, func(e *entry) (net.Conn, error) {
-		conn, err := net.FileConn(e.file)
+		// Not through the lens, which would hold the connection open.
+		file, err := e.duplicate()
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		conn, err := net.FileConn(file)
 		if err != nil {
 			return nil, err
 		}
@@ -359,8 +383,11 @@ func (f *Fds) Conn(network, addr string) (net.Conn, error) {
 			conn.Close()
 			return nil, fmt.Errorf("%T does not implement tableflip.Conn", conn)
 		}
-		e.file.Close()
-		e.file, e.conn = nil, shared
+		if err := e.close(); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		e.conn = shared
 		return conn, nil
 	})
 }
@@ -396,9 +423,12 @@ func (f *Fds) Files() ([]*os.File, error) {
 	if f.closed != nil {
 		return nil, f.closed
 	}
-	unclaimed := slices.DeleteFunc(f.inherited.all(), func(e *entry) bool { return e.kind != kindFile })
 	var files []*os.File
-	for _, e := range unclaimed {
+	var unclaimed []*entry
+	for _, e := range f.entries {
+		if e.used || e.kind != kindFile {
+			continue
+		}
 		file, err := e.duplicate()
 		if err != nil {
 			for _, file := range files {
@@ -407,9 +437,10 @@ func (f *Fds) Files() ([]*os.File, error) {
 			return nil, fmt.Errorf("tableflip: can't open inherited %q: %w", e.name, err)
 		}
 		files = append(files, file)
+		unclaimed = append(unclaimed, e)
 	}
 	for _, e := range unclaimed {
-		f.claimed(e)
+		e.used = true
 	}
 	return files, nil
 }
@@ -468,36 +499,33 @@ func claim[T any](f *Fds, n name, open func(*entry) (T, error)) (T, error) {
 	if f.closed != nil {
 		return none, f.closed
 	}
-	candidates := f.inherited.byName[n]
-	if len(candidates) == 0 {
+	e := f.find(n, false)
+	if e == nil {
 		return none, nil
 	}
-	e := candidates[0]
 	opened, err := open(e)
 	if err != nil {
 		return none, fmt.Errorf("tableflip: can't open inherited %q: %w", e.name, err)
 	}
-	f.claimed(e)
+	e.used = true
 	return opened, nil
 }
 
-// claimed moves e from inherited to used.
-func (f *Fds) claimed(e *entry) {
-	f.inherited.remove(e)
-	f.used.add(e)
-}
-
-// duplicate returns a file for callers, that they close.
+// duplicate returns a file for callers, that they close, of an entry that is no
+// claimed connection.
 func (e *entry) duplicate() (*os.File, error) {
 	var file *os.File
-	err := control(e.file, func(fd uintptr) error {
+	open := func(fd uintptr) error {
 		dup, err := duplicate(fd)
 		if err == nil {
 			file = os.NewFile(uintptr(dup), e.name.String())
 		}
 		return err
-	})
-	return file, err
+	}
+	if e.file == nil {
+		return file, open(e.fd)
+	}
+	return file, control(e.file, open)
 }
 
 // describe records what the kernel chose for e, and e's socket file if it has one.
@@ -565,7 +593,7 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 
 	err := control(source, func(fd uintptr) error {
 		var err error
-		e.file, err = f.passiveFile(fd, e.name.String())
+		e.file, err = f.passiveFile(fd)
 		return err
 	})
 	if err != nil {
@@ -575,14 +603,15 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 		describe()
 	}
 	if supersede {
-		for _, old := range slices.Clone(f.used.byName[e.name]) {
-			if old.name == e.name && old.given == e.given {
-				f.used.remove(old)
-				old.close()
+		for _, old := range slices.Clone(f.byName[e.name].entries) {
+			if old.used && old.name == e.name && old.given == e.given {
+				f.delete(old)
+				f.log(old.close())
 			}
 		}
 	}
-	f.used.add(e)
+	e.used = true
+	f.insert(e)
 	return nil
 }
 
@@ -592,17 +621,16 @@ func (f *Fds) remove(n name) error {
 	if f.closed != nil {
 		return fmt.Errorf("tableflip: remove %q: %w", n, f.closed)
 	}
-	candidates := f.used.byName[n]
-	if len(candidates) == 0 {
+	e := f.find(n, true)
+	if e == nil {
 		return fmt.Errorf("tableflip: remove %q, which was not added: %w", n, os.ErrNotExist)
 	}
-	e := candidates[0]
-	f.used.remove(e)
-	if e.inherited && !f.inCharge && e.file != nil {
-		// Its Unix socket file is still the parent's: discard deals with it.
-		f.inherited.add(e)
+	if e.inherited && !f.inCharge && e.conn == nil {
+		// Its Unix socket file is still the parent's: takeCharge deals with it.
+		f.unclaim(e)
 		return nil
 	}
+	f.delete(e)
 	if e.unlinker != nil {
 		e.unlinker.SetUnlinkOnClose(true)
 	}
@@ -621,29 +649,47 @@ func (f *Fds) passOn() (descriptors []descriptor, files []*os.File, release func
 			file.Close()
 		}
 	}
-	for _, e := range f.used.all() {
-		file := e.file
-		if file == nil {
-			err := control(e.conn, func(fd uintptr) error {
-				var err error
-				file, err = f.passiveFile(fd, e.name.String())
-				return err
-			})
+	descriptors = make([]descriptor, 0, len(f.entries))
+	files = make([]*os.File, 0, len(f.entries))
+	for _, e := range slices.Clone(f.entries) {
+		file, err := f.fileOf(e)
+		if e.conn != nil {
 			if isNotOpen(err) {
-				f.used.remove(e)
+				f.delete(e)
 				continue
 			}
-			if err != nil {
-				release()
-				return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.name, err)
-			}
 			borrowed = append(borrowed, file)
+		}
+		if err != nil {
+			release()
+			return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.name, err)
 		}
 		descriptors = append(descriptors, e.descriptor)
 		files = append(files, file)
 	}
 	f.frozen = make(chan struct{})
 	return descriptors, files, release, nil
+}
+
+// fileOf returns e as a file. That of a claimed connection is the caller's.
+func (f *Fds) fileOf(e *entry) (file *os.File, err error) {
+	switch {
+	case e.file != nil:
+		return e.file, nil
+	case e.conn != nil:
+		err = control(e.conn, func(fd uintptr) error {
+			file, err = f.passiveFile(fd)
+			return err
+		})
+		return file, err
+	default:
+		file, err = f.passiveFile(e.fd)
+		if err != nil {
+			return nil, err
+		}
+		e.file = file
+		return file, closeDescriptor(e.fd)
+	}
 }
 
 // thaw ends what passOn began.
@@ -666,8 +712,11 @@ func (f *Fds) takeCharge() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inCharge = true
-	for _, e := range f.inherited.all() {
-		f.inherited.remove(e)
+	for _, e := range slices.Clone(f.entries) {
+		if e.used {
+			continue
+		}
+		f.delete(e)
 		if f.logger != nil {
 			f.logger.Warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.name.String())
 		}
@@ -677,10 +726,21 @@ func (f *Fds) takeCharge() {
 		}
 		f.log(err)
 	}
+	if f.lens != nil {
+		f.log(f.lens.Close())
+		f.lens = nil
+	}
+	// The next upgrade needs these. It would take the time then.
+	for _, e := range f.entries {
+		if e.conn == nil {
+			_, err := f.fileOf(e)
+			f.log(err)
+		}
+	}
 }
 
 func (f *Fds) pathInUse(path string) bool {
-	return path != "" && slices.ContainsFunc(f.used.all(), func(e *entry) bool { return e.path == path })
+	return path != "" && slices.ContainsFunc(f.entries, func(e *entry) bool { return e.path == path })
 }
 
 // handedOver closes all that the registry holds: it is the child's now.
@@ -700,19 +760,18 @@ func (f *Fds) close(reason error, unlink func(*entry) bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error
-	for _, es := range []*entries{&f.inherited, &f.used} {
-		for _, e := range es.all() {
-			es.remove(e)
-			errs = append(errs, e.close())
-			if unlink(e) {
-				errs = append(errs, e.unlink())
-			}
+	for _, e := range f.entries {
+		errs = append(errs, e.close())
+		if unlink(e) {
+			errs = append(errs, e.unlink())
 		}
 	}
-	if f.spare != nil {
-		errs = append(errs, f.spare.Close())
-		f.spare = nil
+	for _, file := range []*os.File{f.blocking, f.lens} {
+		if file != nil {
+			errs = append(errs, file.Close())
+		}
 	}
+	f.entries, f.byName, f.blocking, f.lens = nil, nil, nil, nil
 	f.closed = reason
 	f.thawLocked()
 	return errors.Join(errs...)
@@ -731,21 +790,15 @@ func (f *Fds) log(err error) {
 // descriptors of one socket in the poller wake the process twice for whatever
 // arrives. So it is shown a blocking descriptor, which then gets to refer to
 // the socket.
-func (f *Fds) passiveFile(fd uintptr, fileName string) (*os.File, error) {
-	if f.spare == nil {
-		spare, other, err := os.Pipe()
-		if err != nil {
+func (f *Fds) passiveFile(fd uintptr) (*os.File, error) {
+	if f.blocking == nil {
+		var err error
+		if f.blocking, err = openBlocking(); err != nil {
 			return nil, err
 		}
-		other.Close()
-		if err := control(spare, func(fd uintptr) error { return setNonblock(fd, false) }); err != nil {
-			spare.Close()
-			return nil, err
-		}
-		f.spare = spare
 	}
 	var placeholder int
-	err := control(f.spare, func(fd uintptr) error {
+	err := control(f.blocking, func(fd uintptr) error {
 		var err error
 		placeholder, err = duplicate(fd)
 		return err
@@ -753,12 +806,45 @@ func (f *Fds) passiveFile(fd uintptr, fileName string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(placeholder), fileName)
-	if err := replace(placeholder, fd); err != nil {
+	file := os.NewFile(uintptr(placeholder), "")
+	if err := replace(uintptr(placeholder), fd); err != nil {
 		file.Close()
 		return nil, err
 	}
 	return file, nil
+}
+
+// openBlocking returns a file in blocking mode that needs no file system.
+func openBlocking() (*os.File, error) {
+	file, other, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	other.Close()
+	if err := control(file, func(fd uintptr) error { return setNonblock(fd, false) }); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// through opens an inherited entry. One file, the lens, is made to refer to one
+// descriptor after the other, which saves creating a file for each while clients
+// wait. It holds the last one open.
+func through[T any](f *Fds, e *entry, open func(*os.File) (T, error)) (T, error) {
+	var none T
+	if f.lens == nil {
+		lens, err := f.passiveFile(e.fd)
+		if err != nil {
+			return none, err
+		}
+		f.lens = lens
+	}
+	err := control(f.lens, func(lens uintptr) error { return replace(lens, e.fd) })
+	if err != nil {
+		return none, err
+	}
+	return open(f.lens)
 }
 
 // control calls use with c's descriptor, which stays open meanwhile. Unlike

@@ -51,8 +51,11 @@ func newCommand(customize func(*exec.Cmd)) (*exec.Cmd, error) {
 	if customize != nil {
 		customize(cmd)
 	}
-	if cmd.Path == "" {
+	if cmd.Path == "" && pathErr != nil {
 		return nil, pathErr
+	}
+	if cmd.Path == "" {
+		return nil, errors.New("tableflip: Options.Command has cleared the path of the new binary")
 	}
 	if len(cmd.ExtraFiles) > 0 {
 		return nil, errors.New("tableflip: Options.Command set ExtraFiles: pass files on by AddFile instead")

@@ -8,7 +8,7 @@ package tableflip
 const supported = false
 
 func duplicate(uintptr) (int, error)         { return -1, ErrNotSupported }
-func replace(int, uintptr) error             { return ErrNotSupported }
+func replace(uintptr, uintptr) error         { return ErrNotSupported }
 func setCloseOnExec(uintptr) error           { return ErrNotSupported }
 func setNonblock(uintptr, bool) error        { return ErrNotSupported }
 func closeDescriptor(uintptr) error          { return ErrNotSupported }

@@ -26,15 +26,15 @@ func duplicate(fd uintptr) (int, error) {
 
 // replace makes the close-on-exec descriptor target, which must be open, refer
 // to the open file of fd instead.
-func replace(target int, fd uintptr) error {
+func replace(target, fd uintptr) error {
 	// dup3, which would do it in one call, is missing on Darwin. The lock
 	// keeps a fork out of the moment before close-on-exec is set.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	if err := unix.Dup2(int(fd), target); err != nil {
+	if err := unix.Dup2(int(fd), int(target)); err != nil {
 		return os.NewSyscallError("dup2", err)
 	}
-	unix.CloseOnExec(target)
+	unix.CloseOnExec(int(target))
 	return nil
 }
 

@@ -295,8 +295,8 @@ func (u *Upgrader) Upgrade() error {
 //   - an *exec.ExitError, if the new process failed;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(ctx context.Context) error {
-	ctx, err := u.beginUpgrade(ctx)
+func (u *Upgrader) UpgradeContext(caller context.Context) error {
+	ctx, err := u.beginUpgrade(caller)
 	if err != nil {
 		return err
 	}
@@ -325,6 +325,10 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 	defer u.mu.Unlock()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	// Ctx follows its caller's from a goroutine, that may not have run yet.
+	if caller.Err() != nil {
+		return cancelled(caller)
 	}
 	if err := c.commit(u.logger); err != nil {
 		return err
