@@ -42,7 +42,7 @@ type child struct {
 
 // startChild starts cmd with files as its descriptors from 5 on. The caller
 // keeps files.
-func startChild(cmd *exec.Cmd, descriptors []descriptor, files []*os.File) (*child, error) {
+func startChild(cmd *exec.Cmd, descriptors []*descriptor, files []*os.File) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))

@@ -23,8 +23,12 @@ import (
 //
 // The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
 // descriptors from 5 on, separated by semicolons. The fields of each are
-// separated by commas, empty ones at the end left out, and query-escaped, as
-// names are arbitrary bytes: KIND,NETWORK,ADDRESS,GIVEN,PATH.
+// separated by commas, empty ones at the end left out:
+//
+//	KIND,NETWORK,ADDRESS,GIVEN,PATH
+//
+// Names are arbitrary bytes, so that those that would be in the way are written as
+// a percent sign and two hexadecimal digits.
 
 const (
 	tableVersion  = "1"
@@ -58,15 +62,7 @@ func parseIdentity(text string) (identity, error) {
 // A table tells a child what its parent passed to it.
 type table struct {
 	ready, verdict identity
-	descriptors    []descriptor
-}
-
-// inherited returns the descriptors of a table, which may be nil.
-func (t *table) inherited() []descriptor {
-	if t == nil {
-		return nil
-	}
-	return t.descriptors
+	descriptors    []*descriptor
 }
 
 // A descriptor is what the name table says about one descriptor.
@@ -93,7 +89,7 @@ func (t table) encode() []string {
 			if j > 0 {
 				text.WriteByte(',')
 			}
-			text.WriteString(url.QueryEscape(field))
+			writeEscaped(&text, field)
 		}
 	}
 
@@ -107,6 +103,19 @@ func (t table) encode() []string {
 	variables[0] = fmt.Sprintf("%s=%s %s %s %d %d", tableVariable,
 		tableVersion, t.ready, t.verdict, len(t.descriptors), parts)
 	return variables
+}
+
+// writeEscaped is the inverse of url.PathUnescape.
+func writeEscaped(text *strings.Builder, field string) {
+	plain := 0 // from here on, nothing has been written
+	for i := range len(field) {
+		if c := field[i]; c <= ' ' || c > '~' || c == '%' || c == ',' || c == ';' {
+			text.WriteString(field[plain:i])
+			fmt.Fprintf(text, "%%%02X", c)
+			plain = i + 1
+		}
+	}
+	text.WriteString(field[plain:])
 }
 
 // An unknownVersion is the error of a header whose remainder only another
@@ -149,29 +158,30 @@ func decodeTable(variables map[string]string) (table, error) {
 		return table{}, garbled("%w", err)
 	}
 
-	var text strings.Builder
+	text := ""
 	for i := range parts {
 		part, ok := variables[fmt.Sprintf("%s_%d", tableVariable, i)]
 		if !ok {
 			return table{}, garbled("%s_%d, one of %d parts, is missing", tableVariable, i, parts)
 		}
-		text.WriteString(part)
+		text += part
 	}
 	if count == 0 {
-		if text.Len() > 0 {
+		if text != "" {
 			return table{}, garbled("no descriptors announced, and names found")
 		}
 		return t, nil
 	}
 	// The text is at least as long as its separators, which bounds what a
 	// wrong count makes this allocate.
-	if separators := strings.Count(text.String(), ";"); uint64(separators)+1 != count {
+	if separators := strings.Count(text, ";"); uint64(separators)+1 != count {
 		return table{}, garbled("%d descriptors announced, %d found", count, separators+1)
 	}
-	t.descriptors = make([]descriptor, 0, count)
-	for encoded := range strings.SplitSeq(text.String(), ";") {
-		d, err := decodeDescriptor(encoded)
-		if err != nil {
+	descriptors := make([]descriptor, count)
+	t.descriptors = make([]*descriptor, 0, count)
+	for encoded := range strings.SplitSeq(text, ";") {
+		d := &descriptors[len(t.descriptors)]
+		if err := d.decode(encoded); err != nil {
 			return table{}, garbled("descriptor %d: %w", len(t.descriptors), err)
 		}
 		t.descriptors = append(t.descriptors, d)
@@ -179,21 +189,20 @@ func decodeTable(variables map[string]string) (table, error) {
 	return t, nil
 }
 
-func decodeDescriptor(encoded string) (descriptor, error) {
-	var d descriptor
+func (d *descriptor) decode(encoded string) error {
 	fields := [...]*string{&d.kind, &d.network, &d.addr, &d.given, &d.path}
 	next := 0
 	for field := range strings.SplitSeq(encoded, ",") {
 		if next == len(fields) {
-			return descriptor{}, fmt.Errorf("more than %d fields", len(fields))
+			return fmt.Errorf("more than %d fields", len(fields))
 		}
 		var err error
-		if *fields[next], err = url.QueryUnescape(field); err != nil {
-			return descriptor{}, err
+		if *fields[next], err = url.PathUnescape(field); err != nil {
+			return err
 		}
 		next++
 	}
-	return d, nil
+	return nil
 }
 
 // pending holds the variables of a table between being taken out of the

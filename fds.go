@@ -58,9 +58,10 @@ type Conn interface {
 // while it is open. Descriptors that are passed on share their blocking mode,
 // which the registry never changes.
 //
-// While an upgrade is under way, methods that add a descriptor wait for its end,
-// as the new process would miss it. After a successful upgrade all methods fail
-// with ErrUpgraded, and after Stop with ErrStopped.
+// While an upgrade is under way, methods that add or remove a descriptor wait for
+// its end, as the new process has got what there was when it began. After a
+// successful upgrade all methods fail with ErrUpgraded, and after Stop with
+// ErrStopped.
 //
 // All methods are safe for concurrent use.
 type Fds struct {
@@ -68,13 +69,14 @@ type Fds struct {
 	logger       *slog.Logger
 
 	mu       sync.Mutex
-	entries  []*entry // in the order in which they were added
-	byName   map[name]namesakes
-	blocking *os.File      // see passiveFile
-	lens     *os.File      // see through
-	inCharge bool          // takeCharge was called
-	frozen   chan struct{} // non-nil during an upgrade, closed at its end
-	closed   error         // why there will be no child
+	entries  []*entry           // in the order in which they were added
+	claimed  int                // all entries before this index are used
+	byName   map[name]namesakes // nil until named needs it
+	blocking *os.File           // see passiveFile
+	lens     *os.File           // see through
+	inCharge bool               // takeCharge was called
+	frozen   chan struct{}      // non-nil during an upgrade, closed at its end
+	closed   error              // why there will be no child
 }
 
 // The kinds of descriptors, as they are in the name table.
@@ -100,7 +102,7 @@ func (n name) String() string {
 // An entry is one descriptor in the registry, which has it as fd when it was just
 // inherited, as conn once that was claimed, and as file otherwise.
 type entry struct {
-	descriptor
+	*descriptor
 	fd   uintptr
 	file *os.File // passive, and the registry's own
 	conn Conn     // the caller's
@@ -109,6 +111,7 @@ type entry struct {
 	inherited bool // as opposed to created by this process
 
 	socketFile fs.FileInfo // of path, when it was bound or inherited
+	parents    bool        // added, with a socket file that a parent created
 	unlinker   unlinker    // the Unix listener whose duty to unlink path the registry took
 }
 
@@ -124,19 +127,22 @@ func (e *entry) names() []name {
 	return []name{e.name, {e.kind, e.network, e.given}}
 }
 
-// unlink removes e's Unix socket file, unless another socket has taken its place.
-func (e *entry) unlink() error {
+// hasFile reports whether e's Unix socket file is there, and no other socket's has
+// taken its place: while e is open, its inode is not used again.
+func (e *entry) hasFile() bool {
 	if e.path == "" || e.socketFile == nil {
-		return nil
+		return false
 	}
 	now, err := os.Lstat(e.path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(now, e.socketFile) {
+	return err == nil && os.SameFile(now, e.socketFile)
+}
+
+// unlink removes e's Unix socket file.
+func (e *entry) unlink() error {
+	if !e.hasFile() {
 		return nil
 	}
-	if err == nil {
-		err = os.Remove(e.path)
-	}
-	if err != nil {
+	if err := os.Remove(e.path); err != nil {
 		return fmt.Errorf("tableflip: unlink the Unix socket %s: %w", e.path, err)
 	}
 	return nil
@@ -159,9 +165,29 @@ type namesakes struct {
 	unclaimed int // those before this index are used
 }
 
+// named returns the entries of this name.
+func (f *Fds) named(n name) namesakes {
+	if f.byName == nil {
+		f.byName = make(map[name]namesakes, len(f.entries))
+		for _, e := range f.entries {
+			f.index(e)
+		}
+	}
+	return f.byName[n]
+}
+
 // find returns the first entry of this name that is used, or the first that is not.
 func (f *Fds) find(n name, used bool) *entry {
-	same := f.byName[n]
+	if !used {
+		// A new version mostly claims in the order in which the old one did.
+		for f.claimed < len(f.entries) && f.entries[f.claimed].used {
+			f.claimed++
+		}
+		if f.claimed < len(f.entries) && f.entries[f.claimed].name == n {
+			return f.entries[f.claimed]
+		}
+	}
+	same := f.named(n)
 	i := 0
 	if !used {
 		i = same.unclaimed
@@ -178,17 +204,27 @@ func (f *Fds) find(n name, used bool) *entry {
 	return same.entries[i]
 }
 
-func (f *Fds) insert(e *entry) {
-	f.entries = append(f.entries, e)
+func (f *Fds) index(e *entry) {
 	for _, n := range e.names() {
 		same := f.byName[n]
 		f.byName[n] = namesakes{append(same.entries, e), same.unclaimed}
 	}
 }
 
+func (f *Fds) insert(e *entry) {
+	f.entries = append(f.entries, e)
+	if f.byName != nil {
+		f.index(e)
+	}
+}
+
 func (f *Fds) delete(e *entry) {
 	isE := func(other *entry) bool { return other == e }
 	f.entries = slices.DeleteFunc(f.entries, isE)
+	f.claimed = 0
+	if f.byName == nil {
+		return
+	}
 	for _, n := range e.names() {
 		rest := slices.DeleteFunc(f.byName[n].entries, isE)
 		if len(rest) == 0 {
@@ -202,18 +238,20 @@ func (f *Fds) delete(e *entry) {
 // unclaim undoes a claim.
 func (f *Fds) unclaim(e *entry) {
 	e.used = false
+	f.claimed = 0
 	for _, n := range e.names() {
-		f.byName[n] = namesakes{entries: f.byName[n].entries}
+		if same, ok := f.byName[n]; ok {
+			f.byName[n] = namesakes{entries: same.entries}
+		}
 	}
 }
 
 // newFds takes over the descriptors of a name table, which are open from first on,
 // unless it returns an error.
-func newFds(opts Options, first uintptr, inherited []descriptor) (*Fds, error) {
+func newFds(opts Options, first uintptr, inherited []*descriptor) (*Fds, error) {
 	f := &Fds{
 		logger:  opts.Logger,
 		entries: make([]*entry, 0, len(inherited)),
-		byName:  make(map[name]namesakes, len(inherited)),
 	}
 	if opts.ListenConfig != nil {
 		f.listenConfig = *opts.ListenConfig
@@ -223,7 +261,7 @@ func newFds(opts Options, first uintptr, inherited []descriptor) (*Fds, error) {
 		e := &entries[i]
 		*e = entry{descriptor: d, fd: first + uintptr(i), inherited: true}
 		if err := setCloseOnExec(e.fd); err != nil {
-			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, d.name, err)
+			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, e.name, err)
 		}
 		if e.path != "" {
 			e.socketFile, _ = os.Lstat(e.path)
@@ -285,7 +323,7 @@ func (f *Fds) AddListener(network, addr string, ln Listener) error {
 }
 
 func (f *Fds) addListener(network, addr string, ln Listener, supersede bool) error {
-	e := &entry{descriptor: descriptor{name: name{kindListener, network, addr}}}
+	e := &entry{descriptor: &descriptor{name: name{kindListener, network, addr}}}
 	return f.add(e, supersede, ln, func() {
 		e.describe(ln.Addr())
 		if e.path == "" {
@@ -329,7 +367,14 @@ func (f *Fds) ListenPacketWithCallback(network, addr string, callback func(netwo
 		if !ok {
 			return fmt.Errorf("tableflip: listen on %s %s: %T does not implement tableflip.PacketConn", network, addr, conn)
 		}
-		return f.addPacketConn(network, addr, shared, false)
+		created := &entry{descriptor: &descriptor{name: name{kindPacketConn, network, addr}}}
+		created.describe(conn.LocalAddr())
+		err := f.addPacketConn(network, addr, shared, false)
+		if err != nil {
+			// Its Close will not do it, other than a listener's.
+			f.log(created.unlink())
+		}
+		return err
 	})
 }
 
@@ -349,7 +394,7 @@ func (f *Fds) AddPacketConn(network, addr string, conn PacketConn) error {
 }
 
 func (f *Fds) addPacketConn(network, addr string, conn PacketConn, supersede bool) error {
-	e := &entry{descriptor: descriptor{name: name{kindPacketConn, network, addr}}}
+	e := &entry{descriptor: &descriptor{name: name{kindPacketConn, network, addr}}}
 	return f.add(e, supersede, conn, func() { e.describe(conn.LocalAddr()) })
 }
 
@@ -397,7 +442,7 @@ func (f *Fds) Conn(network, addr string) (net.Conn, error) {
 // it: a duplicate is passed on, which keeps the connection open until RemoveConn,
 // a successful upgrade, or Stop.
 func (f *Fds) AddConn(network, addr string, conn Conn) error {
-	return f.add(&entry{descriptor: descriptor{name: name{kindConn, network, addr}}}, true, conn, nil)
+	return f.add(&entry{descriptor: &descriptor{name: name{kindConn, network, addr}}}, true, conn, nil)
 }
 
 // RemoveConn stops passing a connection on. It does not close the caller's. Of
@@ -449,7 +494,7 @@ func (f *Fds) Files() ([]*os.File, error) {
 // place of files that have this name. The caller keeps file and may close it: a
 // duplicate, which shares the file offset, is passed on.
 func (f *Fds) AddFile(fileName string, file *os.File) error {
-	return f.add(&entry{descriptor: descriptor{name: name{kindFile, fileName, ""}}}, true, file, nil)
+	return f.add(&entry{descriptor: &descriptor{name: name{kindFile, fileName, ""}}}, true, file, nil)
 }
 
 // RemoveFile stops passing a file on. It does not close the caller's. If there
@@ -464,7 +509,9 @@ func listen[T interface {
 	Close() error
 }](f *Fds, network, addr string, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
 	var none T
+	// Not to take an address that the new process may want.
 	f.mu.Lock()
+	f.awaitThaw()
 	err := f.closed
 	f.mu.Unlock()
 	if err != nil {
@@ -474,6 +521,9 @@ func listen[T interface {
 	socket, err := claim(network, addr)
 	if err != nil || socket != none {
 		return socket, err
+	}
+	if create == nil {
+		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: the callback is nil", network, addr)
 	}
 	// The lock is not held here: resolving a name may take long.
 	socket, err = create(network, addr)
@@ -543,6 +593,10 @@ func (e *entry) describe(addr net.Addr) {
 	// The requested address is the second choice, for a socket that was bound
 	// elsewhere and renamed into place.
 	for _, path := range []string{bound.Name, e.addr} {
+		// An abstract socket has no file. Package net unlinks none of this name either.
+		if strings.HasPrefix(path, "@") {
+			continue
+		}
 		info, err := os.Lstat(path)
 		if err != nil || info.Mode().Type() != fs.ModeSocket {
 			continue
@@ -581,12 +635,7 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for f.frozen != nil {
-		thawed := f.frozen
-		f.mu.Unlock()
-		<-thawed
-		f.mu.Lock()
-	}
+	f.awaitThaw()
 	if f.closed != nil {
 		return fmt.Errorf("tableflip: add %q: %w", e.name, f.closed)
 	}
@@ -602,22 +651,38 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 	if describe != nil {
 		describe()
 	}
-	if supersede {
-		for _, old := range slices.Clone(f.byName[e.name].entries) {
-			if old.used && old.name == e.name && old.given == e.given {
-				f.delete(old)
-				f.log(old.close())
-			}
-		}
-	}
+	e.parents = !f.inCharge && slices.ContainsFunc(f.entries, func(other *entry) bool {
+		return (other.inherited || other.parents) && other.path == e.path && other.hasFile()
+	})
+	same := slices.Clone(f.named(e.name).entries)
 	e.used = true
 	f.insert(e)
+	for _, old := range same {
+		if !supersede || !old.used || old.name != e.name || old.given != e.given {
+			continue
+		}
+		if old.inherited && !f.inCharge && old.path != "" && old.path != e.path {
+			f.unclaim(old) // takeCharge unlinks its file
+			continue
+		}
+		f.log(f.drop(old))
+	}
 	return nil
+}
+
+// drop stops passing e on, and gives its owner back what the registry took.
+func (f *Fds) drop(e *entry) error {
+	f.delete(e)
+	if e.unlinker != nil && !e.parents && !f.pathInUse(e.path) {
+		e.unlinker.SetUnlinkOnClose(true)
+	}
+	return e.close()
 }
 
 func (f *Fds) remove(n name) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.awaitThaw()
 	if f.closed != nil {
 		return fmt.Errorf("tableflip: remove %q: %w", n, f.closed)
 	}
@@ -630,17 +695,13 @@ func (f *Fds) remove(n name) error {
 		f.unclaim(e)
 		return nil
 	}
-	f.delete(e)
-	if e.unlinker != nil {
-		e.unlinker.SetUnlinkOnClose(true)
-	}
-	return e.close()
+	return f.drop(e)
 }
 
 // passOn freezes the registry and returns what the next child gets. The child's
 // files must not be used after thaw, and release must be called once the child
 // has been started, or has failed to.
-func (f *Fds) passOn() (descriptors []descriptor, files []*os.File, release func(), err error) {
+func (f *Fds) passOn() (descriptors []*descriptor, files []*os.File, release func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var borrowed []*os.File
@@ -649,7 +710,7 @@ func (f *Fds) passOn() (descriptors []descriptor, files []*os.File, release func
 			file.Close()
 		}
 	}
-	descriptors = make([]descriptor, 0, len(f.entries))
+	descriptors = make([]*descriptor, 0, len(f.entries))
 	files = make([]*os.File, 0, len(f.entries))
 	for _, e := range slices.Clone(f.entries) {
 		file, err := f.fileOf(e)
@@ -664,7 +725,13 @@ func (f *Fds) passOn() (descriptors []descriptor, files []*os.File, release func
 			release()
 			return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.name, err)
 		}
-		descriptors = append(descriptors, e.descriptor)
+		d := e.descriptor
+		if d.path != "" && !e.hasFile() {
+			withoutPath := *d
+			withoutPath.path = ""
+			d = &withoutPath
+		}
+		descriptors = append(descriptors, d)
 		files = append(files, file)
 	}
 	f.frozen = make(chan struct{})
@@ -692,6 +759,17 @@ func (f *Fds) fileOf(e *entry) (file *os.File, err error) {
 	}
 }
 
+// awaitThaw returns when no upgrade is under way, or right after one has succeeded.
+// It unlocks f.mu while it waits.
+func (f *Fds) awaitThaw() {
+	for f.frozen != nil {
+		thawed := f.frozen
+		f.mu.Unlock()
+		<-thawed
+		f.mu.Lock()
+	}
+}
+
 // thaw ends what passOn began.
 func (f *Fds) thaw() {
 	f.mu.Lock()
@@ -712,19 +790,23 @@ func (f *Fds) takeCharge() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inCharge = true
-	for _, e := range slices.Clone(f.entries) {
-		if e.used {
-			continue
+	var unclaimed []*entry
+	f.entries = slices.DeleteFunc(f.entries, func(e *entry) bool {
+		e.parents = false
+		if !e.used {
+			unclaimed = append(unclaimed, e)
 		}
-		f.delete(e)
+		return !e.used
+	})
+	f.byName, f.claimed = nil, 0
+	for _, e := range unclaimed {
 		if f.logger != nil {
 			f.logger.Warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.name.String())
 		}
-		err := e.close()
 		if !f.pathInUse(e.path) {
-			err = errors.Join(err, e.unlink())
+			f.log(e.unlink())
 		}
-		f.log(err)
+		f.log(e.close())
 	}
 	if f.lens != nil {
 		f.log(f.lens.Close())
@@ -751,7 +833,7 @@ func (f *Fds) handedOver() {
 // stop closes all that the registry holds and unlinks the Unix sockets that this
 // process created. If it is in charge, it unlinks those of all generations.
 func (f *Fds) stop(inCharge bool) {
-	f.log(f.close(ErrStopped, func(e *entry) bool { return inCharge || !e.inherited }))
+	f.log(f.close(ErrStopped, func(e *entry) bool { return inCharge || !e.inherited && !e.parents }))
 }
 
 // close closes all that the registry holds. From then on its methods return
@@ -761,10 +843,10 @@ func (f *Fds) close(reason error, unlink func(*entry) bool) error {
 	defer f.mu.Unlock()
 	var errs []error
 	for _, e := range f.entries {
-		errs = append(errs, e.close())
 		if unlink(e) {
 			errs = append(errs, e.unlink())
 		}
+		errs = append(errs, e.close())
 	}
 	for _, file := range []*os.File{f.blocking, f.lens} {
 		if file != nil {
@@ -856,6 +938,12 @@ func control(c syscall.Conn, use func(fd uintptr) error) error {
 	}
 	var useErr error
 	if err := raw.Control(func(fd uintptr) { useErr = use(fd) }); err != nil {
+		// For a closed file it is an error that package os does not export.
+		if file, ok := c.(*os.File); ok {
+			if _, statErr := file.Stat(); errors.Is(statErr, os.ErrClosed) {
+				return os.ErrClosed
+			}
+		}
 		return err
 	}
 	return useErr

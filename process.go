@@ -1,11 +1,13 @@
 package tableflip
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +38,7 @@ func newCommand(customize func(*exec.Cmd)) (*exec.Cmd, error) {
 	path, pathErr := findSelf()
 	cmd := &exec.Cmd{
 		Path:   path,
-		Args:   os.Args,
+		Args:   slices.Clone(os.Args),
 		Env:    os.Environ(),
 		Stdin:  os.Stdin,
 		Stdout: os.Stdout,
@@ -103,7 +105,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		err = cmd.Start()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, adviseStart(err))
+		return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, cmp.Or(adviseMissing(cmd, err), adviseStart(err)))
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
@@ -111,6 +113,28 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		close(p.exited)
 	}()
 	return p, nil
+}
+
+// adviseMissing says what was missing when cmd could not be started, unless it was
+// the binary: execve(2) and chdir(2) have one error for all, and os/exec reports it
+// with the binary's name.
+func adviseMissing(cmd *exec.Cmd, err error) string {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	path := cmd.Path
+	if cmd.Dir != "" {
+		if _, err := os.Stat(cmd.Dir); err != nil {
+			return "; create the working directory " + cmd.Dir + " again, or choose another by Options.Command"
+		}
+		if !strings.HasPrefix(path, "/") {
+			path = cmd.Dir + "/" + path
+		}
+	}
+	if _, err := os.Stat(path); err == nil {
+		return "; the binary is there: install the interpreter or the loader that it names"
+	}
+	return ""
 }
 
 // passStream replaces a standard stream that is a file by a duplicate, and one

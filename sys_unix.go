@@ -5,6 +5,7 @@ package tableflip
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"syscall"
@@ -73,7 +74,7 @@ func identifyPipe(fd uintptr) (identity, error) {
 
 // isNotOpen reports whether err says that a descriptor was not open.
 func isNotOpen(err error) bool {
-	return errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EBADF)
+	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)
 }
 
 // adviseStart says what the reader of err, which came from starting a process,

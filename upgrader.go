@@ -156,8 +156,12 @@ func inherit(opts Options) (*Fds, *parent, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	var inherited []*descriptor
+	if t != nil {
+		inherited = t.descriptors
+	}
+	fds, err := newFds(opts, firstDescriptor, inherited)
 	var p *parent
-	fds, err := newFds(opts, firstDescriptor, t.inherited())
 	if err == nil && t != nil {
 		p, err = newParent()
 	}
