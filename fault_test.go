@@ -34,7 +34,7 @@ func init() {
 		"exit 7": func(*wire, *tableflip.Upgrader) { os.Exit(7) },
 		"hang":   func(w *wire, _ *tableflip.Upgrader) { w.hang() },
 		"SIGSTOP": func(w *wire, _ *tableflip.Upgrader) {
-			w.tell("hanging", "", nil)
+			w.send(notice{Step: "hanging"})
 			syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 			select {} // until it takes effect
 		},
@@ -57,7 +57,7 @@ func init() {
 				<-said
 				upg.Stop()
 			}()
-			w.told("refused", upg.Ready())
+			w.tell("refused", upg.Ready())
 			w.hang()
 		},
 		"hang up": func(w *wire, _ *tableflip.Upgrader) {
@@ -76,7 +76,7 @@ func init() {
 		"no space": func(*wire, *tableflip.Upgrader) { fillDisk() },
 		"no space at first": func(w *wire, upg *tableflip.Upgrader) {
 			fillDisk()
-			w.told("no space", upg.Ready())
+			w.tell("no space", upg.Ready())
 			w.step("before trying again")
 			if err := limit(syscall.RLIMIT_FSIZE, -1); err != nil {
 				panic(err)
@@ -137,9 +137,10 @@ func TestChildFails(t *testing.T) {
 			before := openFiles(t, parent.pid)
 
 			parent.order("upgrade", pauseVariable+"=started", faultVariable+"="+test.fault, mishapVariable+"="+test.mishap)
+			parent.await("child started")
+			suspend(t, parent.pid)
 			child := c.next()
 			child.await("started")
-			suspend(t, parent.pid)
 			requests := c.send()
 			child.order("resume")
 			if test.refusal != nil {
@@ -368,8 +369,8 @@ func (c *chain) removeSocket() {
 	}
 }
 
-// awaitStop waits until a child of this process has stopped. Where it does not, a
-// request that is meant to meet nobody may meet somebody.
+// awaitStop waits until a child of this process has stopped. The system's own test
+// file sets it; without it a request that is meant to meet nobody may meet somebody.
 var awaitStop = func(t *testing.T, pid int) {}
 
 func suspend(t *testing.T, pid int) {

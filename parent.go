@@ -22,6 +22,7 @@ const (
 type parent struct {
 	ready     *os.File
 	closeOnce sync.Once // for ready
+	verdict   *os.File
 
 	decided chan struct{} // closed once one of these is true:
 	commit  bool          // the parent put this process in charge
@@ -67,18 +68,19 @@ func newParent() (*parent, error) {
 	}
 	p := &parent{
 		ready:   os.NewFile(readyDescriptor, "ready"),
+		verdict: os.NewFile(verdictDescriptor, "verdict"),
 		decided: make(chan struct{}),
 		exited:  make(chan struct{}),
 	}
-	go p.watch(os.NewFile(verdictDescriptor, "verdict"))
+	go p.watch()
 	return p, nil
 }
 
 // watch waits for the verdict, and then for the parent to exit.
-func (p *parent) watch(verdict *os.File) {
-	defer verdict.Close()
+func (p *parent) watch() {
+	defer p.verdict.Close()
 	message := make([]byte, 1)
-	_, err := verdict.Read(message)
+	_, err := p.verdict.Read(message)
 	switch {
 	case err == nil && message[0] == verdictCommit:
 		p.commit = true
@@ -97,7 +99,7 @@ func (p *parent) watch(verdict *os.File) {
 	}
 	if err == nil {
 		// Nothing follows a commit but the end of the file.
-		_, _ = io.Copy(io.Discard, verdict)
+		_, _ = io.Copy(io.Discard, p.verdict)
 	}
 	close(p.exited)
 }
@@ -119,13 +121,23 @@ func (p *parent) putInCharge() bool {
 	}
 }
 
+// hasExited reports whether the parent's process has ended. It asks the pipe, as
+// watch may not have run yet since.
 func (p *parent) hasExited() bool {
 	select {
 	case <-p.exited:
 		return true
 	default:
+	}
+	if !p.putInCharge() {
 		return false
 	}
+	ended := false
+	err := control(p.verdict, func(fd uintptr) error {
+		ended = atEnd(fd)
+		return nil
+	})
+	return ended || isNotOpen(err)
 }
 
 // hangUp ends this side of the conversation. Before Ready it means giving up.
