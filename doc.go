@@ -5,15 +5,15 @@
 // # The model
 //
 // Each process of the service is a generation. A generation calls New, takes its
-// listeners from the Upgrader by Listen, begins to accept from them, and calls
-// Ready. From then on it is in charge. It calls Upgrade when it is told to, on
+// listeners from the Upgrader by Listen, and calls Ready when it can serve. From
+// then on it is in charge, and accepts. It calls Upgrade when it is told to, on
 // SIGHUP by custom, and drains and exits when Exit is closed:
 //
 //	upg, err := tableflip.New(tableflip.Options{PIDFile: "/run/service.pid"})
 //	ln, err := upg.Listen("tcp", "localhost:8080")
-//	go serve(ln)
 //	go upgradeOnSIGHUP(upg) // and upg.Stop() on SIGTERM
 //	err = upg.Ready()
+//	go serve(ln)
 //	<-upg.Exit()
 //	// close ln, finish what has begun, return from main
 //

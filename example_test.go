@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/httpdrain"
 )
 
 // A whole service: SIGHUP upgrades it, SIGTERM and Ctrl-C stop it.
@@ -51,17 +52,18 @@ func Example() {
 		log.Fatal(err)
 	}
 	server := &http.Server{Handler: http.NotFoundHandler()}
-	go server.Serve(ln)
+	drainer := httpdrain.New(server)
 
+	// Connections wait in the queue until this process is in charge.
 	if err := upg.Ready(); err != nil {
 		log.Fatal(err)
 	}
+	go drainer.Serve(ln)
 	<-upg.Exit()
 
-	// Package httpdrain loses less than Shutdown does.
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if err := server.Shutdown(ctx); err != nil {
+	if err := drainer.Shutdown(ctx); err != nil {
 		log.Println("drain:", err)
 	}
 }
@@ -79,6 +81,9 @@ func ExampleFds_Listen() {
 		log.Fatal(err)
 	}
 	defer ln.Close()
+	if err := upg.Ready(); err != nil {
+		log.Fatal(err)
+	}
 	go func() {
 		for {
 			conn, err := ln.Accept()
@@ -91,9 +96,6 @@ func ExampleFds_Listen() {
 			}()
 		}
 	}()
-	if err := upg.Ready(); err != nil {
-		log.Fatal(err)
-	}
 
 	conn, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {

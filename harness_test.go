@@ -4,6 +4,7 @@ package tableflip_test
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -88,7 +89,7 @@ type service struct {
 	ended    chan struct{} // closed once no process has the pipe open
 
 	mu   sync.Mutex
-	pids map[int]bool
+	pids map[int]string // with their start times
 }
 
 // newService kills what is left of its processes at the end of the test.
@@ -103,14 +104,16 @@ func newService(t *testing.T) *service {
 		output:   write,
 		messages: make(chan message, 10000),
 		ended:    make(chan struct{}),
-		pids:     map[int]bool{},
+		pids:     map[int]string{},
 	}
 	go s.listen(read)
 	t.Cleanup(func() {
 		write.Close()
 		s.mu.Lock()
-		for pid := range s.pids {
-			syscall.Kill(pid, syscall.SIGKILL)
+		for pid, started := range s.pids {
+			if startTime(pid) == started {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
 		s.mu.Unlock()
 		select {
@@ -120,6 +123,19 @@ func newService(t *testing.T) *service {
 		}
 	})
 	return s
+}
+
+// startTime tells a process from an unrelated one that is given its PID later. It
+// is empty where it is not known, and for a process that has ended.
+func startTime(pid int) string {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	// The second field is a name in parentheses, which may contain anything; the
+	// 22nd is the time (proc_pid_stat(5)).
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 {
+		return ""
+	}
+	return fields[19]
 }
 
 func (s *service) listen(read *os.File) {
@@ -146,7 +162,9 @@ func (s *service) listen(read *os.File) {
 func (s *service) watch(pid int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pids[pid] = true
+	if _, ok := s.pids[pid]; !ok {
+		s.pids[pid] = startTime(pid)
+	}
 }
 
 // await returns the next message of this event. Others before it are dropped.

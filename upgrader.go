@@ -184,8 +184,11 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
-// Ready says that this process serves: that it has taken and created its
-// listeners and accepts from them. It must be called by every generation.
+// Ready says that this process can serve: that it has taken and created its
+// listeners, and has all that it needs to answer. It must be called by every
+// generation. Accept from the listeners once Ready has returned nil. What a child
+// accepts before is lost if its parent then refuses it; what nobody accepts waits
+// in the queue.
 //
 // It writes the PID file. In a child it then blocks until the parent has decided,
 // which takes no longer than the parent's UpgradeTimeout, and while the parent
