@@ -1,0 +1,308 @@
+//go:build unix
+
+package benchmarks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	ours "example.com/tableflip"
+	theirs "github.com/cloudflare/tableflip"
+)
+
+// This file is what runs in the processes of a chain. They are all this test
+// binary, whoever hands over, so that starting one costs the same.
+
+// A contender is a way to hand listeners over to the next generation.
+type contender string
+
+const (
+	contenderOurs      contender = "ours"
+	contenderTableflip contender = "tableflip"
+	contenderFloor     contender = "floor"
+)
+
+const (
+	contenderVariable = "BENCHMARK_CONTENDER"
+	countVariable     = "BENCHMARK_LISTENERS"
+	floorVariable     = "BENCHMARK_FLOOR"
+)
+
+// The commands on standard input.
+const (
+	commandUpgrade = 'u'
+	commandCPU     = 'c'
+)
+
+// A serving is what a generation says of itself once it is in charge.
+type serving struct {
+	pid       int
+	inherited bool
+	tcp, udp  string // addresses
+}
+
+const servingFormat = "serving %d %t %s %s\n"
+
+func TestMain(m *testing.M) {
+	c := contender(os.Getenv(contenderVariable))
+	if c == "" {
+		os.Exit(m.Run())
+	}
+	if err := generation(c); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", c, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// An upgrader is what a generation needs of a contender.
+type upgrader interface {
+	ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error)
+	ListenPacketWithCallback(network, addr string, callback func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error)
+	HasParent() bool
+	Ready() error
+	WaitForParent(ctx context.Context) error
+	Upgrade() error
+	Stop()
+}
+
+func (c contender) new() (upgrader, error) {
+	switch c {
+	case contenderOurs:
+		return ours.New(ours.Options{})
+	case contenderTableflip:
+		upg, err := theirs.New(theirs.Options{})
+		return patient{upg}, err
+	case contenderFloor:
+		return newFloor(), nil
+	}
+	return nil, fmt.Errorf("no contender %q", c)
+}
+
+// generation is the life of one process: it takes its sockets, serves, and obeys.
+func generation(c contender) error {
+	upg, err := c.new()
+	if err != nil {
+		return err
+	}
+	count, err := strconv.Atoi(os.Getenv(countVariable))
+	if err != nil {
+		return err
+	}
+	listeners := make([]net.Listener, count)
+	for i := range listeners {
+		// The name has the shape of what most names are. The kernel chooses the
+		// port, as that one may be taken.
+		listeners[i], err = upg.ListenWithCallback("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+i), func(network, _ string) (net.Listener, error) {
+			return net.Listen(network, "127.0.0.1:0")
+		})
+		if err != nil {
+			return err
+		}
+	}
+	packets, err := upg.ListenPacketWithCallback("udp", "127.0.0.1:10000", func(network, _ string) (net.PacketConn, error) {
+		return net.ListenPacket(network, "127.0.0.1:0")
+	})
+	if err != nil {
+		return err
+	}
+	if err := upg.Ready(); err != nil {
+		return err
+	}
+	if err := upg.WaitForParent(context.Background()); err != nil {
+		return err
+	}
+	go greet(listeners[0])
+	go echo(packets)
+	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr())
+
+	command := make([]byte, 1)
+	for {
+		if _, err := os.Stdin.Read(command); errors.Is(err, io.EOF) {
+			upg.Stop()
+			return nil
+		} else if err != nil {
+			return err
+		}
+		switch command[0] {
+		case commandUpgrade:
+			begin := time.Now()
+			err := upg.Upgrade()
+			took := time.Since(begin)
+			if err != nil {
+				return err
+			}
+			fmt.Printf("upgraded %d\n", took.Nanoseconds())
+			return nil
+		case commandCPU:
+			var usage syscall.Rusage
+			if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+				return err
+			}
+			fmt.Printf("cpu %d\n", usage.Utime.Nano()+usage.Stime.Nano())
+		default:
+			return fmt.Errorf("no command %q", command)
+		}
+	}
+}
+
+// greet answers every connection by one byte.
+func greet(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		conn.Write([]byte{'!'})
+		conn.Close()
+	}
+}
+
+// echo answers every datagram by itself.
+func echo(packets net.PacketConn) {
+	conn := packets.(*net.UDPConn)
+	datagram := make([]byte, 64)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(datagram)
+		if err != nil {
+			return
+		}
+		conn.WriteToUDPAddrPort(datagram[:n], from)
+	}
+}
+
+// patient is tableflip, whose Upgrade may say for a moment after Ready that the
+// process is not ready, and after WaitForParent that the parent has not exited.
+type patient struct {
+	*theirs.Upgrader
+}
+
+func (p patient) Upgrade() error {
+	for {
+		err := p.Upgrader.Upgrade()
+		if err == nil || !strings.Contains(err.Error(), "not ready yet") && !strings.Contains(err.Error(), "hasn't exited") {
+			return err
+		}
+	}
+}
+
+// floor is the least that hands listeners over: it starts the binary with them,
+// and waits until it has answered. It does not survive any error.
+type floor struct {
+	ready  *os.File // nil in the first generation
+	parent *os.File
+	next   uintptr                                 // the next inherited descriptor
+	files  []*os.File                              // what was inherited
+	own    []interface{ File() (*os.File, error) } // what was not
+}
+
+// The descriptors of the floor's child.
+const (
+	floorReady = 3 + iota
+	floorParent
+	floorFirst
+)
+
+func newFloor() *floor {
+	f := &floor{}
+	if _, inherited := os.LookupEnv(floorVariable); inherited {
+		syscall.CloseOnExec(floorReady)
+		syscall.CloseOnExec(floorParent)
+		f.ready = os.NewFile(floorReady, "ready")
+		f.parent = os.NewFile(floorParent, "parent")
+		f.next = floorFirst
+	}
+	return f
+}
+
+func (f *floor) HasParent() bool { return f.ready != nil }
+
+// inherit returns the next of the descriptors, whose order serves as their names.
+func (f *floor) inherit() *os.File {
+	syscall.CloseOnExec(int(f.next))
+	file := os.NewFile(f.next, "")
+	f.next++
+	f.files = append(f.files, file)
+	return file
+}
+
+func (f *floor) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
+	if f.HasParent() {
+		return net.FileListener(f.inherit())
+	}
+	ln, err := callback(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	f.own = append(f.own, ln.(*net.TCPListener))
+	return ln, nil
+}
+
+func (f *floor) ListenPacketWithCallback(network, addr string, callback func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error) {
+	if f.HasParent() {
+		return net.FilePacketConn(f.inherit())
+	}
+	conn, err := callback(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	f.own = append(f.own, conn.(*net.UDPConn))
+	return conn, nil
+}
+
+func (f *floor) Ready() error {
+	if !f.HasParent() {
+		return nil
+	}
+	_, err := f.ready.Write([]byte{'!'})
+	return err
+}
+
+// WaitForParent waits for the end of a pipe that the parent does not close.
+func (f *floor) WaitForParent(context.Context) error {
+	if !f.HasParent() {
+		return nil
+	}
+	_, err := io.Copy(io.Discard, f.parent)
+	return err
+}
+
+func (f *floor) Upgrade() error {
+	readyRead, readyWrite, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	parentRead, _, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	for _, socket := range f.own {
+		file, err := socket.File()
+		if err != nil {
+			return err
+		}
+		f.files = append(f.files, file)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), floorVariable+"=")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = append([]*os.File{readyWrite, parentRead}, f.files...)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	readyWrite.Close()
+	_, err = readyRead.Read(make([]byte, 1))
+	return err
+}
+
+func (f *floor) Stop() {}
