@@ -25,7 +25,8 @@ const (
 )
 
 // exitGrace is how long a child that has given up gets to exit by itself, so
-// that its exit status can be told.
+// that its exit status can be told, and how long one that has exited gets to be
+// noticed by its pipe.
 const exitGrace = time.Second
 
 // handedOver keeps the write ends of verdict pipes open until the kernel closes
@@ -97,17 +98,20 @@ func (c *child) close() {
 func (c *child) awaitReady(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	go func() {
+	// The end of the pipe tells of most deaths. Not of one whose descendants have
+	// the pipe open: but for that, no thread needs to wait while the child starts.
+	watch := time.AfterFunc(exitGrace, func() {
 		select {
-		case <-c.process.exited:
+		case <-c.process.exited():
 			// One that succeeds may be a wrapper that has started the
-			// service in the background. If not, the pipe is at its end.
+			// service in the background.
 			if c.process.exitErr != nil {
 				fail(c.exitError())
 			}
 		case <-ctx.Done():
 		}
-	}()
+	})
+	defer watch.Stop()
 	stop := context.AfterFunc(ctx, func() { c.ready.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
@@ -144,7 +148,7 @@ func (c *child) gaveUp(ctx context.Context) error {
 	grace := time.NewTimer(exitGrace)
 	defer grace.Stop()
 	select {
-	case <-c.process.exited:
+	case <-c.process.exited():
 		return c.exitError()
 	case <-grace.C:
 		return errors.New("tableflip: the new process gave up, and was killed as it did not exit")
@@ -172,9 +176,10 @@ func (c *child) commit(logger *slog.Logger) error {
 	reached("after commit")
 	handedOver = append(handedOver, c.verdict)
 	c.ready.Close()
+	exited := c.process.exited() // so that it is no zombie until this process ends
 	if logger != nil {
 		go func() {
-			<-c.process.exited
+			<-exited
 			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
 				"started", c.process.cmd.Process.Pid, "ready", c.pid, "error", c.process.exitErr)
 		}()

@@ -846,7 +846,9 @@ func (f *Fds) close(reason error, unlink func(*entry) bool) error {
 		if unlink(e) {
 			errs = append(errs, e.unlink())
 		}
-		errs = append(errs, e.close())
+		if err := e.close(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for _, file := range []*os.File{f.blocking, f.lens} {
 		if file != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -84,8 +85,9 @@ func findSelf() (string, error) {
 // A process is one that this process started.
 type process struct {
 	cmd     *exec.Cmd
-	exited  chan struct{} // closed once it has been reaped
-	exitErr error         // what exec.Cmd.Wait returned, valid once exited is closed
+	reap    func()        // begins to wait for the process to exit, once
+	reaped  chan struct{} // closed when it has
+	exitErr error         // what exec.Cmd.Wait returned, valid once reaped is closed
 }
 
 // startProcess starts cmd. The caller keeps cmd.ExtraFiles.
@@ -107,12 +109,29 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, cmp.Or(adviseMissing(cmd, err), adviseStart(err)))
 	}
-	p := &process{cmd: cmd, exited: make(chan struct{})}
-	go func() {
-		p.exitErr = cmd.Wait()
-		close(p.exited)
-	}()
+	p := &process{cmd: cmd, reaped: make(chan struct{})}
+	p.reap = sync.OnceFunc(func() {
+		go func() {
+			p.exitErr = cmd.Wait()
+			close(p.reaped)
+		}()
+	})
 	return p, nil
+}
+
+// exited returns a channel that is closed once the process has been reaped. From
+// the first call on, a thread waits for that.
+func (p *process) exited() <-chan struct{} {
+	p.reap()
+	return p.reaped
+}
+
+// prepareStart does what os/exec would do at the first start of a process: to try
+// whether the kernel knows pidfds, which takes a process of its own.
+func prepareStart() {
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Release()
+	}
 }
 
 // adviseMissing says what was missing when cmd could not be started, unless it was
@@ -170,7 +189,7 @@ func passStream[T any](stream *T, duplicates *[]*os.File) error {
 func (p *process) kill() {
 	// It fails if the process has ended, which is what it is for.
 	_ = p.cmd.Process.Kill()
-	<-p.exited
+	<-p.exited()
 }
 
 // A pidFile is the path of the file that names the process in charge. The empty

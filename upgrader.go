@@ -223,6 +223,7 @@ func (u *Upgrader) Ready() error {
 		return err
 	}
 	u.Fds.takeCharge()
+	prepareStart()
 	u.state = ready
 	return nil
 }
@@ -342,8 +343,8 @@ func (u *Upgrader) UpgradeContext(caller context.Context) error {
 	}
 	committed = true
 	u.state = upgraded
-	u.Fds.handedOver()
 	close(u.exit)
+	u.Fds.handedOver()
 	return nil
 }
 
@@ -376,17 +377,22 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 	}
 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(caller))
+	var late *time.Timer
 	disconnect := context.AfterFunc(caller, func() { cancel(cancelled(caller)) })
 	if _, ok := caller.Deadline(); !ok {
-		late := time.AfterFunc(u.upgradeTimeout, func() {
+		late = time.AfterFunc(u.upgradeTimeout, func() {
 			cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", u.upgradeTimeout, os.ErrDeadlineExceeded))
 		})
-		context.AfterFunc(ctx, func() { late.Stop() })
 	}
-	context.AfterFunc(ctx, func() { disconnect() })
 	u.state = upgrading
 	u.upgradeEnded = make(chan struct{})
-	u.cancelUpgrade = cancel
+	u.cancelUpgrade = func(cause error) {
+		cancel(cause)
+		disconnect()
+		if late != nil {
+			late.Stop()
+		}
+	}
 	return ctx, nil
 }
 

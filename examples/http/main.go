@@ -14,9 +14,11 @@
 //	kill -HUP "$(cat server.pid)"
 //
 // SIGHUP starts the binary that is at its path now, in this process's place.
-// SIGTERM and SIGINT stop the service: it answers what it has begun, for as long
-// as -drain says, and exits with status 0 if that was everything. A second one
-// ends the process at once.
+// SIGTERM and SIGINT stop the service: it answers all that arrives on connections
+// that it has accepted, for as long as -drain says, and exits with status 0 if
+// that was everything. A second one ends the process at once.
+//
+// It shows the parts by hand. Package service does the same in one call.
 package main
 
 import (
@@ -33,6 +35,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/httpdrain"
 )
 
 // version is set by go build -ldflags '-X main.version=v2'.
@@ -84,6 +87,7 @@ func run(listen, pidFile string, deadline time.Duration) error {
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
 	}
+	drainer := httpdrain.New(srv)
 
 	// Serve comes after Ready: what a process accepts is lost if its parent
 	// refuses it. Until then connections wait in the listener's queue, or
@@ -94,14 +98,13 @@ func run(listen, pidFile string, deadline time.Duration) error {
 	slog.Info("ready")
 
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go func() { served <- drainer.Serve(ln) }()
 	select {
 	case err := <-served:
 		return err
 	case <-upg.Exit():
 	}
-	// Serve returns as soon as drain begins. The process must not.
-	return drain(srv, deadline)
+	return drain(drainer, deadline)
 }
 
 func answer(w http.ResponseWriter, _ *http.Request) {
@@ -137,17 +140,14 @@ func upgrade(upg *tableflip.Upgrader) {
 }
 
 // drain answers what has been accepted, and returns when that is done, or the
-// deadline has passed, which is an error.
-//
-// New connections are not affected: after an upgrade they wait in the queue that
-// this process shares with the new one. But http.Server.Shutdown drops requests
-// that arrive on connections that this process has accepted while it begins.
-func drain(srv *http.Server, deadline time.Duration) error {
+// deadline has passed, which is an error. New connections are not affected: after
+// an upgrade they wait in the queue that this process shares with the new one.
+func drain(drainer *httpdrain.Drainer, deadline time.Duration) error {
 	slog.Info("draining", "deadline", deadline)
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	if err := srv.Shutdown(ctx); err != nil {
+	if err := drainer.Shutdown(ctx); err != nil {
 		return fmt.Errorf("requests did not end in %v: %w", deadline, err)
 	}
 	slog.Info("drained", "took", time.Since(began))
