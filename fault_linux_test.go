@@ -34,14 +34,16 @@ func init() {
 	}
 	awaitStop = func(t *testing.T, pid int) {
 		t.Helper()
-		for {
-			err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
-			if err == nil {
-				return
+		stopped := make(chan error, 1)
+		go func() {
+			for {
+				err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+				if !errors.Is(err, unix.EINTR) {
+					stopped <- err
+					return
+				}
 			}
-			if !errors.Is(err, unix.EINTR) {
-				t.Fatalf("%d does not stop: %v", pid, err)
-			}
-		}
+		}()
+		expectSoon(t, "SIGSTOP", stopped, nil)
 	}
 }

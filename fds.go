@@ -750,12 +750,8 @@ func (f *Fds) fileOf(e *entry) (file *os.File, err error) {
 		})
 		return file, err
 	default:
-		file, err = f.passiveFile(e.fd)
-		if err != nil {
-			return nil, err
-		}
-		e.file = file
-		return file, closeDescriptor(e.fd)
+		e.file, err = f.makePassive(e.fd)
+		return e.file, err
 	}
 }
 
@@ -808,16 +804,16 @@ func (f *Fds) takeCharge() {
 		}
 		f.log(e.close())
 	}
-	if f.lens != nil {
-		f.log(f.lens.Close())
-		f.lens = nil
-	}
 	// The next upgrade needs these. It would take the time then.
 	for _, e := range f.entries {
 		if e.conn == nil {
 			_, err := f.fileOf(e)
 			f.log(err)
 		}
+	}
+	if f.lens != nil {
+		f.log(f.lens.Close())
+		f.lens = nil
 	}
 }
 
@@ -898,6 +894,19 @@ func (f *Fds) passiveFile(fd uintptr) (*os.File, error) {
 	return file, nil
 }
 
+// makePassive returns what passiveFile does for fd itself. As it keeps its number,
+// it is where the next child gets it, and the next exec need not move it.
+func (f *Fds) makePassive(fd uintptr) (*os.File, error) {
+	if err := f.pointLens(fd); err != nil {
+		return nil, err
+	}
+	if err := control(f.blocking, func(blocking uintptr) error { return replace(fd, blocking) }); err != nil {
+		return nil, err
+	}
+	file := os.NewFile(fd, "")
+	return file, control(f.lens, func(lens uintptr) error { return replace(fd, lens) })
+}
+
 // openBlocking returns a file in blocking mode that needs no file system.
 func openBlocking() (*os.File, error) {
 	file, other, err := os.Pipe()
@@ -916,19 +925,19 @@ func openBlocking() (*os.File, error) {
 // descriptor after the other, which saves creating a file for each while clients
 // wait. It holds the last one open.
 func through[T any](f *Fds, e *entry, open func(*os.File) (T, error)) (T, error) {
-	var none T
-	if f.lens == nil {
-		lens, err := f.passiveFile(e.fd)
-		if err != nil {
-			return none, err
-		}
-		f.lens = lens
-	}
-	err := control(f.lens, func(lens uintptr) error { return replace(lens, e.fd) })
-	if err != nil {
+	if err := f.pointLens(e.fd); err != nil {
+		var none T
 		return none, err
 	}
 	return open(f.lens)
+}
+
+func (f *Fds) pointLens(fd uintptr) (err error) {
+	if f.lens == nil {
+		f.lens, err = f.passiveFile(fd)
+		return err
+	}
+	return control(f.lens, func(lens uintptr) error { return replace(lens, fd) })
 }
 
 // control calls use with c's descriptor, which stays open meanwhile. Unlike

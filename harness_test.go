@@ -38,8 +38,10 @@ const (
 var roles = map[string]func(){}
 
 func TestMain(m *testing.M) {
-	// The race detector would have every process sleep for a second at its end.
-	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	// The race detector would have every process sleep for a second at its end. Of
+	// most of those started from here nobody looks at the exit status: they end at
+	// the first race, and their tests fail for want of them.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 halt_on_error=1 "+os.Getenv("GORACE"))
 	role := os.Getenv(roleVariable)
 	if role == "" {
 		os.Exit(m.Run())

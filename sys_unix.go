@@ -32,7 +32,11 @@ func replace(target, fd uintptr) error {
 	// keeps a fork out of the moment before close-on-exec is set.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	if err := unix.Dup2(int(fd), int(target)); err != nil {
+	err := unix.Dup2(int(fd), int(target))
+	for err == unix.EINTR || err == unix.EBUSY { // by a race with open, see dup(2)
+		err = unix.Dup2(int(fd), int(target))
+	}
+	if err != nil {
 		return os.NewSyscallError("dup2", err)
 	}
 	unix.CloseOnExec(int(target))
