@@ -1,0 +1,182 @@
+package httpdrain_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"example.com/tableflip/httpdrain"
+)
+
+type contextKey string
+
+// The server's own hooks are called as they would be without a Drainer, with the
+// same listener and connections.
+func TestHooks(t *testing.T) {
+	ln := listenTCP(t)
+	var mu sync.Mutex
+	var calls []string
+	closed := make(chan struct{})
+	note := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		calls = append(calls, fmt.Sprintf(format, args...))
+	}
+	shutdown := make(chan struct{})
+	s := start(t, config{
+		handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			note("handler %v %v", r.Context().Value(contextKey("base")), r.Context().Value(contextKey("conn")))
+		}),
+		listen: func() net.Listener { return ln },
+		server: func(srv *http.Server) {
+			srv.BaseContext = func(got net.Listener) context.Context {
+				note("BaseContext %t", got == ln)
+				return context.WithValue(context.Background(), contextKey("base"), 1)
+			}
+			srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+				note("ConnContext %T", nc)
+				return context.WithValue(ctx, contextKey("conn"), 2)
+			}
+			srv.ConnState = func(nc net.Conn, state http.ConnState) {
+				note("ConnState %T %v", nc, state)
+				if state == http.StateClosed {
+					close(closed)
+				}
+			}
+			srv.RegisterOnShutdown(func() { close(shutdown) })
+		},
+	})
+	c := dial(t, s.addr)
+	c.get("/").more(t, "")
+	result := s.drain(t.Context())
+	c.get("/").last(t, "")
+	s.finished(result)
+	wait(t, shutdown, "the function for Shutdown")
+	wait(t, closed, "StateClosed")
+	want := []string{
+		"BaseContext true", "ConnContext *net.TCPConn", "ConnState *net.TCPConn new",
+		"ConnState *net.TCPConn active", "handler 1 2", "ConnState *net.TCPConn idle",
+		"ConnState *net.TCPConn active", "handler 1 2", "ConnState *net.TCPConn closed",
+	}
+	if !slices.Equal(calls, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(calls, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// A server without a handler has that of package http, whenever that is set up.
+func TestDefaultServeMux(t *testing.T) {
+	s := start(t, config{})
+	http.HandleFunc("/registered-late", hello)
+	c := dial(t, s.addr)
+	c.get("/registered-late").more(t, "hello")
+	result := s.drain(t.Context())
+	c.get("/registered-late").last(t, "hello")
+	s.finished(result)
+}
+
+// The handler may be set after New: handlers need the Drainer.
+func TestHandlerAfterNew(t *testing.T) {
+	s := newService(t, config{})
+	s.server.Handler = http.HandlerFunc(hello)
+	s.serve(listenTCP(t), false)
+	c := dial(t, s.addr)
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	c.get("/").last(t, "hello")
+	s.finished(result)
+}
+
+// What would make the drain lossy is noticed at the start.
+func TestListenerOfSomebodyElse(t *testing.T) {
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := listenTCP(t)
+	defer ln.Close()
+	for name, serve := range map[string]func() error{
+		"Serve":             func() error { return s.server.Serve(ln) },
+		"ServeTLS":          func() error { return s.server.ServeTLS(ln, "", "") },
+		"ListenAndServe":    func() error { s.server.Addr = "127.0.0.1:0"; return s.server.ListenAndServe() },
+		"wrapped listeners": func() error { return s.server.Serve(tls.NewListener(ln, s.server.TLSConfig)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer func() {
+				if text := fmt.Sprint(recover()); !strings.Contains(text, "Drainer.Serve") {
+					t.Errorf("panic: %v", text)
+				}
+			}()
+			t.Errorf("returned %v", serve())
+		})
+	}
+}
+
+// Programs that need their own Serve wrap the listener, and may wrap the result.
+func TestListener(t *testing.T) {
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := tls.NewListener(s.Listener(listenTCP(t)), &tls.Config{
+		Certificates: []tls.Certificate{certificate()},
+		NextProtos:   []string{"http/1.1"},
+	})
+	go func() { s.served <- s.server.Serve(ln) }()
+	c := dialTLS(t, ln.Addr().String())
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	c.get("/").last(t, "hello")
+	s.finished(result)
+}
+
+// A listener that cannot be interrupted is closed.
+func TestListenerWithoutDeadline(t *testing.T) {
+	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener {
+		return struct{ net.Listener }{listenTCP(t)}
+	}})
+	c := dial(t, s.addr)
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	refused(t, s.addr)
+	c.get("/").last(t, "hello")
+	s.finished(result)
+}
+
+// An error of the listener is that of Serve, as ever.
+func TestListenerFails(t *testing.T) {
+	ln := listenTCP(t)
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln.Close()
+	if err := s.Serve(ln); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// unhashable is a connection that cannot be a key of a map.
+type unhashable struct {
+	net.Conn
+	_ func()
+}
+
+type unhashableListener struct{ net.Listener }
+
+func (l unhashableListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	return unhashable{Conn: nc}, err
+}
+
+// A connection of a type that the Drainer cannot watch is served.
+func TestUnwatchableConnection(t *testing.T) {
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := unhashableListener{s.Listener(listenTCP(t))}
+	go func() { s.served <- s.server.Serve(ln) }()
+	c := dial(t, ln.Addr().String())
+	c.get("/").more(t, "hello")
+	s.finished(s.drain(t.Context()))
+}
+
+var _ = httpdrain.New

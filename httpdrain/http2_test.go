@@ -1,0 +1,254 @@
+package httpdrain_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// eachHTTP2 runs test over TLS, and over TCP with prior knowledge.
+func eachHTTP2(t *testing.T, test func(t *testing.T, c config, transport func() *http.Transport, scheme string)) {
+	t.Run("TLS", func(t *testing.T) { test(t, config{tls: true}, http2Transport, "https://") })
+	t.Run("h2c", func(t *testing.T) { test(t, config{}, plainHTTP2Transport, "http://") })
+}
+
+// ask posts a body that cannot be replayed, and reports the connection it used.
+func ask(ctx context.Context, transport *http.Transport, url, body string) (answer, string, error) {
+	var conn string
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		conn = info.Conn.LocalAddr().String()
+	}})
+	request, err := http.NewRequestWithContext(ctx, "POST", url, io.NopCloser(strings.NewReader(body)))
+	if err != nil {
+		return answer{}, "", err
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return answer{}, conn, err
+	}
+	defer response.Body.Close()
+	got, err := io.ReadAll(response.Body)
+	return answer{response, string(got)}, conn, err
+}
+
+// Streams in flight end as they would, a stream opened during the drain is
+// served, and its response makes the client leave the connection.
+func TestStreams(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		gate := newGate()
+		mux := http.NewServeMux()
+		mux.Handle("/gate", gate)
+		mux.HandleFunc("/", echo)
+		c.handler = mux
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		url := scheme + s.addr
+		type outcome struct {
+			answer
+			conn string
+			err  error
+		}
+		inFlight := make(chan outcome, 1)
+		go func() {
+			a, conn, err := ask(t.Context(), transport, url+"/gate", "in flight")
+			inFlight <- outcome{a, conn, err}
+		}()
+		wait(t, gate.entered, "the stream in flight")
+		result := s.drain(t.Context())
+		during, conn, err := ask(t.Context(), transport, url, "during")
+		if err != nil {
+			t.Fatal(err)
+		}
+		during.is(t, "during")
+		if len(during.Header["Connection"]) > 0 {
+			t.Errorf("Connection: %q over HTTP/2", during.Header["Connection"])
+		}
+		if _, _, err := ask(t.Context(), transport, url, "after"); err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("a request after the GOAWAY: %v; want a refused new connection", err)
+		}
+		gate.open()
+		o := wait(t, inFlight, "the stream in flight")
+		if o.err != nil {
+			t.Fatal(o.err)
+		}
+		o.is(t, "in flight")
+		if o.conn != conn {
+			t.Errorf("the streams were on the connections %s and %s", o.conn, conn)
+		}
+		s.finished(result)
+	})
+}
+
+// A client with many requests at a time, none of which it can repeat, loses none
+// by the GOAWAY.
+func TestManyStreams(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		c.handler = http.HandlerFunc(echo)
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		var clients sync.WaitGroup
+		warm := make(chan struct{}, 1000)
+		for range 16 {
+			clients.Go(func() {
+				for {
+					a, _, err := ask(t.Context(), transport, scheme+s.addr, "body")
+					if err != nil {
+						if !strings.Contains(err.Error(), "refused") {
+							t.Error(err)
+						}
+						return
+					}
+					a.is(t, "body")
+					select {
+					case warm <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		for range 100 {
+			wait(t, warm, "the clients' requests")
+		}
+		result := s.drain(t.Context())
+		clients.Wait()
+		s.finished(result)
+	})
+}
+
+// A 1xx response over HTTP/2 must not have a field Connection, and a handler
+// that clears its header after it (as httputil.ReverseProxy does) does not keep
+// the client on the connection.
+func TestInformationalResponseOverHTTP2(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", "</style.css>")
+			w.WriteHeader(http.StatusEarlyHints)
+			clear(w.Header())
+			w.WriteHeader(http.StatusOK)
+			io.WriteString(w, "hello")
+		})
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		connect(t, transport, scheme+s.addr)
+		result := s.drain(t.Context())
+		var hints http.Header
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			hints = http.Header(h)
+			return nil
+		}})
+		a, _, err := ask(ctx, transport, scheme+s.addr, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.is(t, "hello")
+		if hints.Get("Link") == "" || len(hints["Connection"]) > 0 {
+			t.Errorf("the 1xx response has %v", hints)
+		}
+		if _, _, err := ask(t.Context(), transport, scheme+s.addr, ""); err == nil {
+			t.Error("the client did not leave")
+		}
+		s.finished(result)
+	})
+}
+
+// connect makes transport open its connection.
+func connect(t *testing.T, transport *http.Transport, url string) {
+	t.Helper()
+	if _, _, err := ask(t.Context(), transport, url, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The ResponseWriter has the methods that it has without a drain.
+func TestResponseWriterOverHTTP2(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		types := make(chan reflect.Type, 2)
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { types <- reflect.TypeOf(w) })
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		connect(t, transport, scheme+s.addr)
+		result := s.drain(t.Context())
+		connect(t, transport, scheme+s.addr)
+		before, during := <-types, <-types
+		for i := range before.NumMethod() {
+			method := before.Method(i)
+			if got, ok := during.MethodByName(method.Name); !ok {
+				t.Errorf("no method %s during the drain", method.Name)
+			} else if got.Type.NumIn() != method.Type.NumIn() || got.Type.NumOut() != method.Type.NumOut() {
+				t.Errorf("method %s is %v, and %v during the drain", method.Name, method.Type, got.Type)
+			}
+		}
+		s.finished(result)
+	})
+}
+
+// A connection that stays silent is told to go, and closed, and does not count
+// as cut.
+func TestSilentHTTP2Connection(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		c.handler = http.HandlerFunc(echo)
+		c.grace = -1
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		connect(t, transport, scheme+s.addr)
+		s.finished(s.drain(t.Context()))
+	})
+}
+
+// A body that arrives slowly is read to its end.
+func TestSlowBodyOverHTTP2(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		entered := make(chan struct{}, 1)
+		c.grace = -1
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			entered <- struct{}{}
+			var body bytes.Buffer
+			body.ReadFrom(r.Body)
+			w.Write(body.Bytes())
+		})
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		r, w := io.Pipe()
+		request, err := http.NewRequestWithContext(t.Context(), "POST", scheme+s.addr, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bodies := make(chan string, 1)
+		go func() {
+			defer close(bodies)
+			response, err := transport.RoundTrip(request)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer response.Body.Close()
+			got, err := io.ReadAll(response.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			bodies <- string(got)
+		}()
+		io.WriteString(w, "slow")
+		wait(t, entered, "the handler")
+		result := s.drain(t.Context())
+		io.WriteString(w, "body")
+		w.Close()
+		if got := wait(t, bodies, "the response"); got != "slowbody" {
+			t.Errorf("got %q", got)
+		}
+		s.finished(result)
+	})
+}

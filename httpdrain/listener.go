@@ -1,0 +1,151 @@
+package httpdrain
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// This file owns how a listener stops: before the server does, without losing
+// the connections in its queue, and without an error that Server.Serve returns.
+
+const (
+	// acceptWait is how long a listener's queue must be empty. The wait is there
+	// for Accept to have tried at all: with a deadline that is over it does not.
+	acceptWait = 10 * time.Millisecond
+
+	// acceptLimit ends the acceptance of connections that keep on coming. If
+	// another process accepts from the same socket, nothing is lost by that.
+	acceptLimit = 500 * time.Millisecond
+)
+
+// Listener returns a listener for Server.Serve and its kin, for programs that
+// cannot use Serve or ServeTLS. It owns ln: Server.Serve closes both.
+//
+// While a drain is going on, its Accept first returns the connections that wait
+// in ln's queue, as their clients believe to be connected, and the kernel would
+// reset them when the last descriptor of the socket is closed. Then it closes ln
+// and blocks until the server is closed, so that Server.Serve returns
+// http.ErrServerClosed, and not before. A ln without a method SetDeadline, as
+// those of crypto/tls, is closed without regard to its queue: wrap the listener
+// that Listener returns rather than pass it a wrapped one.
+func (d *Drainer) Listener(ln net.Listener) net.Listener {
+	l := &listener{
+		Listener:    ln,
+		drainer:     d,
+		interrupted: make(chan struct{}),
+		stopped:     make(chan struct{}),
+		closed:      make(chan struct{}),
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wrapHandler()
+	d.created++
+	if d.draining.Load() {
+		l.interrupt()
+	} else {
+		d.listeners[l] = struct{}{}
+	}
+	return l
+}
+
+type listener struct {
+	net.Listener
+	drainer *Drainer
+
+	accepting   atomic.Bool   // Accept was called
+	interrupted chan struct{} // closed after interrupt has interrupted Accept
+	stopped     chan struct{} // closed when the server knows all connections
+	closed      chan struct{} // closed by Close
+
+	limitOnce sync.Once
+	limit     time.Time // when acceptLimit is over
+
+	releaseOnce, stopOnce, closeOnce sync.Once
+	err                              error // of closing ln
+}
+
+// Accept is called by Server.Serve, which has told its hooks of a connection
+// before it asks for the next one.
+func (l *listener) Accept() (net.Conn, error) {
+	l.accepting.Store(true)
+	if !l.drainer.draining.Load() {
+		nc, err := l.Listener.Accept()
+		if err == nil || !l.drainer.draining.Load() {
+			return nc, err
+		}
+	}
+	if nc := l.acceptQueued(); nc != nil {
+		return nc, nil
+	}
+	l.release()
+	l.stop()
+	<-l.closed
+	return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+}
+
+// acceptQueued returns the next connection that waits in the queue, or nil.
+func (l *listener) acceptQueued() net.Conn {
+	ln, ok := l.Listener.(deadliner)
+	if !ok {
+		return nil
+	}
+	select {
+	case <-l.interrupted:
+	case <-l.closed:
+		return nil
+	}
+	now := time.Now()
+	l.limitOnce.Do(func() { l.limit = now.Add(acceptLimit) })
+	if now.After(l.limit) || ln.SetDeadline(now.Add(acceptWait)) != nil {
+		return nil
+	}
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil
+	}
+	return nc
+}
+
+type deadliner interface {
+	SetDeadline(time.Time) error
+}
+
+// interrupt makes Accept learn that the drain has begun.
+func (l *listener) interrupt() {
+	defer close(l.interrupted)
+	if !l.accepting.Load() {
+		l.release()
+		l.stop()
+		return
+	}
+	if ln, ok := l.Listener.(deadliner); !ok || ln.SetDeadline(time.Unix(1, 0)) != nil {
+		l.release()
+	}
+}
+
+// release closes ln. Server.Serve does not learn of it.
+func (l *listener) release() {
+	l.releaseOnce.Do(func() {
+		if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) {
+			l.err = err
+		}
+	})
+}
+
+func (l *listener) stop() { l.stopOnce.Do(func() { close(l.stopped) }) }
+
+// Close is what the server calls.
+func (l *listener) Close() error {
+	l.closeOnce.Do(func() {
+		close(l.closed)
+		l.drainer.mu.Lock()
+		delete(l.drainer.listeners, l)
+		l.drainer.mu.Unlock()
+	})
+	l.release()
+	l.stop()
+	return l.err
+}

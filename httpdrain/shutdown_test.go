@@ -1,0 +1,270 @@
+package httpdrain_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"example.com/tableflip/httpdrain"
+)
+
+// While a request is served, Shutdown and Serve do not return, and nobody can
+// connect.
+func TestShutdownWaits(t *testing.T) {
+	gate := newGate()
+	s := start(t, config{handler: gate})
+	c := dial(t, s.addr)
+	c.send(get("/"))
+	wait(t, gate.entered, "the request")
+	result := s.drain(t.Context())
+	refused(t, s.addr)
+	select {
+	case err := <-result:
+		t.Errorf("Shutdown has returned: %v", err)
+	case err := <-s.served:
+		t.Errorf("Serve has returned: %v", err)
+	default:
+	}
+	gate.open()
+	c.answer().more(t, "")
+	c.Close()
+	s.finished(result)
+}
+
+// refused returns when connections to addr are refused.
+func refused(t *testing.T, addr string) {
+	t.Helper()
+	for {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			return
+		}
+		nc.Close()
+	}
+}
+
+// When its context ends, Shutdown closes the connections and counts them.
+func TestContextEnds(t *testing.T) {
+	gate := newGate()
+	defer gate.open()
+	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/gate" {
+			gate.ServeHTTP(w, r)
+		}
+	})})
+	idle, active, answered := dial(t, s.addr), []*client{dial(t, s.addr), dial(t, s.addr)}, dial(t, s.addr)
+	for _, c := range active {
+		c.send(get("/gate"))
+		wait(t, gate.entered, "the request")
+	}
+	idle.get("/").more(t, "")
+	reason := errors.New("the operator is impatient")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	result := s.drain(ctx)
+	answered.get("/").last(t, "")
+	cancel(reason)
+	err := wait(t, result, "Shutdown")
+	var cut *httpdrain.CutError
+	if !errors.As(err, &cut) || cut.Connections != 3 || cut.Active != 2 {
+		t.Errorf("got %#v; want 3 connections cut, 2 of them active", err)
+	}
+	if !errors.Is(err, reason) || !strings.Contains(err.Error(), "3 connections cut") {
+		t.Errorf("the error is %q", err)
+	}
+	for _, c := range append(active, idle, answered) {
+		c.closed()
+	}
+	if err := wait(t, s.served, "Serve"); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// Streams of HTTP/2 are cut as well; their connection counts once.
+func TestContextEndsOverHTTP2(t *testing.T) {
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		gate := newGate()
+		defer gate.open()
+		c.handler = gate
+		s := start(t, c)
+		transport := newTransport()
+		var streams sync.WaitGroup
+		for range 3 {
+			streams.Go(func() {
+				if a, _, err := ask(t.Context(), transport, scheme+s.addr, ""); err == nil {
+					t.Errorf("the stream has got an answer: %v", a)
+				}
+			})
+			wait(t, gate.entered, "the request")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		result := s.drain(ctx)
+		cancel()
+		err := wait(t, result, "Shutdown")
+		var cut *httpdrain.CutError
+		if !errors.As(err, &cut) || cut.Connections != 1 || cut.Active != 1 || !errors.Is(err, context.Canceled) {
+			t.Errorf("got %#v; want 1 connection cut", err)
+		}
+		if !strings.Contains(err.Error(), "1 connection cut") {
+			t.Errorf("the error is %q", err)
+		}
+		streams.Wait()
+	})
+}
+
+// A context that has ended is no error if there is nothing to cut.
+func TestContextHasEnded(t *testing.T) {
+	s := start(t, config{handler: http.HandlerFunc(hello)})
+	c := dial(t, s.addr)
+	c.send("GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n")
+	c.answer().last(t, "hello")
+	c.closed()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.finished(s.drain(ctx))
+}
+
+// Calls of Shutdown join one drain. The context of each of them can cut it.
+func TestShutdownTwice(t *testing.T) {
+	gate := newGate()
+	defer gate.open()
+	s := start(t, config{handler: gate})
+	c := dial(t, s.addr)
+	c.send(get("/"))
+	wait(t, gate.entered, "the request")
+	patient := s.drain(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
+	impatient := s.drain(ctx)
+	cancel()
+	first, second := wait(t, patient, "Shutdown"), wait(t, impatient, "the second Shutdown")
+	var cut *httpdrain.CutError
+	if !errors.As(first, &cut) || first != second {
+		t.Errorf("got %v and %v; want one CutError", first, second)
+	}
+	if third := s.Shutdown(t.Context()); third != first {
+		t.Errorf("afterwards: %v", third)
+	}
+}
+
+func TestShutdownConcurrently(t *testing.T) {
+	s := start(t, config{handler: http.HandlerFunc(hello), grace: -1})
+	dial(t, s.addr).get("/").more(t, "hello")
+	var results []<-chan error
+	for range 10 {
+		results = append(results, s.drain(t.Context()))
+	}
+	for _, result := range results[1:] {
+		if err := wait(t, result, "Shutdown"); err != nil {
+			t.Error(err)
+		}
+	}
+	s.finished(results[0])
+}
+
+func TestShutdownBeforeServe(t *testing.T) {
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	early := s.Listener(listenTCP(t))
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.server.Serve(early); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("Serve of a listener from before: %v", err)
+	}
+	late := listenTCP(t)
+	if err := s.Serve(late); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+	for _, ln := range []net.Listener{early, late} {
+		refused(t, ln.Addr().String())
+	}
+}
+
+// Serve during the drain closes its listener, and returns with the others.
+func TestServeDuringDrain(t *testing.T) {
+	gate := newGate()
+	s := start(t, config{handler: gate})
+	c := dial(t, s.addr)
+	c.send(get("/"))
+	wait(t, gate.entered, "the request")
+	result := s.drain(t.Context())
+	late := listenTCP(t)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(late) }()
+	refused(t, late.Addr().String())
+	gate.open()
+	c.answer().is(t, "")
+	c.Close()
+	s.finished(result)
+	if err := wait(t, served, "the late Serve"); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("the late Serve: %v", err)
+	}
+}
+
+// A server that its owner closes in the middle of a drain is closed.
+func TestServerCloseDuringDrain(t *testing.T) {
+	gate := newGate()
+	defer gate.open()
+	s := start(t, config{handler: gate})
+	c := dial(t, s.addr)
+	c.send(get("/"))
+	wait(t, gate.entered, "the request")
+	result := s.drain(t.Context())
+	s.server.Close()
+	c.closed()
+	gate.opened <- struct{}{}
+	s.finished(result)
+}
+
+// Server.Shutdown without a drain works as it does without a Drainer.
+func TestServerShutdownAlone(t *testing.T) {
+	s := start(t, config{handler: http.HandlerFunc(hello)})
+	c := dial(t, s.addr)
+	c.get("/").more(t, "hello")
+	if err := s.server.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	c.closed()
+	s.finished(s.drain(t.Context()))
+}
+
+// Several listeners, and several servers, drain together.
+func TestSeveral(t *testing.T) {
+	one := start(t, config{handler: name("one")})
+	second := listenTCP(t)
+	served := make(chan error, 1)
+	go func() { served <- one.Serve(second) }()
+	two := start(t, config{handler: name("two"), tls: true})
+	clients := map[*client]string{
+		dial(t, one.addr):               "one",
+		dial(t, second.Addr().String()): "one",
+		dialTLS(t, two.addr):            "two",
+	}
+	for c, name := range clients {
+		c.get("/").more(t, name)
+	}
+	first, other := one.drain(t.Context()), two.drain(t.Context())
+	for c, name := range clients {
+		c.get("/").last(t, name)
+		c.closed()
+	}
+	one.finished(first)
+	two.finished(other)
+	if err := wait(t, served, "the second Serve"); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("the second Serve: %v", err)
+	}
+}
+
+// A listener that the program has closed itself is no error.
+func TestListenerAlreadyClosed(t *testing.T) {
+	ln := listenTCP(t)
+	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
+	c := dial(t, s.addr)
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	ln.Close()
+	c.get("/").last(t, "hello")
+	s.finished(result)
+}

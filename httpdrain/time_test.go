@@ -1,0 +1,298 @@
+package httpdrain_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/tableflip/httpdrain"
+)
+
+// These tests run on a fake clock, over connections in memory. Such a test also
+// fails if a goroutine is left behind.
+
+// memory is a listener for connections within the process.
+type memory struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newMemory() *memory { return &memory{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (m *memory) Accept() (net.Conn, error) {
+	select {
+	case nc := <-m.conns:
+		return nc, nil
+	case <-m.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *memory) Close() error {
+	m.once.Do(func() { close(m.closed) })
+	return nil
+}
+
+func (m *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
+
+func (m *memory) dial() (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case m.conns <- server:
+		return client, nil
+	case <-m.closed:
+		return nil, errors.New("connection refused")
+	}
+}
+
+func (m *memory) client(t *testing.T) *client {
+	t.Helper()
+	nc, err := m.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newClient(t, nc)
+}
+
+// pass lets time pass in a bubble.
+func pass(d time.Duration) { <-time.After(d) }
+
+// inBubble runs test with a service in memory.
+func inBubble(t *testing.T, c config, test func(t *testing.T, s *service, m *memory)) {
+	testCertificate()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		if c.server == nil {
+			c.server = func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(false) }
+		}
+		c.listen = func() net.Listener { return m }
+		s := start(t, c)
+		synctest.Wait()
+		test(t, s, m)
+	})
+}
+
+// after fails the test unless want has passed since begin, exactly but for what
+// the drain needs to notice.
+func after(t *testing.T, begin time.Time, what string, want time.Duration) {
+	t.Helper()
+	if got := time.Since(begin); got < want || got > want+50*time.Millisecond {
+		t.Errorf("%s after %v, want %v", what, got, want)
+	}
+}
+
+// A connection is closed when it has been silent for the grace, whether or not
+// it has had a request; and then the drain is over.
+func TestIdleGrace(t *testing.T) {
+	for _, test := range []struct{ grace, want time.Duration }{
+		{0, httpdrain.DefaultIdleGrace},
+		{time.Minute, time.Minute},
+		{-1, 0},
+	} {
+		inBubble(t, config{handler: http.HandlerFunc(hello), grace: test.grace}, func(t *testing.T, s *service, m *memory) {
+			fresh, used := m.client(t), m.client(t)
+			fresh.SetDeadline(time.Time{})
+			used.SetDeadline(time.Time{})
+			used.get("/").more(t, "hello")
+			begin := time.Now()
+			result := s.drain(t.Context())
+			used.closed()
+			after(t, begin, "the idle connection was closed", test.want)
+			fresh.closed()
+			after(t, begin, "the new connection was closed", test.want)
+			s.finishedInBubble(result)
+			after(t, begin, "the drain was over", test.want)
+		})
+	}
+}
+
+// finishedInBubble is finished without patience, which would make time pass.
+func (s *service) finishedInBubble(result <-chan error) {
+	s.t.Helper()
+	if err := <-result; err != nil {
+		s.t.Errorf("Shutdown: %v", err)
+	}
+	if err := <-s.served; !errors.Is(err, http.ErrServerClosed) {
+		s.t.Errorf("Serve: %v", err)
+	}
+}
+
+// A request in the last moment of the grace is served.
+func TestRequestDuringGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+		fresh, used := m.client(t), m.client(t)
+		used.get("/").more(t, "hello")
+		result := s.drain(t.Context())
+		pass(httpdrain.DefaultIdleGrace - time.Millisecond)
+		fresh.get("/").last(t, "hello")
+		used.get("/").last(t, "hello")
+		fresh.closed()
+		used.closed()
+		s.finishedInBubble(result)
+	})
+}
+
+// A connection whose request outlasts the grace has a grace of its own when that
+// ends, as its response did not tell the client to leave. Those that were silent
+// are closed in the meantime.
+func TestGraceAfterLongRequest(t *testing.T) {
+	gate := make(chan struct{})
+	inBubble(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			<-gate
+		}
+		io.WriteString(w, "hello")
+	})}, func(t *testing.T, s *service, m *memory) {
+		gate = make(chan struct{})
+		begin := time.Now()
+		long, again, idle := m.client(t), m.client(t), m.client(t)
+		for _, c := range []*client{long, again, idle} {
+			c.SetDeadline(time.Time{})
+		}
+		long.send(get("/long"))
+		again.send(get("/long"))
+		synctest.Wait()
+		result := s.drain(t.Context())
+		idle.closed()
+		after(t, begin, "the idle connection was closed", httpdrain.DefaultIdleGrace)
+		pass(time.Minute)
+		close(gate)
+		ended := time.Now()
+		long.answer().more(t, "hello")
+		again.answer().more(t, "hello")
+		pass(httpdrain.DefaultIdleGrace - time.Second)
+		again.get("/").last(t, "hello")
+		again.closed()
+		long.closed()
+		after(t, ended, "the connection of the long request was closed", httpdrain.DefaultIdleGrace)
+		s.finishedInBubble(result)
+	})
+}
+
+// What the server's timeouts end is not waited for.
+func TestServerTimeoutDuringGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello), grace: time.Hour, server: func(s *http.Server) {
+		s.Protocols.SetUnencryptedHTTP2(false)
+		s.ReadHeaderTimeout, s.IdleTimeout = 2*time.Second, 3*time.Second
+	}}, func(t *testing.T, s *service, m *memory) {
+		fresh, used := m.client(t), m.client(t)
+		used.get("/").more(t, "hello")
+		begin := time.Now()
+		result := s.drain(t.Context())
+		fresh.closed()
+		used.closed()
+		s.finishedInBubble(result)
+		after(t, begin, "the drain was over", 3*time.Second)
+	})
+}
+
+// A context that ends during the grace cuts what is silent, and says so; the
+// connection of the last response, which net/http closes half a second later,
+// does not count.
+func TestContextEndsDuringGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+		m.client(t)
+		used, last := m.client(t), m.client(t)
+		used.get("/").more(t, "hello")
+		ctx, cancel := context.WithTimeout(t.Context(), httpdrain.DefaultIdleGrace/2)
+		defer cancel()
+		begin := time.Now()
+		result := s.drain(ctx)
+		pass(httpdrain.DefaultIdleGrace/2 - 100*time.Millisecond)
+		last.get("/").last(t, "hello")
+		err := <-result
+		after(t, begin, "the drain was over", httpdrain.DefaultIdleGrace/2)
+		var cut *httpdrain.CutError
+		if !errors.As(err, &cut) || cut.Connections != 2 || cut.Active != 0 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %#v; want 2 idle connections cut", err)
+		}
+		pass(time.Second) // for net/http's goroutine, which waits to close
+		if err := <-s.served; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+// A stuck client counts as cut although its handler has returned.
+func TestContextEndsDuringLastWrite(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+		c := m.client(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		result := s.drain(ctx)
+		c.send(get("/")) // and does not read the response
+		err := <-result
+		var cut *httpdrain.CutError
+		if !errors.As(err, &cut) || cut.Connections != 1 || cut.Active != 1 {
+			t.Errorf("got %#v; want 1 connection cut", err)
+		}
+		pass(time.Second) // for net/http's goroutine, which waits to close
+	})
+}
+
+// Over HTTP/2, many clients on one connection lose no request that they cannot
+// repeat. The clock of this test goes on only when all of them wait.
+func TestStreamsSettle(t *testing.T) {
+	for range 20 {
+		inBubble(t, config{
+			handler: http.HandlerFunc(echo),
+			server:  func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(true) },
+		}, func(t *testing.T, s *service, m *memory) {
+			transport := plainHTTP2Transport()
+			transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return m.dial() }
+			var clients sync.WaitGroup
+			var served atomic.Int32
+			enough := make(chan struct{})
+			for range 16 {
+				clients.Go(func() {
+					for {
+						_, _, err := ask(t.Context(), transport, "http://example.com", "body")
+						if err != nil {
+							if !strings.Contains(err.Error(), "refused") {
+								t.Error(err)
+							}
+							return
+						}
+						if served.Add(1) == 100 {
+							close(enough)
+						}
+					}
+				})
+			}
+			<-enough
+			result := s.drain(t.Context())
+			clients.Wait()
+			transport.CloseIdleConnections()
+			s.finishedInBubble(result)
+		})
+	}
+}
+
+// An HTTP/2 connection that stays silent is closed a second after its GOAWAY.
+func TestSilentHTTP2InBubble(t *testing.T) {
+	inBubble(t, config{
+		handler: http.HandlerFunc(echo),
+		server:  func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(true) },
+	}, func(t *testing.T, s *service, m *memory) {
+		transport := plainHTTP2Transport()
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return m.dial() }
+		if _, _, err := ask(t.Context(), transport, "http://example.com", "body"); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		s.finishedInBubble(s.drain(t.Context()))
+		if got := time.Since(begin); got < httpdrain.DefaultIdleGrace || got > httpdrain.DefaultIdleGrace+2*time.Second {
+			t.Errorf("the drain was over after %v", got)
+		}
+		transport.CloseIdleConnections()
+	})
+}
