@@ -1,0 +1,10 @@
+//go:build !js
+
+package service
+
+import (
+	"os"
+	"syscall"
+)
+
+var hangup os.Signal = syscall.SIGHUP
