@@ -1,0 +1,201 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"example.com/tableflip/internal/testbed/wire"
+)
+
+// The libraries that the server can be built with.
+const (
+	tableflip  = "tableflip"
+	service    = "service" // the same, by package service
+	cloudflare = "cloudflare"
+)
+
+// config is what the flags say.
+type config struct {
+	library                      string
+	seed                         uint64
+	upgrades, faults             int
+	duration, interleave         time.Duration
+	clients                      int
+	kinds, tolerate              string
+	pace                         time.Duration
+	grace, drain, upgradeTimeout time.Duration
+	early                        bool
+}
+
+// bed is one run: a server, its clients, and what happens to them.
+type bed struct {
+	config
+	dir     string // for everything that the run writes
+	binary  []byte // of the server, as built
+	version int    // last one installed
+	target  target
+	chain   *chain
+	record  *recorder
+	began   time.Time
+	took    time.Duration
+	rows    []*row
+	broken  []string // promises, other than those in rows
+}
+
+// run makes a run in dir. The error is one of the test-bed; what the library does
+// wrong is in the bed.
+func run(ctx context.Context, cfg config, dir string) (*bed, error) {
+	b := &bed{config: cfg, dir: dir, record: newRecorder()}
+	var err error
+	if b.binary, err = build(ctx, cfg.library, dir); err != nil {
+		return nil, err
+	}
+	args, err := b.arguments()
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.Create(b.logPath())
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	if err := install(b.binary, b.path("server"), 0); err != nil {
+		return nil, err
+	}
+	if b.chain, err = newChain(b.path("server"), args, log); err != nil {
+		return nil, err
+	}
+	err = b.chain.start()
+	if err == nil {
+		b.load(ctx)
+	}
+	if stopErr := b.chain.stop(b.drain + 10*time.Second); stopErr != nil {
+		b.broken = append(b.broken, "at the end: "+stopErr.Error())
+	}
+	b.checkVersions()
+	if _, statErr := os.Lstat(b.pidFile()); cfg.library != cloudflare && statErr == nil {
+		b.broken = append(b.broken, "at the end: the PID file is left behind")
+	}
+	return b, err
+}
+
+func (b *bed) logPath() string { return b.path("servers.log") }
+
+// arguments prepares what the servers need, and returns their arguments.
+func (b *bed) arguments() ([]string, error) {
+	addrs, err := freeAddresses(5)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(b.pidFile()), 0o700); err != nil {
+		return nil, err
+	}
+	roots, err := writeCertificate(b.path("cert.pem"), b.path("key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	b.target = target{addrs[0], addrs[1], addrs[2], b.path("socket"), addrs[3], addrs[4], roots}
+	args := []string{
+		"-tcp", b.target.tcp, "-tls", b.target.tls, "-h2c", b.target.h2c,
+		"-unix", b.target.unix, "-echo", b.target.echo, "-udp", b.target.udp,
+		"-cert", b.path("cert.pem"), "-key", b.path("key.pem"),
+		"-pid-file", b.pidFile(), "-fault-file", b.path("fault"),
+		"-upgrade-timeout", b.upgradeTimeout.String(),
+		"-grace", b.grace.String(), "-drain", b.drain.String(),
+	}
+	if b.library == service {
+		args = append(args, "-service")
+	}
+	if b.early {
+		args = append(args, "-early")
+	}
+	return args, nil
+}
+
+// load runs the clients, and the plan under them.
+func (b *bed) load(ctx context.Context) {
+	working, stopWorking := context.WithCancel(ctx)
+	finished := make(chan struct{})
+	b.began = time.Now()
+	go func() {
+		defer close(finished)
+		runClients(working, b.clients, b.kinds, b.seed, client{target: &b.target, record: b.record, pace: b.pace, grace: b.grace})
+	}()
+	go b.tellPhases(working)
+	steps := plan(rand.New(rand.NewPCG(b.seed, 0)), b.duration, b.upgrades, b.faults)
+	for _, s := range steps {
+		if !sleep(ctx, b.wait(s)) {
+			break
+		}
+		b.rows = append(b.rows, b.perform(s))
+	}
+	sleep(ctx, b.duration-time.Since(b.began))
+	stopWorking()
+	<-finished
+	b.took = time.Since(b.began)
+}
+
+// phaseAt returns the phase at a time since the beginning, and when it ends.
+func (b *bed) phaseAt(t time.Duration) (p phase, end time.Duration) {
+	if b.interleave == 0 {
+		if b.upgrades+b.faults == 0 {
+			return control, b.duration
+		}
+		return upgraded, b.duration
+	}
+	n := t / b.interleave
+	if n%2 == 0 {
+		return control, (n + 1) * b.interleave
+	}
+	return upgraded, (n + 1) * b.interleave
+}
+
+// wait returns how long to wait for a step.
+func (b *bed) wait(s step) time.Duration {
+	now := time.Since(b.began)
+	p, end := b.phaseAt(max(now, s.at))
+	if p == control {
+		return end - now
+	}
+	return s.at - now
+}
+
+func (b *bed) tellPhases(ctx context.Context) {
+	for {
+		p, end := b.phaseAt(time.Since(b.began))
+		b.record.enter(p)
+		if !sleep(ctx, max(end-time.Since(b.began), time.Millisecond)) {
+			return
+		}
+		if b.interleave == 0 {
+			return
+		}
+	}
+}
+
+// checkVersions looks for answers of processes that were never in charge.
+func (b *bed) checkVersions() {
+	inCharge := make(map[int]bool)
+	b.chain.mu.Lock()
+	for _, p := range b.chain.processes {
+		if p.reported(wire.Ready) {
+			inCharge[p.version] = true
+		}
+	}
+	b.chain.mu.Unlock()
+	b.record.mu.Lock()
+	defer b.record.mu.Unlock()
+	for kind, k := range b.record.kinds {
+		for version, n := range k.versions {
+			if !inCharge[version] {
+				b.broken = append(b.broken, fmt.Sprintf("%s: %d answers of version %d, which was never in charge", kind, n, version))
+			}
+		}
+	}
+}

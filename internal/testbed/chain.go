@@ -1,0 +1,243 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/testbed/wire"
+)
+
+// chain owns the server processes: the first generation, which it starts, and
+// those that come from it. It knows of them what they report, and their ends,
+// because this process is a subreaper: orphans become its children (PR_SET_CHILD_SUBREAPER
+// in prctl(2)).
+//
+// Nothing of it survives this process: the servers exit at the end of their
+// standard input, of which it holds the only other end.
+type chain struct {
+	path string   // of the binary
+	args []string // of each server
+	log  *os.File // standard error of all servers
+
+	stdin, lifeline *os.File      // read and write end
+	stdout          *os.File      // write end, for restarts
+	closed          chan struct{} // when no process can report any more
+	ended           chan os.Signal
+
+	mu        sync.Mutex
+	changed   chan struct{} // closed, and replaced, when what follows changes
+	processes map[int]*process
+	inCharge  int // PID, or 0
+}
+
+type process struct {
+	version int
+	steps   map[string]string // reported steps, with their error
+	ended   bool
+	status  syscall.WaitStatus
+}
+
+func (p *process) reported(step string) bool {
+	_, ok := p.steps[step]
+	return ok
+}
+
+func newChain(path string, args []string, log *os.File) (*chain, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, err
+	}
+	c := &chain{
+		path: path, args: args, log: log,
+		closed:    make(chan struct{}),
+		ended:     make(chan os.Signal, 1),
+		changed:   make(chan struct{}),
+		processes: make(map[int]*process),
+	}
+	var err error
+	if c.stdin, c.lifeline, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	events, stdout, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	c.stdout = stdout
+	signal.Notify(c.ended, syscall.SIGCHLD)
+	go c.listen(events)
+	go c.reap()
+	return c, nil
+}
+
+// start starts a first generation, in a process group of its own so that Ctrl-C
+// does not reach it, and waits until it is ready.
+func (c *chain) start() error {
+	cmd := exec.Command(c.path, c.args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, c.stdout, c.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pid := cmd.Process.Pid
+	cmd.Process.Release() // reap waits for it
+	ok := c.await(startLimit, func() bool {
+		p := c.processes[pid]
+		return p != nil && (p.reported(wire.Ready) || p.ended)
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok || c.processes[pid].ended {
+		return fmt.Errorf("the first generation, PID %d, did not become ready", pid)
+	}
+	return nil
+}
+
+const startLimit = 20 * time.Second
+
+// listen notes what the servers report.
+func (c *chain) listen(events *os.File) {
+	defer close(c.closed)
+	defer events.Close()
+	lines := bufio.NewScanner(events)
+	for lines.Scan() {
+		var e wire.Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			fmt.Fprintf(c.log, "testbed: bad event %q\n", lines.Text())
+			continue
+		}
+		c.mu.Lock()
+		p := c.process(e.PID)
+		p.version = e.Version
+		p.steps[e.Step] = e.Error
+		if e.Step == wire.Ready && !p.ended {
+			c.inCharge = e.PID
+		}
+		c.notify()
+		c.mu.Unlock()
+	}
+}
+
+// reap waits for children, which includes all orphans.
+func (c *chain) reap() {
+	for range c.ended {
+		for {
+			var status syscall.WaitStatus
+			pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+			if err == syscall.EINTR {
+				continue
+			}
+			if pid <= 0 {
+				break
+			}
+			c.mu.Lock()
+			p := c.process(pid)
+			p.ended, p.status = true, status
+			if c.inCharge == pid {
+				c.inCharge = 0
+			}
+			c.notify()
+			c.mu.Unlock()
+		}
+	}
+}
+
+func (c *chain) process(pid int) *process {
+	p := c.processes[pid]
+	if p == nil {
+		p = &process{steps: make(map[string]string)}
+		c.processes[pid] = p
+	}
+	return p
+}
+
+func (c *chain) notify() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// await waits until condition, which is called with the chain locked, is true,
+// and reports whether it became so in time.
+func (c *chain) await(limit time.Duration, condition func() bool) bool {
+	timeout := time.After(limit)
+	for {
+		c.mu.Lock()
+		ok, changed := condition(), c.changed
+		c.mu.Unlock()
+		if ok {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			return false
+		}
+	}
+}
+
+// current returns the PID and the version of the process in charge; PID 0 if
+// there is none.
+func (c *chain) current() (pid, version int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inCharge == 0 {
+		return 0, 0
+	}
+	return c.inCharge, c.processes[c.inCharge].version
+}
+
+// stop ends all servers, first by asking, and reports whether that sufficed. It
+// returns when none is left.
+func (c *chain) stop(limit time.Duration) error {
+	pid, _ := c.current()
+	if pid != 0 {
+		syscall.Kill(pid, syscall.SIGTERM)
+	}
+	orderly := c.await(limit, func() bool { return c.inCharge == 0 })
+	c.lifeline.Close()
+	c.stdout.Close()
+	defer func() {
+		signal.Stop(c.ended)
+		close(c.ended)
+	}()
+	for tries := 0; ; tries++ {
+		select {
+		case <-c.closed:
+			if !orderly {
+				return fmt.Errorf("PID %d did not exit within %v of SIGTERM", pid, limit)
+			}
+			return nil
+		case <-time.After(3 * time.Second):
+			c.killChildren()
+		}
+		if tries == 10 {
+			return fmt.Errorf("some server survives")
+		}
+	}
+}
+
+// killChildren kills children of this process, which are not yet waited for, so
+// that their PIDs are still theirs. Their children become its own in turn.
+func (c *chain) killChildren() {
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for field := range strings.FieldsSeq(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+}

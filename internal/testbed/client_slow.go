@@ -1,0 +1,64 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"time"
+
+	"example.com/tableflip/internal/testbed/wire"
+)
+
+// slowSender sends the head and the body of a POST in pieces, with gaps of up to
+// half the idle grace, about a second in all.
+func slowSender(ctx context.Context, c *client) {
+	for c.rest(ctx) {
+		o := outcome{kind: c.kind, suspect: time.Now()}
+		o.version, o.latency, o.err = c.sendSlowly(c.random)
+		c.record.add(o)
+	}
+}
+
+func (c *client) sendSlowly(random *rand.Rand) (version int, latency time.Duration, err error) {
+	conn, err := net.DialTimeout("tcp", c.target.tcp, exchangeLimit)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(exchangeLimit))
+
+	content := wire.Content(random.Uint64(), 100+random.IntN(8<<10))
+	request := fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: testbed\r\nContent-Length: %d\r\n\r\n%s", len(content), content)
+	rest := bytes.NewBuffer(request)
+	// Cuts in the head are as likely as in the body.
+	for _, size := range []int{1 + random.IntN(30), 1 + random.IntN(30), random.IntN(60), random.IntN(len(content)), rest.Len()} {
+		piece := rest.Next(size)
+		if len(piece) == 0 {
+			continue
+		}
+		if _, err := conn.Write(piece); err != nil {
+			return 0, 0, err
+		}
+		if rest.Len() > 0 {
+			time.Sleep(time.Duration(random.Float64() * float64(c.grace) / 2))
+		}
+	}
+	sent := time.Now()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, 0, err
+	}
+	version, err = check(resp, got, content)
+	return version, time.Since(sent), err
+}

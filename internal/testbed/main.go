@@ -1,0 +1,117 @@
+//go:build linux
+
+// Command testbed upgrades a real server at random moments, with and without
+// faults, under clients of many kinds at once, and counts what they lose.
+//
+//	go run . -upgrades 50 -faults 20 -duration 3m
+//	go run . -library both -upgrades 25 -duration 90s
+//	go run . -upgrades 0 -duration 10s
+//	go run . -upgrades 20 -interleave 10s -duration 2m
+//
+// It promises, and exits with status 1 if anything of this does not hold:
+//
+//   - No connection is refused, and no request is lost: on new, kept and slow
+//     connections, with bodies that cannot be replayed, over HTTP/1, HTTP/2, TLS
+//     and Unix sockets. ("One-shot" HTTP/2 clients send bodies that cannot be
+//     replayed side by side on one connection. As net/http sends no GOAWAY that
+//     only announces another, a request that crosses it is lost; package httpdrain
+//     makes that rare: see -tolerate.) On a kept connection that holds for requests after a pause
+//     of less than the idle grace (-grace); a longer one may meet a connection that
+//     the drain is closing, and is counted as not promised if it fails.
+//   - A TCP connection stays with the process that accepted it, until its client
+//     ends it (which the clients here do within the drain deadline, -drain).
+//   - A datagram that was sent is answered. Each client has at most four in flight,
+//     so that the kernel has no reason to drop any.
+//   - An upgrade to a process that fails leaves the old one in charge, with its PID
+//     file and its Unix socket, and no answer comes from the process that failed.
+//     The next upgrade succeeds.
+//   - If the old process is killed during an upgrade, the new one carries on. What
+//     clients lose then is lost in a crash, and counted as that.
+//   - The old process drains and exits with status 0.
+//
+// The seed (-seed) repeats the plan: which faults, and when. It does not repeat
+// what the scheduler makes of it.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() { os.Exit(realMain()) }
+
+func realMain() int {
+	cfg := config{}
+	flag.StringVar(&cfg.library, "library", tableflip, "`what` the server uses: tableflip, service, cloudflare or both")
+	flag.Uint64Var(&cfg.seed, "seed", 0, "seed of all that is random; 0 takes a new one")
+	flag.IntVar(&cfg.upgrades, "upgrades", 10, "`number` of upgrades without a fault; 0, without faults, is a control run")
+	flag.IntVar(&cfg.faults, "faults", 0, "`number` of upgrades with a fault")
+	flag.DurationVar(&cfg.duration, "duration", 25*time.Second, "least length of the run, over which the upgrades are spread")
+	flag.DurationVar(&cfg.interleave, "interleave", 0, "length of phases without and with upgrades, which take turns; 0 is without")
+	flag.IntVar(&cfg.clients, "clients", 1, "`number` of clients of each kind")
+	flag.StringVar(&cfg.kinds, "kinds", "", "`words` separated by commas: only clients whose kind contains one of them")
+	flag.StringVar(&cfg.tolerate, "tolerate", "", "`words` separated by commas: what clients lose whose kind contains one of them is no reason to fail")
+	flag.DurationVar(&cfg.pace, "pace", 10*time.Millisecond, "mean pause of a client")
+	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
+	flag.DurationVar(&cfg.drain, "drain", 20*time.Second, "drain deadline")
+	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", 4*time.Second, "how long a new process may take")
+	flag.BoolVar(&cfg.early, "early", false, "with tableflip, too, accept before Ready, so that a fault after that may lose connections")
+	keep := flag.Bool("keep", false, "keep the temporary directory")
+	flag.Parse()
+	libraries := []string{cfg.library}
+	switch cfg.library {
+	case "both":
+		libraries = []string{tableflip, cloudflare}
+	case tableflip, service, cloudflare:
+	default:
+		fmt.Fprintf(os.Stderr, "testbed: there is no library %q\n", cfg.library)
+		return 2
+	}
+	if cfg.seed == 0 {
+		cfg.seed = rand.Uint64N(1e9)
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process, and thereby the servers
+
+	status := 0
+	for _, cfg.library = range libraries {
+		if ctx.Err() != nil {
+			break
+		}
+		bad, err := runOnce(ctx, cfg, *keep)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "testbed:", err)
+			return 2
+		}
+		// In a comparison, the other library is expected to lose.
+		if bad > 0 && (cfg.library != cloudflare || len(libraries) == 1) {
+			status = 1
+		}
+	}
+	return status
+}
+
+func runOnce(ctx context.Context, cfg config, keep bool) (bad int, err error) {
+	dir, err := os.MkdirTemp("", "testbed")
+	if err != nil {
+		return 0, err
+	}
+	fmt.Printf("%s, seed %d: %d upgrades and %d faults in at least %v\n", cfg.library, cfg.seed, cfg.upgrades, cfg.faults, cfg.duration)
+	b, err := run(ctx, cfg, dir)
+	if b != nil && b.took > 0 {
+		bad = b.report(os.Stdout)
+	}
+	if keep || bad > 0 || err != nil {
+		fmt.Printf("the servers' log and files are in %s\n", dir)
+		return bad, err
+	}
+	return bad, os.RemoveAll(dir)
+}

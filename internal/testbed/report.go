@@ -1,0 +1,209 @@
+//go:build linux
+
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// report writes the tables of a finished run, and returns how much was lost or
+// broken that the promises cover.
+func (b *bed) report(w io.Writer) (bad int) {
+	b.record.mu.Lock()
+	defer b.record.mu.Unlock()
+	fmt.Fprintf(w, "\n%s, seed %d: %v\n\n", b.library, b.seed, b.took.Round(time.Millisecond))
+	b.reportUpgrades(w)
+	byKind := make(map[string][3]int)
+	for _, f := range b.record.failures {
+		n := byKind[f.kind]
+		n[b.record.judge(f)]++
+		byKind[f.kind] = n
+	}
+	b.reportKinds(w, byKind)
+	b.reportLatency(w)
+	b.reportFailures(w)
+	tolerated := 0
+	for kind, n := range byKind {
+		if matches(kind, b.tolerate) {
+			tolerated += n[lost]
+		} else {
+			bad += n[lost]
+		}
+	}
+	total := bad
+	bad += b.reportBroken(w)
+	fmt.Fprintf(w, "%s: %d lost (and %d tolerated), %d promises broken otherwise, in %d upgrades and faults\n",
+		b.library, total, tolerated, bad-total, len(b.rows))
+	return bad
+}
+
+// reportBroken tells what else was broken, once for what lasts, and how much it
+// was.
+func (b *bed) reportBroken(w io.Writer) (bad int) {
+	seen := make(map[string]bool)
+	repeated := 0
+	for i, r := range b.rows {
+		for _, broken := range r.broken {
+			bad++
+			if seen[broken] {
+				repeated++
+				continue
+			}
+			seen[broken] = true
+			fmt.Fprintf(w, "broken promise, upgrade %d (%v): %s\n", i+1, r.fault, broken)
+		}
+	}
+	if repeated > 0 {
+		fmt.Fprintf(w, "broken promises: %d more of the same\n", repeated)
+	}
+	for _, broken := range b.broken {
+		bad++
+		fmt.Fprintf(w, "broken promise: %s\n", broken)
+	}
+	return bad
+}
+
+func (b *bed) reportUpgrades(w io.Writer) {
+	if len(b.rows) == 0 {
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "upgrade\tat\tfault\tresult\ttook\tdrain\tlost")
+	lostBy := make(map[int]int)
+	for _, f := range b.record.failures {
+		if b.record.judge(f) == lost {
+			lostBy[b.upgradeBefore(f.at)]++
+		}
+	}
+	for i, r := range b.rows {
+		drained := "-"
+		if r.drained > 0 {
+			drained = r.drained.Round(time.Millisecond).String()
+		}
+		fmt.Fprintf(t, "%d\t%.1fs\t%v\t%s\t%v\t%s\t%d\n", i+1, r.began.Sub(b.began).Seconds(), r.fault, r.result,
+			r.took.Round(time.Millisecond), drained, lostBy[i+1])
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+}
+
+// upgradeBefore returns the number of the upgrade that began last before a time.
+func (b *bed) upgradeBefore(at time.Time) int {
+	n := 0
+	for i, r := range b.rows {
+		if r.began.Before(at) {
+			n = i + 1
+		}
+	}
+	return n
+}
+
+func (b *bed) reportKinds(w io.Writer, byKind map[string][3]int) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "kind\tsent\tanswered\tLOST\tin a crash\tnot promised\tby generation")
+	for _, l := range loops {
+		k := b.record.kinds[l.kind]
+		if k == nil {
+			continue
+		}
+		n := byKind[l.kind]
+		var versions []string
+		for _, v := range slices.Sorted(maps.Keys(k.versions)) {
+			versions = append(versions, fmt.Sprintf("%d:%d", v, k.versions[v]))
+		}
+		if len(versions) > 6 {
+			versions = append(append(versions[:3], "…"), versions[len(versions)-2:]...)
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\n", l.kind, k.sent, k.answered, n[lost], n[crash], n[unpromised], strings.Join(versions, " "))
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+}
+
+func (b *bed) reportLatency(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	header := "latency\tp50\tp99\tmax\t"
+	if b.interleave > 0 {
+		header += "control p50\tp99\tmax\tp99 ratio\t"
+	}
+	fmt.Fprintln(t, header)
+	main := upgraded
+	if b.interleave == 0 && b.upgrades+b.faults == 0 {
+		main = control
+	}
+	for _, l := range loops {
+		k := b.record.kinds[l.kind]
+		if k == nil {
+			continue
+		}
+		fmt.Fprintf(t, "%s\t%s", l.kind, quantiles(&k.latency[main]))
+		if b.interleave > 0 {
+			fmt.Fprintf(t, "%s%.2f\t", quantiles(&k.latency[control]),
+				float64(k.latency[upgraded].quantile(0.99))/float64(k.latency[control].quantile(0.99)))
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+}
+
+func quantiles(h *histogram) string {
+	var s strings.Builder
+	for _, d := range []time.Duration{h.quantile(0.5), h.quantile(0.99), h.max} {
+		fmt.Fprintf(&s, "%v\t", d.Round(10*time.Microsecond))
+	}
+	return s.String()
+}
+
+// reportFailures groups the failures by kind and reason.
+func (b *bed) reportFailures(w io.Writer) {
+	type group struct {
+		verdict      verdict
+		kind, reason string
+	}
+	counts := make(map[group]int)
+	for _, f := range b.record.failures {
+		g := group{b.record.judge(f), f.kind, reason(f.err)}
+		counts[g]++
+	}
+	if len(counts) == 0 {
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "failures\tcount\tkind\treason")
+	for _, g := range slices.SortedFunc(maps.Keys(counts), func(x, y group) int {
+		return cmp.Or(cmp.Compare(x.verdict, y.verdict), cmp.Compare(x.kind, y.kind), cmp.Compare(counts[y], counts[x]))
+	}) {
+		name := [...]string{"LOST", "in a crash", "not promised"}[g.verdict]
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", name, counts[g], g.kind, g.reason)
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+}
+
+var (
+	addresses = regexp.MustCompile(`127\.0\.0\.1:\d+|(@|/\S+/socket)`)
+	numbers   = regexp.MustCompile(`\d+`)
+)
+
+// reason is the text of an error, less what differs from one failure to the next.
+func reason(err error) string {
+	if inner, ok := errors.AsType[*url.Error](err); ok {
+		err = inner.Err
+	}
+	text := addresses.ReplaceAllString(err.Error(), "ADDR")
+	if strings.HasPrefix(text, "content: ") {
+		text = numbers.ReplaceAllString(text, "N")
+	}
+	return text
+}

@@ -1,0 +1,42 @@
+//go:build linux && cloudflare
+
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+
+	"github.com/cloudflare/tableflip"
+)
+
+type upgrader = tableflip.Upgrader
+
+// earlyByCustom is what the example of tableflip does: Serve, then Ready.
+const earlyByCustom = true
+
+func newUpgrader(cfg config) (*upgrader, error) {
+	return tableflip.New(tableflip.Options{PIDFile: cfg.pidFile, UpgradeTimeout: cfg.upgradeTimeout})
+}
+
+type httpService struct {
+	srv *http.Server
+	ln  net.Listener
+}
+
+func newHTTPService(srv *http.Server, ln net.Listener, _ config) *httpService {
+	return &httpService{srv, ln}
+}
+
+func (s *httpService) serve() error {
+	serve := s.srv.Serve
+	if s.srv.TLSConfig != nil {
+		serve = func(ln net.Listener) error { return s.srv.ServeTLS(ln, "", "") }
+	}
+	if err := serve(s.ln); err != http.ErrServerClosed {
+		return err
+	}
+	return nil
+}
+
+func (s *httpService) drain(ctx context.Context) error { return s.srv.Shutdown(ctx) }

@@ -1,0 +1,52 @@
+//go:build linux && !cloudflare
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+
+	"example.com/tableflip"
+	"example.com/tableflip/httpdrain"
+)
+
+type upgrader = tableflip.Upgrader
+
+// earlyByCustom is false because a child that fails takes with it what it has
+// accepted.
+const earlyByCustom = false
+
+func newUpgrader(cfg config) (*upgrader, error) {
+	return tableflip.New(tableflip.Options{
+		PIDFile:        cfg.pidFile,
+		UpgradeTimeout: cfg.upgradeTimeout,
+		Logger:         slog.Default(),
+	})
+}
+
+type httpService struct {
+	srv     *http.Server
+	drainer *httpdrain.Drainer
+	ln      net.Listener
+}
+
+func newHTTPService(srv *http.Server, ln net.Listener, cfg config) *httpService {
+	drainer := httpdrain.New(srv)
+	drainer.IdleGrace = cfg.grace
+	return &httpService{srv, drainer, drainer.Listener(ln)}
+}
+
+func (s *httpService) serve() error {
+	serve := s.srv.Serve
+	if s.srv.TLSConfig != nil {
+		serve = func(ln net.Listener) error { return s.srv.ServeTLS(ln, "", "") }
+	}
+	if err := serve(s.ln); err != http.ErrServerClosed {
+		return err
+	}
+	return nil
+}
+
+func (s *httpService) drain(ctx context.Context) error { return s.drainer.Shutdown(ctx) }

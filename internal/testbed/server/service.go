@@ -1,0 +1,104 @@
+//go:build linux && !cloudflare
+
+package main
+
+import (
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"example.com/tableflip/internal/testbed/wire"
+	oneCall "example.com/tableflip/service"
+)
+
+// runService is run, with package service for what is HTTP.
+func runService(cfg config) error {
+	f := readFault(cfg.faultFile)
+	f.at(wire.BeforeNew)
+	upg, err := newUpgrader(cfg)
+	if err != nil {
+		return err
+	}
+	report(wire.AfterNew, nil)
+	f.at(wire.AfterNew)
+	watched := &watchedUpgrader{upgrader: upg, fault: f}
+	ln, err := upg.Listen("tcp", cfg.echo)
+	if err != nil {
+		return err
+	}
+	conn, err := upg.ListenPacket("udp", cfg.udp)
+	if err != nil {
+		return err
+	}
+	watched.others = []service{&echo{ln: ln}, newDatagrams(conn)}
+
+	cert, err := tls.LoadX509KeyPair(cfg.cert, cfg.key)
+	if err != nil {
+		return err
+	}
+	cleartext := new(http.Protocols)
+	cleartext.SetUnencryptedHTTP2(true)
+	drained := make(chan error, 1)
+	go func() {
+		<-upg.Exit()
+		if !watched.ready.Load() {
+			drained <- nil
+			return
+		}
+		drained <- drain(watched.others, cfg.drain)
+	}()
+	err = oneCall.Run(watched, oneCall.Options{DrainTimeout: cfg.drain, IdleGrace: cfg.grace},
+		&http.Server{Addr: cfg.tcp, Handler: handler(), ReadHeaderTimeout: 20 * time.Second},
+		&http.Server{Addr: cfg.unix, Handler: handler(), ReadHeaderTimeout: 20 * time.Second},
+		&http.Server{Addr: cfg.h2c, Handler: handler(), Protocols: cleartext},
+		&http.Server{Addr: cfg.tls, Handler: handler(), TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}},
+	)
+	if err != nil {
+		return err
+	}
+	return <-drained
+}
+
+// watchedUpgrader reports what it is called for, and has the fault's last steps.
+type watchedUpgrader struct {
+	*upgrader
+	fault   fault
+	others  []service
+	claimed int
+	ready   atomic.Bool
+}
+
+// Listen is called once for each of the four servers.
+func (u *watchedUpgrader) Listen(network, addr string) (net.Listener, error) {
+	ln, err := u.upgrader.Listen(network, addr)
+	if u.claimed++; u.claimed == 4 {
+		u.fault.at(wire.Claimed)
+	}
+	return ln, err
+}
+
+// Ready has the fault before Ready, and starts the other services after it.
+func (u *watchedUpgrader) Ready() error {
+	u.fault.at(wire.BeforeReady)
+	if err := u.upgrader.Ready(); err != nil {
+		return err
+	}
+	for _, s := range u.others {
+		go s.serve()
+	}
+	u.ready.Store(true)
+	report(wire.Ready, nil)
+	return nil
+}
+
+func (u *watchedUpgrader) Upgrade() error {
+	err := u.upgrader.Upgrade()
+	if err != nil {
+		report(wire.UpgradeFailed, err)
+	} else {
+		report(wire.Upgraded, nil)
+	}
+	return err
+}

@@ -1,0 +1,47 @@
+//go:build linux
+
+package main
+
+import (
+	"io"
+	"os"
+	"testing"
+	"time"
+)
+
+// TestShort is the form for CI: half a minute.
+func TestShort(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	cfg := config{
+		library: tableflip, seed: uint64(time.Now().UnixNano()) % 1e9,
+		upgrades: 8, faults: 4, duration: 20 * time.Second,
+		tolerate: "one-shot", // not preventable, and so rare that it would be a flake
+		clients:  1, pace: 10 * time.Millisecond,
+		grace: 500 * time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second,
+	}
+	b, err := run(t.Context(), cfg, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.report(t.Output()) > 0 {
+		t.Error("see above; the end of the servers' log:")
+		tail(t, b.logPath(), 16<<10)
+	}
+}
+
+func tail(t *testing.T, path string, n int64) {
+	t.Helper()
+	log, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if size, err := log.Seek(0, io.SeekEnd); err == nil && size > n {
+		log.Seek(-n, io.SeekEnd)
+	} else {
+		log.Seek(0, io.SeekStart)
+	}
+	io.Copy(t.Output(), log)
+}
