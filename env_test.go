@@ -99,14 +99,6 @@ func TestTableSurvivesTheEnvironment(t *testing.T) {
 	}
 }
 
-func pointers(descriptors []descriptor) []*descriptor {
-	var pointers []*descriptor
-	for i := range descriptors {
-		pointers = append(pointers, &descriptors[i])
-	}
-	return pointers
-}
-
 // The sizes around the end of a part, each with bytes that are escaped, so that
 // the cut goes through escapes as well.
 func TestTableIsSpreadOverVariables(t *testing.T) {

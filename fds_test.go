@@ -51,6 +51,9 @@ func opened[T io.Closer](t *testing.T) func(T, error) T {
 	}
 }
 
+// listens drops a socket, that stays open until the garbage collector finds it.
+func listens[T any](_ T, err error) error { return err }
+
 func require(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -1093,7 +1096,7 @@ func TestRemovedConnectionClosesWithItsOwner(t *testing.T) {
 // Elsewhere a child that fails takes the socket of its parent along: an outage.
 func TestFailedChildLeavesTheUnixSocketsOfItsParent(t *testing.T) {
 	for _, way := range []string{
-		"listen", "claim nothing", "close", "remove", "remove and claim again", "add again", "add by another name",
+		"listen", "claim nothing", "close", "remove", "remove and claim again", "add again", "add again and remove", "add by another name",
 		"add another listener by its name", "listen elsewhere",
 	} {
 		t.Run(way, func(t *testing.T) {
@@ -1146,6 +1149,10 @@ func init() {
 			case "add again":
 				must(0, upg.AddListener("unix", path, ln))
 				must(0, upg.AddPacketConn("unixgram", gram, packets))
+			case "add again and remove":
+				must(0, upg.AddListener("unix", path, ln))
+				must(0, upg.RemoveListener("unix", path))
+				ln.Close()
 			case "add by another name":
 				must(0, upg.AddListener("unix", "another", ln))
 				must(0, upg.AddPacketConn("unixgram", "another", packets))

@@ -101,9 +101,6 @@ func TestSubprocessesOfAChildInheritNothing(t *testing.T) {
 	}
 }
 
-// listens drops a socket that stays open until the end of the process.
-func listens[T any](_ T, err error) error { return err }
-
 func init() {
 	// leak hands its variables on to a process that is not of its service. It
 	// finds two pipes as 3 and 4 all the same.

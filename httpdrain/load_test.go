@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -63,6 +65,14 @@ func keepAlive(dial func() (net.Conn, error)) func(string, string) error {
 	var nc net.Conn
 	var r *bufio.Reader
 	return func(method, body string) error {
+		if nc != nil && *pause > 0 {
+			// As a client does that waits for its connections' end while they are idle.
+			nc.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := r.Peek(1); !errors.Is(err, os.ErrDeadlineExceeded) {
+				nc.Close()
+				nc = nil
+			}
+		}
 		if nc == nil {
 			var err error
 			if nc, err = dial(); err != nil {
