@@ -180,6 +180,9 @@ func (c *child) commit(logger *slog.Logger) error {
 	if logger != nil {
 		go func() {
 			<-exited
+			if c.process.exitErr == nil && c.pid != c.process.cmd.Process.Pid {
+				return // a wrapper that has started the service in the background
+			}
 			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
 				"started", c.process.cmd.Process.Pid, "ready", c.pid, "error", c.process.exitErr)
 		}()

@@ -276,13 +276,34 @@ func newFds(opts Options, first uintptr, inherited []*descriptor) (*Fds, error) 
 // it: both accept from the same queue until one of them closes its listener.
 //
 // The caller owns the listener. A Unix listener's Close does not unlink the
-// socket file; Stop does. An inherited listener is the net package's own type,
+// socket file; Stop does. Where a process that was killed has left one, to which
+// nobody listens, it is replaced. An inherited listener is the net package's own type,
 // unless Options.ListenConfig sets keep-alive parameters: then it is one that
 // embeds it and applies them.
 func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 	return f.ListenWithCallback(network, addr, func(network, addr string) (net.Listener, error) {
-		return f.listenConfig.Listen(context.Background(), network, addr)
+		ln, err := f.listenConfig.Listen(context.Background(), network, addr)
+		if isAddressInUse(err) && unlinkDead(network, addr) {
+			ln, err = f.listenConfig.Listen(context.Background(), network, addr)
+		}
+		return ln, err
 	})
+}
+
+// unlinkDead unlinks the file of a Unix listener that no process has open. One
+// that was killed leaves its file, and that of a failed upgrade must not fail the
+// next one.
+func unlinkDead(network, addr string) bool {
+	info, err := os.Lstat(addr)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return false
+	}
+	conn, err := net.Dial(network, addr)
+	if err == nil {
+		conn.Close()
+		return false
+	}
+	return isRefused(err) && os.Remove(addr) == nil
 }
 
 // ListenWithCallback returns a listener inherited from the parent process, or
@@ -428,10 +449,7 @@ func (f *Fds) Conn(network, addr string) (net.Conn, error) {
 			conn.Close()
 			return nil, fmt.Errorf("%T does not implement tableflip.Conn", conn)
 		}
-		if err := e.close(); err != nil {
-			conn.Close()
-			return nil, err
-		}
+		f.log(e.close())
 		e.conn = shared
 		return conn, nil
 	})
@@ -492,7 +510,9 @@ func (f *Fds) Files() ([]*os.File, error) {
 
 // AddFile passes file on to the next child under the given name. It takes the
 // place of files that have this name. The caller keeps file and may close it: a
-// duplicate, which shares the file offset, is passed on.
+// duplicate, which shares the file offset and locks by flock(2), is passed on. A
+// process loses its locks by fcntl(2) when it closes any duplicate: do not hold
+// these on a file that is passed on.
 func (f *Fds) AddFile(fileName string, file *os.File) error {
 	return f.add(&entry{descriptor: &descriptor{name: name{kindFile, fileName, ""}}}, true, file, nil)
 }
@@ -587,16 +607,12 @@ func (e *entry) describe(addr net.Addr) {
 		e.given = addr.String()
 	}
 	bound, ok := addr.(*net.UnixAddr)
-	if !ok {
-		return
+	if !ok || bound.Name == "" || strings.HasPrefix(bound.Name, "@") {
+		return // an unbound or an abstract socket has no file, whatever its name
 	}
 	// The requested address is the second choice, for a socket that was bound
 	// elsewhere and renamed into place.
 	for _, path := range []string{bound.Name, e.addr} {
-		// An abstract socket has no file. Package net unlinks none of this name either.
-		if strings.HasPrefix(path, "@") {
-			continue
-		}
 		info, err := os.Lstat(path)
 		if err != nil || info.Mode().Type() != fs.ModeSocket {
 			continue
@@ -673,7 +689,8 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 // drop stops passing e on, and gives its owner back what the registry took.
 func (f *Fds) drop(e *entry) error {
 	f.delete(e)
-	if e.unlinker != nil && !e.parents && !f.pathInUse(e.path) {
+	// The listener unlinks by name, so that the file must be its own.
+	if e.unlinker != nil && !e.parents && e.hasFile() && !f.pathInUse(e.path) {
 		e.unlinker.SetUnlinkOnClose(true)
 	}
 	return e.close()
@@ -734,6 +751,7 @@ func (f *Fds) passOn() (descriptors []*descriptor, files []*os.File, release fun
 		descriptors = append(descriptors, d)
 		files = append(files, file)
 	}
+	f.closeLens()
 	f.frozen = make(chan struct{})
 	return descriptors, files, release, nil
 }
@@ -811,10 +829,7 @@ func (f *Fds) takeCharge() {
 			f.log(err)
 		}
 	}
-	if f.lens != nil {
-		f.log(f.lens.Close())
-		f.lens = nil
-	}
+	f.closeLens()
 }
 
 func (f *Fds) pathInUse(path string) bool {
@@ -904,7 +919,10 @@ func (f *Fds) makePassive(fd uintptr) (*os.File, error) {
 		return nil, err
 	}
 	file := os.NewFile(fd, "")
-	return file, control(f.lens, func(lens uintptr) error { return replace(fd, lens) })
+	if err := control(f.lens, func(lens uintptr) error { return replace(fd, lens) }); err != nil {
+		return nil, err
+	}
+	return file, nil
 }
 
 // openBlocking returns a file in blocking mode that needs no file system.
@@ -930,6 +948,13 @@ func through[T any](f *Fds, e *entry, open func(*os.File) (T, error)) (T, error)
 		return none, err
 	}
 	return open(f.lens)
+}
+
+func (f *Fds) closeLens() {
+	if f.lens != nil {
+		f.log(f.lens.Close())
+		f.lens = nil
+	}
 }
 
 func (f *Fds) pointLens(fd uintptr) (err error) {

@@ -1726,3 +1726,78 @@ func init() {
 		report("claimed", names)
 	}
 }
+
+// A connected socket without an address of its own may be registered under the
+// path of its peer, whose file must stay.
+func TestStopLeavesFileOfPeer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	peer, err := net.ListenPacket("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	upg, _ := newParent(t, tableflip.Options{}, "fail")
+	if err := upg.AddPacketConn("unixgram", path, conn); err != nil {
+		t.Fatal(err)
+	}
+	ready(t, upg)
+	upg.Stop()
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+// A listener unlinks by name when it is closed, so that it must not get that duty
+// back once its file is another's.
+func TestRemovedListenerLeavesFileOfAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	upg, _ := newParent(t, tableflip.Options{}, "fail")
+	old, err := upg.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := upg.RemoveListener("unix", path); err != nil {
+		t.Fatal(err)
+	}
+	old.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestListenReplacesFileOfKilledProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	upg, _ := newParent(t, tableflip.Options{}, "fail")
+	if _, err := upg.Listen("unix", path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("while it is open: %v, want that the address is in use", err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	ln, err := upg.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 )
 
 // This file is the child's side of the conversation with its parent: it owns
@@ -23,6 +24,7 @@ type parent struct {
 	ready     *os.File
 	closeOnce sync.Once // for ready
 	verdict   *os.File
+	saidReady bool
 
 	decided chan struct{} // closed once one of these is true:
 	commit  bool          // the parent put this process in charge
@@ -107,6 +109,7 @@ func (p *parent) watch() {
 // sayReady tells the parent that this process serves. Whether the parent has
 // heard shows in its verdict.
 func (p *parent) sayReady() {
+	p.saidReady = true
 	_, _ = p.ready.Write(append(ownPID(), '\n'))
 	reached("ready said")
 }
@@ -138,6 +141,20 @@ func (p *parent) hasExited() bool {
 		return nil
 	})
 	return ended || isNotOpen(err)
+}
+
+// giveUp hangs up and reports whether the parent has put this process in charge
+// all the same. A parent that has heard that the child is ready decides at once,
+// unless it is suspended.
+func (p *parent) giveUp() bool {
+	p.hangUp()
+	if p.saidReady {
+		select {
+		case <-p.decided:
+		case <-time.After(time.Second):
+		}
+	}
+	return p.putInCharge()
 }
 
 // hangUp ends this side of the conversation. Before Ready it means giving up.

@@ -225,12 +225,18 @@ func (path pidFile) write(content []byte) error {
 func (path pidFile) temporary() string { return string(path) + ".tmp" }
 
 // read returns nil if there is no file.
-func (path pidFile) read() []byte {
+func (path pidFile) read() ([]byte, error) {
 	if path == "" {
-		return nil
+		return nil, nil
 	}
-	content, _ := os.ReadFile(string(path))
-	return content
+	content, err := os.ReadFile(string(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tableflip: can't read the PID file: %w%s", err, adviseLimit(err))
+	}
+	return content, nil
 }
 
 // restore puts the file back to what read returned, if it has changed since.
@@ -239,8 +245,9 @@ func (path pidFile) restore(before []byte) error {
 		return nil
 	}
 	_ = os.Remove(path.temporary())
+	now, err := path.read()
 	switch {
-	case string(path.read()) == string(before):
+	case err == nil && string(now) == string(before):
 		return nil
 	case before == nil:
 		return os.Remove(string(path))
@@ -251,8 +258,8 @@ func (path pidFile) restore(before []byte) error {
 
 // remove removes the file, unless it names another process.
 func (path pidFile) remove() error {
-	if path == "" || string(path.read()) != string(ownPID()) {
-		return nil
+	if now, err := path.read(); err != nil || string(now) != string(ownPID()) {
+		return err
 	}
 	if err := os.Remove(string(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("tableflip: can't remove the PID file: %w", err)

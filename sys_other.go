@@ -14,5 +14,8 @@ func setNonblock(uintptr, bool) error        { return ErrNotSupported }
 func closeDescriptor(uintptr) error          { return ErrNotSupported }
 func atEnd(uintptr) bool                     { return false }
 func identifyPipe(uintptr) (identity, error) { return identity{}, ErrNotSupported }
+func isAddressInUse(error) bool              { return false }
+func isRefused(error) bool                   { return false }
+func adviseLimit(error) string               { return "" }
 func isNotOpen(error) bool                   { return false }
 func adviseStart(error) string               { return "" }

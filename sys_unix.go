@@ -81,6 +81,10 @@ func isNotOpen(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)
 }
 
+func isAddressInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
+
+func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
+
 // adviseStart says what the reader of err, which came from starting a process,
 // can do about it. It is empty where the error says it all.
 func adviseStart(err error) string {
@@ -98,7 +102,12 @@ func adviseStart(err error) string {
 		return "; build the new binary for " + runtime.GOOS + "/" + runtime.GOARCH
 	case errors.Is(err, unix.E2BIG):
 		return "; the environment, with the names of the descriptors in it, is larger than this system passes on: pass on fewer descriptors, use shorter names, or raise the stack limit (ulimit -s), which on Linux bounds it"
-	case errors.Is(err, unix.EMFILE):
+	}
+	return adviseLimit(err)
+}
+
+func adviseLimit(err error) string {
+	if errors.Is(err, unix.EMFILE) {
 		return "; raise the limit of open files (ulimit -n, LimitNOFILE=)"
 	}
 	return ""

@@ -62,9 +62,11 @@ type Options struct {
 	// process is started. The command is complete when it is called: this
 	// process's arguments, environment and standard streams, the binary that
 	// os.Args[0] names now, and the directory that this process started in. It
-	// may change anything but ExtraFiles, and may start a wrapper that starts
-	// the service, if that keeps descriptors from 3 on, and environment variables,
-	// intact. Output must go to files, as this process will not be there to
+	// may change anything but ExtraFiles, and may start a wrapper that execs
+	// the service, or starts it in the background and exits, if that keeps
+	// descriptors from 3 on, and environment variables, intact. A wrapper that
+	// stays would keep the sockets open, and be killed in the service's place
+	// when an upgrade fails. Output must go to files, as this process will not be there to
 	// copy it.
 	Command func(*exec.Cmd)
 
@@ -310,7 +312,10 @@ func (u *Upgrader) UpgradeContext(caller context.Context) error {
 	}
 	defer u.endUpgrade()
 
-	before := u.pidFile.read()
+	before, err := u.pidFile.read()
+	if err != nil {
+		return err
+	}
 	c, err := u.startChild()
 	if err != nil {
 		return err
@@ -432,7 +437,8 @@ func (u *Upgrader) startChild() (*child, error) {
 // that it created itself. After a successful upgrade there is nothing to do.
 //
 // When Stop returns, all of this is done and Exit is closed. It blocks only as
-// long as it takes to kill a new process that is starting.
+// long as it takes to kill a new process that is starting or, in a child that waits
+// in Ready, to learn the parent's verdict, for a second at the most.
 func (u *Upgrader) Stop() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -450,13 +456,10 @@ func (u *Upgrader) Stop() {
 	}
 	if u.state != upgraded && u.state != stopped {
 		u.state = stopped
-		inCharge := u.parent == nil || u.parent.putInCharge()
+		inCharge := u.parent == nil || u.parent.giveUp()
 		u.Fds.stop(inCharge)
 		if inCharge {
 			u.Fds.log(u.pidFile.remove())
-		}
-		if u.parent != nil {
-			u.parent.hangUp()
 		}
 		close(u.exit)
 	}

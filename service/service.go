@@ -82,7 +82,12 @@ func Run(upg Upgrader, opts Options, servers ...*http.Server) error {
 	}
 	failed := make(chan error, len(servers))
 	exit := make(chan error, 1)
-	go func() { exit <- untilExit(upg, logger, signals, failed) }()
+	var stopped bool // by a signal
+	go func() {
+		var err error
+		stopped, err = untilExit(upg, logger, signals, failed)
+		exit <- err
+	}()
 
 	if err := upg.Ready(); err != nil {
 		upg.Stop()
@@ -105,7 +110,7 @@ func Run(upg Upgrader, opts Options, servers ...*http.Server) error {
 
 	logger.Info("draining")
 	begin := time.Now()
-	drainErr := drain(drains, opts.DrainTimeout, signals)
+	drainErr := drain(drains, opts.DrainTimeout, signals, stopped)
 	logger.Info("drained", "took", time.Since(begin), "error", drainErr)
 	return errors.Join(serveErr, drainErr)
 }
@@ -146,21 +151,21 @@ func serve(drainer *httpdrain.Drainer, server *http.Server, ln net.Listener) err
 	return drainer.Serve(ln)
 }
 
-// untilExit obeys signals until the process is to exit. If a server failed, it
-// stops the process and returns why.
-func untilExit(upg Upgrader, logger *slog.Logger, signals <-chan os.Signal, failed <-chan error) error {
+// untilExit obeys signals until the process is to exit, and reports whether one of
+// them said so. If a server failed, it stops the process and returns why.
+func untilExit(upg Upgrader, logger *slog.Logger, signals <-chan os.Signal, failed <-chan error) (stopped bool, err error) {
 	for {
 		select {
 		case <-upg.Exit():
-			return nil
+			return false, nil
 		case err := <-failed:
 			upg.Stop()
-			return err
+			return false, err
 		case sig := <-signals:
 			if sig != hangup {
 				logger.Info("stopping", "signal", sig.String())
 				upg.Stop()
-				continue
+				return true, nil
 			}
 			// Not here, so that a signal to stop is heard meanwhile.
 			go upgrade(upg, logger)
@@ -178,8 +183,9 @@ func upgrade(upg Upgrader, logger *slog.Logger) {
 }
 
 // drain drains the servers side by side, until they are, the timeout has passed, or
-// another signal to stop arrives.
-func drain(drains []*httpdrain.Drainer, timeout time.Duration, signals <-chan os.Signal) error {
+// a signal to stop arrives that is not the first: a supervisor that stops the
+// service also tells the process that was just replaced.
+func drain(drains []*httpdrain.Drainer, timeout time.Duration, signals <-chan os.Signal, stopped bool) error {
 	if timeout <= 0 {
 		timeout = DefaultDrainTimeout
 	}
@@ -192,10 +198,14 @@ func drain(drains []*httpdrain.Drainer, timeout time.Duration, signals <-chan os
 		for {
 			select {
 			case sig := <-signals:
-				if sig != hangup {
+				if sig == hangup {
+					continue
+				}
+				if stopped {
 					cut(fmt.Errorf("service: %v during the drain", sig))
 					return
 				}
+				stopped = true
 			case <-ctx.Done():
 				return
 			}

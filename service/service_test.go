@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -192,6 +193,62 @@ func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	}
 	<-upg.Exit()
 }
+
+// A supervisor that stops the service also tells the process that was replaced.
+func TestFirstSignalAfterAnUpgradeDoesNotCut(t *testing.T) {
+	upg, err := stub.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "socket")
+	asked, answer := make(chan struct{}), make(chan struct{})
+	server := &http.Server{Addr: socket, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(asked)
+		<-answer
+	})}
+	replaced := make(chan struct{})
+	ran := make(chan error, 1)
+	go func() {
+		ran <- service.Run(exitedUpgrader{upg, replaced}, service.Options{IdleGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}, server)
+	}()
+	var conn net.Conn
+	until(t, "the service listens", func() bool {
+		conn, err = net.Dial("unix", socket)
+		return err == nil
+	})
+	defer conn.Close()
+	if err := httptest.NewRequest(http.MethodGet, "/", nil).Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	close(replaced) // as if it had been replaced
+	until(t, "it accepts no more", func() bool {
+		refused, err := net.Dial("unix", socket)
+		if err == nil {
+			refused.Close()
+		}
+		return err != nil
+	})
+	// The test hears the signal too, and later than the service was sent it.
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGTERM)
+	defer signal.Stop(heard)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-heard
+	close(answer)
+	if err := <-ran; err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
+type exitedUpgrader struct {
+	*stub.Upgrader
+	exit chan struct{}
+}
+
+func (upg exitedUpgrader) Exit() <-chan struct{} { return upg.exit }
 
 // brokenListener fails to accept.
 type brokenListener struct{ net.Listener }
