@@ -87,17 +87,21 @@ func (d *Drainer) watch() {
 	}
 }
 
-// serving is called by Server.Serve, after it has set up the protocols. Before
-// it is the first chance to notice that a listener does not come from Listener,
-// and the last one at which everybody will notice it.
+// serving is called by Server.Serve, after that has set up the protocols. It is
+// the first chance to notice that a listener does not come from Listener, and the
+// last one at which everybody will notice it.
 func (d *Drainer) serving(ln net.Listener) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := ln.(*listener); !ok {
-		d.unrecognized++
-		if d.unrecognized > d.created {
-			panic("httpdrain: the server serves a listener that Drainer cannot stop; use Drainer.Serve or ServeTLS, or wrap the listener by Drainer.Listener")
-		}
+	if l, ok := ln.(*listener); !ok {
+		// It may contain one, as those of crypto/tls do.
+		d.unserved--
+	} else if !l.served {
+		l.served = true
+		d.unserved--
+	}
+	if d.unserved < 0 {
+		panic("httpdrain: the server serves a listener that its Drainer cannot stop; use Drainer.Serve or Drainer.ServeTLS, or wrap the listener by Drainer.Listener")
 	}
 	d.plainHTTP2 = d.srv.Protocols != nil && d.srv.Protocols.UnencryptedHTTP2()
 	for protocol := range d.srv.TLSNextProto {

@@ -58,8 +58,7 @@ type Drainer struct {
 
 	mu            sync.Mutex
 	listeners     map[*listener]struct{}
-	created       int  // listeners that Listener returned
-	unrecognized  int  // calls of Server.Serve whose listener may contain one of those
+	unserved      int  // listeners that Listener returned, less calls of Server.Serve for them
 	plainHTTP2    bool // connections without TLS may be HTTP/2
 	otherProtocol bool // connections with TLS may be neither HTTP/1 nor HTTP/2
 }

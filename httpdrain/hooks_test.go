@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"example.com/tableflip/httpdrain"
 )
 
 type contextKey string
@@ -20,6 +18,7 @@ type contextKey string
 // The server's own hooks are called as they would be without a Drainer, with the
 // same listener and connections.
 func TestHooks(t *testing.T) {
+	t.Parallel()
 	ln := listenTCP(t)
 	var mu sync.Mutex
 	var calls []string
@@ -70,10 +69,13 @@ func TestHooks(t *testing.T) {
 	}
 }
 
+var registerLate = sync.OnceFunc(func() { http.HandleFunc("/registered-late", hello) })
+
 // A server without a handler has that of package http, whenever that is set up.
 func TestDefaultServeMux(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{})
-	http.HandleFunc("/registered-late", hello)
+	registerLate()
 	c := dial(t, s.addr)
 	c.get("/registered-late").more(t, "hello")
 	result := s.drain(t.Context())
@@ -83,6 +85,7 @@ func TestDefaultServeMux(t *testing.T) {
 
 // The handler may be set after New: handlers need the Drainer.
 func TestHandlerAfterNew(t *testing.T) {
+	t.Parallel()
 	s := newService(t, config{})
 	s.server.Handler = http.HandlerFunc(hello)
 	s.serve(listenTCP(t), false)
@@ -95,7 +98,9 @@ func TestHandlerAfterNew(t *testing.T) {
 
 // What would make the drain lossy is noticed at the start.
 func TestListenerOfSomebodyElse(t *testing.T) {
-	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	t.Parallel()
+	s := start(t, config{handler: http.HandlerFunc(hello)})
+	dial(t, s.addr).get("/").more(t, "hello")
 	ln := listenTCP(t)
 	defer ln.Close()
 	for name, serve := range map[string]func() error{
@@ -117,6 +122,7 @@ func TestListenerOfSomebodyElse(t *testing.T) {
 
 // Programs that need their own Serve wrap the listener, and may wrap the result.
 func TestListener(t *testing.T) {
+	t.Parallel()
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	ln := tls.NewListener(s.Listener(listenTCP(t)), &tls.Config{
 		Certificates: []tls.Certificate{certificate()},
@@ -132,6 +138,7 @@ func TestListener(t *testing.T) {
 
 // A listener that cannot be interrupted is closed.
 func TestListenerWithoutDeadline(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener {
 		return struct{ net.Listener }{listenTCP(t)}
 	}})
@@ -145,6 +152,7 @@ func TestListenerWithoutDeadline(t *testing.T) {
 
 // An error of the listener is that of Serve, as ever.
 func TestListenerFails(t *testing.T) {
+	t.Parallel()
 	ln := listenTCP(t)
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	ln.Close()
@@ -171,6 +179,7 @@ func (l unhashableListener) Accept() (net.Conn, error) {
 
 // A connection of a type that the Drainer cannot watch is served.
 func TestUnwatchableConnection(t *testing.T) {
+	t.Parallel()
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	ln := unhashableListener{s.Listener(listenTCP(t))}
 	go func() { s.served <- s.server.Serve(ln) }()
@@ -178,5 +187,3 @@ func TestUnwatchableConnection(t *testing.T) {
 	c.get("/").more(t, "hello")
 	s.finished(s.drain(t.Context()))
 }
-
-var _ = httpdrain.New

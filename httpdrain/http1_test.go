@@ -29,7 +29,9 @@ func eachTransport(t *testing.T, test func(t *testing.T, c config, dial func(tes
 // A connection that has sent nothing when the drain begins, and one that has
 // been used before, are served once more.
 func TestConnectionsThatAreOpen(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		c.handler = http.HandlerFunc(echo)
 		s := start(t, c)
 		fresh, used := dial(t, s.addr), dial(t, s.addr)
@@ -46,6 +48,7 @@ func TestConnectionsThatAreOpen(t *testing.T) {
 
 // A TLS handshake that has not begun, and one that is half done, are completed.
 func TestHandshake(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{tls: true, handler: http.HandlerFunc(hello)})
 	not, half := dial(t, s.addr), dial(t, s.addr)
 	halved := &halvedConn{Conn: half.Conn, wrote: make(chan struct{}), resume: make(chan struct{})}
@@ -90,6 +93,7 @@ func (c *halvedConn) Write(p []byte) (int, error) {
 
 // Connections that the kernel has accepted and the server has not are served.
 func TestQueueOfListener(t *testing.T) {
+	t.Parallel()
 	busy, resume := make(chan struct{}), make(chan struct{})
 	accepted := 0
 	s := start(t, config{handler: http.HandlerFunc(hello), server: func(s *http.Server) {
@@ -123,7 +127,9 @@ func TestQueueOfListener(t *testing.T) {
 // A request whose header arrives in pieces is served, on a new connection as on
 // a used one.
 func TestSlowHeader(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		c.handler = http.HandlerFunc(hello)
 		s := start(t, c)
 		fresh, used := dial(t, s.addr), dial(t, s.addr)
@@ -145,7 +151,9 @@ func TestSlowHeader(t *testing.T) {
 // A request whose body arrives in pieces is served. If its handler ran when the
 // drain began, only the next response tells the client to leave.
 func TestSlowBody(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		entered := make(chan struct{}, 2)
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			entered <- struct{}{}
@@ -172,6 +180,7 @@ func TestSlowBody(t *testing.T) {
 }
 
 func TestExpectContinue(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(echo)})
 	before, during := dial(t, s.addr), dial(t, s.addr)
 	const header = "POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
@@ -200,7 +209,9 @@ func TestExpectContinue(t *testing.T) {
 // the drain begins, and the next, which says that it is the last. The others
 // must not take its response along, however large they are.
 func TestPipelining(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		gate := newGate()
 		c.handler = gate
 		s := start(t, c)
@@ -225,6 +236,7 @@ func TestPipelining(t *testing.T) {
 
 // A client of HTTP/1.0 that would keep the connection is told that it cannot.
 func TestHTTP10(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello)})
 	c := dial(t, s.addr)
 	const request = "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
@@ -244,6 +256,7 @@ func TestHTTP10(t *testing.T) {
 // What a handler does with the field Connection neither keeps the connection
 // open nor stops it from switching protocols.
 func TestHandlersOwnConnectionField(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if v, ok := w.Header()["Connection"]; ok {
 			t.Errorf("the handler finds Connection: %q", v)
@@ -265,6 +278,7 @@ func TestHandlersOwnConnectionField(t *testing.T) {
 // A 1xx response does not say that the connection will be closed: a client could
 // take that for the end.
 func TestInformationalResponse(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", "</style.css>")
 		w.WriteHeader(http.StatusEarlyHints)
@@ -284,6 +298,7 @@ func TestInformationalResponse(t *testing.T) {
 // A file is sent by the ReadFrom of net/http, and so by sendfile where there is
 // one: the handler gets the server's own ResponseWriter.
 func TestResponseWriterIsTheServers(t *testing.T) {
+	t.Parallel()
 	content := strings.Repeat("content", 1<<16)
 	name := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
@@ -306,6 +321,7 @@ func TestResponseWriterIsTheServers(t *testing.T) {
 
 // A handler that panics ends its connection, and the drain does not wait for it.
 func TestPanic(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		panic(http.ErrAbortHandler)
 	})})
@@ -318,6 +334,7 @@ func TestPanic(t *testing.T) {
 
 // A request that is no request is refused as ever.
 func TestMalformedRequest(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello)})
 	c := dial(t, s.addr)
 	result := s.drain(t.Context())
@@ -331,6 +348,7 @@ func TestMalformedRequest(t *testing.T) {
 
 // A client that leaves while its request is served is not waited for.
 func TestClientLeaves(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gate.entered <- struct{}{}
@@ -347,6 +365,7 @@ func TestClientLeaves(t *testing.T) {
 // net/http's client never sees the drain: its requests that cannot be repeated
 // go through on the old connection, and then on a new one to the successor.
 func TestTransportMovesToSuccessor(t *testing.T) {
+	t.Parallel()
 	ln := listenTCP(t).(*net.TCPListener)
 	second := duplicate(t, ln)
 	old := start(t, config{handler: name("old"), listen: func() net.Listener { return ln }})

@@ -41,7 +41,9 @@ func ask(ctx context.Context, transport *http.Transport, url, body string) (answ
 // Streams in flight end as they would, a stream opened during the drain is
 // served, and its response makes the client leave the connection.
 func TestStreams(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		gate := newGate()
 		mux := http.NewServeMux()
 		mux.Handle("/gate", gate)
@@ -90,7 +92,9 @@ func TestStreams(t *testing.T) {
 // A client with many requests at a time, none of which it can repeat, loses none
 // by the GOAWAY.
 func TestManyStreams(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		c.handler = http.HandlerFunc(echo)
 		s := start(t, c)
 		transport := newTransport()
@@ -128,7 +132,9 @@ func TestManyStreams(t *testing.T) {
 // that clears its header after it (as httputil.ReverseProxy does) does not keep
 // the client on the connection.
 func TestInformationalResponseOverHTTP2(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Link", "</style.css>")
 			w.WriteHeader(http.StatusEarlyHints)
@@ -171,7 +177,9 @@ func connect(t *testing.T, transport *http.Transport, url string) {
 
 // The ResponseWriter has the methods that it has without a drain.
 func TestResponseWriterOverHTTP2(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		types := make(chan reflect.Type, 2)
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { types <- reflect.TypeOf(w) })
 		s := start(t, c)
@@ -196,7 +204,9 @@ func TestResponseWriterOverHTTP2(t *testing.T) {
 // A connection that stays silent is told to go, and closed, and does not count
 // as cut.
 func TestSilentHTTP2Connection(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		c.handler = http.HandlerFunc(echo)
 		c.grace = -1
 		s := start(t, c)
@@ -209,7 +219,9 @@ func TestSilentHTTP2Connection(t *testing.T) {
 
 // A body that arrives slowly is read to its end.
 func TestSlowBodyOverHTTP2(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		entered := make(chan struct{}, 1)
 		c.grace = -1
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

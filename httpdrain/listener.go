@@ -42,7 +42,7 @@ func (d *Drainer) Listener(ln net.Listener) net.Listener {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wrapHandler()
-	d.created++
+	d.unserved++
 	if d.draining.Load() {
 		l.interrupt()
 	} else {
@@ -54,6 +54,7 @@ func (d *Drainer) Listener(ln net.Listener) net.Listener {
 type listener struct {
 	net.Listener
 	drainer *Drainer
+	served  bool // Server.Serve was called; guarded by Drainer.mu
 
 	accepting   atomic.Bool   // Accept was called
 	interrupted chan struct{} // closed after interrupt has interrupted Accept

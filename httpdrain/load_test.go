@@ -301,6 +301,11 @@ func TestHandoverUnderLoad(t *testing.T) {
 	}
 	stop.Store(true)
 	clients.Wait()
+	for _, d := range current.drains {
+		if d != nil {
+			d.IdleGrace = -1 // the clients have no more requests
+		}
+	}
 	current.drain(t)
 	for _, name := range order {
 		counts := tallies[name]

@@ -1,11 +1,8 @@
 package httpdrain_test
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -17,7 +14,9 @@ import (
 // A streaming response goes on to its end. Its header was sent before the drain,
 // so that the client may use the connection again, and is told then.
 func TestStreamingResponse(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		parts := make(chan string)
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/stream" {
@@ -62,6 +61,7 @@ func TestStreamingResponse(t *testing.T) {
 // Server-sent events end when their handler learns of the drain, over HTTP/1 and
 // HTTP/2.
 func TestServerSentEvents(t *testing.T) {
+	t.Parallel()
 	events := func(s **service, sent chan<- struct{}) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -96,6 +96,7 @@ func TestServerSentEvents(t *testing.T) {
 	}
 	t.Run("HTTP/1", func(t *testing.T) { listen(t, config{}, new(http.Transport), "http://") })
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		listen(t, c, newTransport(), scheme)
 	})
 }
@@ -163,7 +164,9 @@ func (c *client) line(want string) {
 // Hijacked connections outlive the drain, and learn that it has begun. One that
 // is asked for during the drain is given.
 func TestHijackedConnection(t *testing.T) {
+	t.Parallel()
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
 		var s *service
 		c.handler = shout(&s)
 		s = start(t, c)
@@ -185,6 +188,7 @@ func TestHijackedConnection(t *testing.T) {
 // A reverse proxy switches protocols too: its 101 response is that of the
 // backend, with nothing added.
 func TestReverseProxy(t *testing.T) {
+	t.Parallel()
 	var backendService *service
 	backend := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -215,6 +219,7 @@ func TestReverseProxy(t *testing.T) {
 
 // A WebSocket client that net/http refuses to upgrade is answered like any other.
 func TestUpgradeRefused(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no", http.StatusUpgradeRequired)
 	})})
@@ -230,6 +235,7 @@ func TestUpgradeRefused(t *testing.T) {
 
 // The wrapped handler can be called without a server.
 func TestHandlerWithoutServer(t *testing.T) {
+	t.Parallel()
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
@@ -245,9 +251,3 @@ func TestHandlerWithoutServer(t *testing.T) {
 		}
 	}
 }
-
-var (
-	_ = bufio.NewReader
-	_ net.Conn
-	_ = errors.Is
-)

@@ -3,8 +3,11 @@ package httpdrain_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +18,7 @@ import (
 // While a request is served, Shutdown and Serve do not return, and nobody can
 // connect.
 func TestShutdownWaits(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	s := start(t, config{handler: gate})
 	c := dial(t, s.addr)
@@ -49,6 +53,7 @@ func refused(t *testing.T, addr string) {
 
 // When its context ends, Shutdown closes the connections and counts them.
 func TestContextEnds(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	defer gate.open()
 	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -85,7 +90,9 @@ func TestContextEnds(t *testing.T) {
 
 // Streams of HTTP/2 are cut as well; their connection counts once.
 func TestContextEndsOverHTTP2(t *testing.T) {
+	t.Parallel()
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
 		gate := newGate()
 		defer gate.open()
 		c.handler = gate
@@ -117,6 +124,7 @@ func TestContextEndsOverHTTP2(t *testing.T) {
 
 // A context that has ended is no error if there is nothing to cut.
 func TestContextHasEnded(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello)})
 	c := dial(t, s.addr)
 	c.send("GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n")
@@ -129,6 +137,7 @@ func TestContextHasEnded(t *testing.T) {
 
 // Calls of Shutdown join one drain. The context of each of them can cut it.
 func TestShutdownTwice(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	defer gate.open()
 	s := start(t, config{handler: gate})
@@ -150,6 +159,7 @@ func TestShutdownTwice(t *testing.T) {
 }
 
 func TestShutdownConcurrently(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello), grace: -1})
 	dial(t, s.addr).get("/").more(t, "hello")
 	var results []<-chan error
@@ -165,6 +175,7 @@ func TestShutdownConcurrently(t *testing.T) {
 }
 
 func TestShutdownBeforeServe(t *testing.T) {
+	t.Parallel()
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	early := s.Listener(listenTCP(t))
 	if err := s.Shutdown(t.Context()); err != nil {
@@ -184,6 +195,7 @@ func TestShutdownBeforeServe(t *testing.T) {
 
 // Serve during the drain closes its listener, and returns with the others.
 func TestServeDuringDrain(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	s := start(t, config{handler: gate})
 	c := dial(t, s.addr)
@@ -205,6 +217,7 @@ func TestServeDuringDrain(t *testing.T) {
 
 // A server that its owner closes in the middle of a drain is closed.
 func TestServerCloseDuringDrain(t *testing.T) {
+	t.Parallel()
 	gate := newGate()
 	defer gate.open()
 	s := start(t, config{handler: gate})
@@ -220,6 +233,7 @@ func TestServerCloseDuringDrain(t *testing.T) {
 
 // Server.Shutdown without a drain works as it does without a Drainer.
 func TestServerShutdownAlone(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{handler: http.HandlerFunc(hello)})
 	c := dial(t, s.addr)
 	c.get("/").more(t, "hello")
@@ -232,6 +246,7 @@ func TestServerShutdownAlone(t *testing.T) {
 
 // Several listeners, and several servers, drain together.
 func TestSeveral(t *testing.T) {
+	t.Parallel()
 	one := start(t, config{handler: name("one")})
 	second := listenTCP(t)
 	served := make(chan error, 1)
@@ -257,8 +272,33 @@ func TestSeveral(t *testing.T) {
 	}
 }
 
+// A Unix socket is like any other; closing its listener removes its file as ever.
+func TestUnixSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "socket")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Skip(err)
+	}
+	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, nc)
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	c.get("/").last(t, "hello")
+	c.closed()
+	s.finished(result)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket's file: %v", err)
+	}
+}
+
 // A listener that the program has closed itself is no error.
 func TestListenerAlreadyClosed(t *testing.T) {
+	t.Parallel()
 	ln := listenTCP(t)
 	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
 	c := dial(t, s.addr)
