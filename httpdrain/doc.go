@@ -1,0 +1,87 @@
+// Package httpdrain ends an http.Server without losing a request. A service
+// calls it in place of Server.Shutdown when its successor has taken over, or when
+// it is told to terminate:
+//
+//	srv := &http.Server{Handler: mux}
+//	d := httpdrain.New(srv)
+//	go d.Serve(ln) // or d.ServeTLS
+//	…
+//	<-upg.Exit() // or SIGTERM
+//	err := d.Shutdown(ctx)
+//
+// # Why
+//
+// Server.Shutdown sets a flag and closes the idle connections. A request that
+// the server was reading at that moment is dropped, and one that its client was
+// just sending on an idle connection meets a closed one. A client can repeat a
+// GET, but neither it nor a proxy may repeat a POST of which they cannot know
+// whether it was processed (RFC 9110, section 9.2.2).
+//
+// HTTP has a way for a server to say goodbye first: the field "Connection: close"
+// of a response (RFC 9112, section 9.6), and the frame GOAWAY (RFC 9113, section
+// 6.8). So a Drainer lets the server go on as if nothing had happened, except
+// that it accepts no more connections and says goodbye in every response, until
+// the connections are gone or silent. Only what is silent is closed by
+// Server.Shutdown. See [Drainer.Shutdown] for the steps.
+//
+// Until then a Drainer costs some atomic operations per request, and no
+// allocation.
+//
+// # What happens to each kind of connection
+//
+//	waiting in the listener's      accepted and served. If other descriptors of the
+//	queue                          socket are open, as after an upgrade, the other
+//	                               process may accept it as well
+//	new, without a request; TLS    served, if it is not silent for IdleGrace
+//	handshake in progress
+//	idle (keep-alive)              the next request is served; closed after IdleGrace
+//	                               without one
+//	header or body arriving        served; IdleGrace begins anew with what arrives,
+//	slowly                         where the kernel counts that (TCP on Linux).
+//	                               Elsewhere a header has IdleGrace to be complete
+//	request in its handler         served. Its response says nothing, as net/http may
+//	                               have sent its header; the next one on the
+//	                               connection does
+//	Expect: 100-continue           gets its 100 response, and is served
+//	pipelined requests             the next one is served. Those behind it are not
+//	                               processed, which the client learns from its
+//	                               response, and may repeat (RFC 9112, section 9.3.2)
+//	streaming response,            goes on to its end, which is the application's to
+//	server-sent events             bring about: see Drainer.Context
+//	hijacked (WebSocket)           not touched, not waited for: see Drainer.Context.
+//	                               A request to switch protocols is granted during
+//	                               the drain, too
+//	HTTP/2, over TLS and h2c       streams are served to their end. The first response
+//	                               sends GOAWAY. Before, the streams that are opened
+//	                               wait up to a quarter of a second for the client to
+//	                               open no more, because net/http will refuse those
+//	                               that it has not read by then
+//	HTTP/2, silent                 GOAWAY after IdleGrace, closed a second later
+//
+// Handlers are given the server's own ResponseWriter, except that during the
+// drain that of HTTP/2 is wrapped in one with the same methods. A response of
+// HTTP/1 ends with a half-closed connection that net/http closes half a second
+// later (RFC 9112, section 9.6), so that a drain takes at least that long if a
+// request comes.
+//
+// # What remains
+//
+// A client that is silent for longer than IdleGrace, and then sends a request in
+// the very moment in which the connection is closed, loses it. HTTP/1 has no
+// remedy: RFC 9112, section 9.5, requires clients to expect it. Make IdleGrace
+// longer than the pauses of the clients that matter.
+//
+// An HTTP/2 request that the client sends before the GOAWAY reaches it, although
+// it has sent none for a while, is refused without having been processed. Clients
+// may repeat it on a new connection (RFC 9113, section 8.7), and net/http's does
+// unless it cannot rewind the body.
+//
+// If there is no successor on the same socket, connections that arrive when the
+// listener is closed are reset or refused. Have the load balancer stop first:
+// Kubernetes removes a pod's endpoint when it sends SIGTERM, but what it has told
+// of that needs a moment, for which services wait before they call Shutdown.
+//
+// HTTP/2 by Upgrade (golang.org/x/net/http2/h2c) and protocols of
+// Server.TLSNextProto are outside of the server: to a Drainer the former are
+// hijacked connections, and for the latter it waits as Server.Shutdown does.
+package httpdrain
