@@ -1,10 +1,12 @@
 package httpdrain_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -162,6 +164,42 @@ func TestListenerFails(t *testing.T) {
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Errorf("Shutdown: %v", err)
 	}
+}
+
+// A connection with a protocol of the program's own is the program's to end: it
+// is silent for the Drainer even if it is not.
+func TestTLSNextProto(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{
+		tls:   true,
+		grace: -1,
+		server: func(s *http.Server) {
+			s.Protocols.SetHTTP2(false)
+			s.TLSConfig.NextProtos = []string{"shout"}
+			s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+				"shout": func(_ *http.Server, nc *tls.Conn, _ http.Handler) {
+					for r := bufio.NewReader(nc); ; {
+						line, err := r.ReadString('\n')
+						if err != nil {
+							return
+						}
+						io.WriteString(nc, strings.ToUpper(line))
+					}
+				},
+			}
+		},
+	})
+	c := dialTLS(t, s.addr, "shout")
+	c.send("before\n")
+	c.line("BEFORE\n")
+	result := s.drain(t.Context())
+	refused(t, s.addr)
+	for range 10 {
+		c.send("during\n")
+		c.line("DURING\n")
+	}
+	c.Close()
+	s.finished(result)
 }
 
 // unhashable is a connection that cannot be a key of a map.

@@ -201,20 +201,64 @@ func TestResponseWriterOverHTTP2(t *testing.T) {
 	})
 }
 
-// A connection that stays silent is told to go, and closed, and does not count
-// as cut.
+// A connection that stays silent is told to go before it is closed, and does not
+// count as cut.
 func TestSilentHTTP2Connection(t *testing.T) {
 	t.Parallel()
-	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+	test := func(t *testing.T, c config, dial func(testing.TB, string) *client) {
 		t.Parallel()
-		c.handler = http.HandlerFunc(echo)
-		c.grace = -1
+		c.handler, c.grace = http.HandlerFunc(echo), -1
 		s := start(t, c)
-		transport := newTransport()
-		defer transport.CloseIdleConnections()
-		connect(t, transport, scheme+s.addr)
-		s.finished(s.drain(t.Context()))
+		client := dial(t, s.addr)
+		client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		client.sendFrame(frameSettings, 0)
+		for kind, _ := client.frame(); kind != frameSettings; kind, _ = client.frame() {
+		}
+		client.sendFrame(frameSettings, 1)
+		client.sendFrame(framePing, 0, make([]byte, 8)...)
+		for kind, _ := client.frame(); kind != framePing; kind, _ = client.frame() {
+		}
+		result := s.drain(t.Context())
+		kind, payload := client.frame()
+		for kind != frameGoAway {
+			kind, payload = client.frame()
+		}
+		if want := make([]byte, 8); !bytes.Equal(payload, want) {
+			t.Errorf("GOAWAY with % x, want no stream and no error", payload)
+		}
+		client.closed()
+		s.finished(result)
+	}
+	t.Run("TLS", func(t *testing.T) {
+		test(t, config{tls: true}, func(t testing.TB, addr string) *client { return dialTLS(t, addr, "h2") })
 	})
+	t.Run("h2c", func(t *testing.T) { test(t, config{}, dial) })
+}
+
+const (
+	frameSettings = 4
+	framePing     = 6
+	frameGoAway   = 7
+)
+
+// sendFrame sends a frame on stream 0.
+func (c *client) sendFrame(kind, flags byte, payload ...byte) {
+	c.t.Helper()
+	c.send(string(append([]byte{0, 0, byte(len(payload)), kind, flags, 0, 0, 0, 0}, payload...)))
+}
+
+// frame reads the next frame.
+func (c *client) frame() (kind byte, payload []byte) {
+	c.t.Helper()
+	var header [9]byte
+	if _, err := io.ReadFull(c.r, header[:]); err != nil {
+		c.t.Fatalf("reading a frame: %v", err)
+	}
+	payload = make([]byte, int(header[0])<<16|int(header[1])<<8|int(header[2]))
+	if _, err := io.ReadFull(c.r, payload); err != nil {
+		c.t.Fatalf("reading a frame: %v", err)
+	}
+	return header[3], payload
 }
 
 // A body that arrives slowly is read to its end.

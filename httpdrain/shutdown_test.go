@@ -125,11 +125,18 @@ func TestContextEndsOverHTTP2(t *testing.T) {
 // A context that has ended is no error if there is nothing to cut.
 func TestContextHasEnded(t *testing.T) {
 	t.Parallel()
-	s := start(t, config{handler: http.HandlerFunc(hello)})
+	closed := make(chan struct{})
+	s := start(t, config{handler: http.HandlerFunc(hello), server: func(s *http.Server) {
+		s.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				close(closed)
+			}
+		}
+	}})
 	c := dial(t, s.addr)
 	c.send("GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n")
 	c.answer().last(t, "hello")
-	c.closed()
+	wait(t, closed, "StateClosed")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s.finished(s.drain(ctx))

@@ -45,9 +45,14 @@ func (m *memory) Close() error {
 func (m *memory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
 
 func (m *memory) dial() (net.Conn, error) {
+	return m.dialBy(func(nc net.Conn) net.Conn { return nc })
+}
+
+// dialBy connects to what wrap makes of the server's end.
+func (m *memory) dialBy(wrap func(net.Conn) net.Conn) (net.Conn, error) {
 	client, server := net.Pipe()
 	select {
-	case m.conns <- server:
+	case m.conns <- wrap(server):
 		return client, nil
 	case <-m.closed:
 		return nil, errors.New("connection refused")
@@ -174,6 +179,47 @@ func TestGraceAfterLongRequest(t *testing.T) {
 		again.closed()
 		long.closed()
 		after(t, ended, "the connection of the long request was closed", httpdrain.DefaultIdleGrace)
+		s.finishedInBubble(result)
+	})
+}
+
+// pausingConn makes the server pause when it has read a header, in the moment
+// before it says so.
+type pausingConn struct {
+	net.Conn
+	header atomic.Bool // was what was read last
+	pause  time.Duration
+}
+
+func (c *pausingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.header.Store(strings.HasSuffix(string(p[:n]), "\r\n\r\n"))
+	return n, err
+}
+
+func (c *pausingConn) SetReadDeadline(deadline time.Time) error {
+	err := c.Conn.SetReadDeadline(deadline)
+	if deadline.IsZero() && c.header.Swap(false) {
+		pass(c.pause)
+	}
+	return err
+}
+
+// A request that the server has read when its connection is taken for silent is
+// served, however slow its body is.
+func TestRequestAtEndOfGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(echo)}, func(t *testing.T, s *service, m *memory) {
+		used, err := m.dialBy(func(nc net.Conn) net.Conn { return &pausingConn{Conn: nc, pause: 1500 * time.Millisecond} })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, used)
+		result := s.drain(t.Context())
+		pass(httpdrain.DefaultIdleGrace - time.Second)
+		c.send("POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n")
+		pass(2 * time.Second)
+		c.send("body")
+		c.answer().last(t, "body")
 		s.finishedInBubble(result)
 	})
 }
