@@ -56,17 +56,28 @@ func TestContextEnds(t *testing.T) {
 	t.Parallel()
 	gate := newGate()
 	defer gate.open()
-	s := start(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/gate" {
-			gate.ServeHTTP(w, r)
-		}
-	})})
+	isIdle := make(chan struct{})
+	s := start(t, config{
+		handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/gate" {
+				gate.ServeHTTP(w, r)
+			}
+		}),
+		server: func(s *http.Server) {
+			s.ConnState = func(_ net.Conn, state http.ConnState) {
+				if state == http.StateIdle {
+					close(isIdle)
+				}
+			}
+		},
+	})
 	idle, active, answered := dial(t, s.addr), []*client{dial(t, s.addr), dial(t, s.addr)}, dial(t, s.addr)
 	for _, c := range active {
 		c.send(get("/gate"))
 		wait(t, gate.entered, "the request")
 	}
 	idle.get("/").more(t, "")
+	wait(t, isIdle, "StateIdle")
 	reason := errors.New("the operator is impatient")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	result := s.drain(ctx)
