@@ -256,10 +256,10 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "")
 	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "")
 	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü")
-	f.Add(uint64(8), uint64(9), uint16(2000), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "")
+	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "")
 	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path string) {
 		before := table{ready: identity{device, inode}, verdict: identity{inode, device}}
-		for i := range count % 2048 {
+		for i := range count % 100 {
 			// Rotated, so that each field is empty in some descriptors.
 			fields := []string{kind, network, addr, given, path}
 			at := int(i) % len(fields)
