@@ -155,7 +155,8 @@ func (d *Drainer) drain() {
 }
 
 // stopAccepting returns when no listener will give the server another
-// connection, and all that they gave are known.
+// connection, and all that they gave are known. It does not wait for long for a
+// server that does not ask for another one.
 func (d *Drainer) stopAccepting() {
 	d.mu.Lock()
 	listeners := slices.Collect(maps.Keys(d.listeners))

@@ -27,8 +27,9 @@ type service struct {
 	t      testing.TB
 	server *http.Server
 	*httpdrain.Drainer
-	addr   string
-	served chan error // what Serve returned
+	addr    string
+	serving chan struct{} // holds a value if Serve has begun
+	served  chan error    // what Serve returned
 }
 
 // config is what differs between the services of the tests.
@@ -52,7 +53,7 @@ func start(t testing.TB, c config) *service {
 }
 
 func newService(t testing.TB, c config) *service {
-	s := &service{t: t, served: make(chan error, 1)}
+	s := &service{t: t, serving: make(chan struct{}, 1), served: make(chan error, 1)}
 	s.server = &http.Server{
 		Handler:   c.handler,
 		ErrorLog:  log.New(io.Discard, "", 0),
@@ -64,6 +65,17 @@ func newService(t testing.TB, c config) *service {
 	s.server.Protocols.SetUnencryptedHTTP2(!c.tls)
 	if c.server != nil {
 		c.server(s.server)
+	}
+	base := s.server.BaseContext
+	s.server.BaseContext = func(ln net.Listener) context.Context {
+		select {
+		case s.serving <- struct{}{}:
+		default:
+		}
+		if base != nil {
+			return base(ln)
+		}
+		return context.Background()
 	}
 	s.Drainer = httpdrain.New(s.server)
 	s.IdleGrace = c.grace
@@ -80,6 +92,7 @@ func (s *service) serve(ln net.Listener, encrypted bool) {
 		}
 	}()
 	s.t.Cleanup(func() { s.server.Close() })
+	<-s.serving
 }
 
 // drain starts Shutdown and returns when the drain has begun, with what will

@@ -3,8 +3,8 @@ package httpdrain
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -33,18 +33,18 @@ const (
 // that Listener returns rather than pass it a wrapped one.
 func (d *Drainer) Listener(ln net.Listener) net.Listener {
 	l := &listener{
-		Listener:    ln,
-		drainer:     d,
-		interrupted: make(chan struct{}),
-		stopped:     make(chan struct{}),
-		closed:      make(chan struct{}),
+		Listener: ln,
+		drainer:  d,
+		stopped:  make(chan struct{}),
+		closed:   make(chan struct{}),
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wrapHandler()
 	d.unserved++
 	if d.draining.Load() {
-		l.interrupt()
+		l.release()
+		l.stop()
 	} else {
 		d.listeners[l] = struct{}{}
 	}
@@ -56,10 +56,8 @@ type listener struct {
 	drainer *Drainer
 	served  bool // Server.Serve was called; guarded by Drainer.mu
 
-	accepting   atomic.Bool   // Accept was called
-	interrupted chan struct{} // closed after interrupt has interrupted Accept
-	stopped     chan struct{} // closed when the server knows all connections
-	closed      chan struct{} // closed by Close
+	stopped chan struct{} // closed when the server knows all connections
+	closed  chan struct{} // closed by Close
 
 	limitOnce sync.Once
 	limit     time.Time // when acceptLimit is over
@@ -71,7 +69,6 @@ type listener struct {
 // Accept is called by Server.Serve, which has told its hooks of a connection
 // before it asks for the next one.
 func (l *listener) Accept() (net.Conn, error) {
-	l.accepting.Store(true)
 	if !l.drainer.draining.Load() {
 		nc, err := l.Listener.Accept()
 		if err == nil || !l.drainer.draining.Load() {
@@ -93,21 +90,21 @@ func (l *listener) acceptQueued() net.Conn {
 	if !ok {
 		return nil
 	}
-	select {
-	case <-l.interrupted:
-	case <-l.closed:
-		return nil
+	l.limitOnce.Do(func() { l.limit = time.Now().Add(acceptLimit) })
+	for {
+		now := time.Now()
+		if now.After(l.limit) || ln.SetDeadline(now.Add(acceptWait)) != nil {
+			return nil
+		}
+		nc, err := l.Listener.Accept()
+		if err == nil {
+			return nc
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(now) >= acceptWait {
+			return nil
+		}
+		// That was the deadline of interrupt.
 	}
-	now := time.Now()
-	l.limitOnce.Do(func() { l.limit = now.Add(acceptLimit) })
-	if now.After(l.limit) || ln.SetDeadline(now.Add(acceptWait)) != nil {
-		return nil
-	}
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil
-	}
-	return nc
 }
 
 type deadliner interface {
@@ -116,12 +113,6 @@ type deadliner interface {
 
 // interrupt makes Accept learn that the drain has begun.
 func (l *listener) interrupt() {
-	defer close(l.interrupted)
-	if !l.accepting.Load() {
-		l.release()
-		l.stop()
-		return
-	}
 	if ln, ok := l.Listener.(deadliner); !ok || ln.SetDeadline(time.Unix(1, 0)) != nil {
 		l.release()
 	}
