@@ -201,6 +201,65 @@ func TestResponseWriterOverHTTP2(t *testing.T) {
 	})
 }
 
+// The first response does not end before the GOAWAY, however busy the server is
+// with the connection: the client could send another request in between.
+func TestGoAwayComesFirst(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		s := start(t, config{handler: http.HandlerFunc(hello)})
+		c := dial(t, s.addr)
+		c.startHTTP2()
+		result := s.drain(t.Context())
+		const endStream, endHeaders = 1, 4
+		c.sendFrame(frameHeaders, endStream|endHeaders, 1, 0x82, 0x86, 0x84) // GET http /
+		// The server answers each of these, and would hang up if they were many more.
+		acks := make(chan struct{}, 1000)
+		for range cap(acks) {
+			acks <- struct{}{}
+		}
+		answered, flooded := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(flooded)
+			var pings bytes.Buffer
+			for {
+				select {
+				case <-acks:
+					pings.WriteString(frame(framePing, 0, 0, make([]byte, 8)...))
+				default:
+					pings.WriteTo(c)
+				}
+				select {
+				default:
+				case <-answered:
+					return
+				}
+			}
+		}()
+		for gone := false; ; {
+			kind, flags, payload := c.frame()
+			switch kind {
+			case framePing:
+				acks <- struct{}{}
+			case frameGoAway:
+				gone = true
+				if want := []byte{0, 0, 0, 1, 0, 0, 0, 0}; !bytes.Equal(payload, want) {
+					t.Errorf("GOAWAY with % x, want stream 1 and no error", payload)
+				}
+			}
+			if kind <= frameHeaders && flags&endStream != 0 {
+				if !gone {
+					t.Error("the response has ended before the GOAWAY")
+				}
+				break
+			}
+		}
+		close(answered)
+		wait(t, flooded, "the flood")
+		c.Close()
+		s.finished(result)
+	}
+}
+
 // A connection that stays silent is told to go before it is closed, and does not
 // count as cut.
 func TestSilentHTTP2Connection(t *testing.T) {
@@ -210,19 +269,9 @@ func TestSilentHTTP2Connection(t *testing.T) {
 		c.handler, c.grace = http.HandlerFunc(echo), -1
 		s := start(t, c)
 		client := dial(t, s.addr)
-		client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-		client.sendFrame(frameSettings, 0)
-		for kind, _ := client.frame(); kind != frameSettings; kind, _ = client.frame() {
-		}
-		client.sendFrame(frameSettings, 1)
-		client.sendFrame(framePing, 0, make([]byte, 8)...)
-		for kind, _ := client.frame(); kind != framePing; kind, _ = client.frame() {
-		}
+		client.startHTTP2()
 		result := s.drain(t.Context())
-		kind, payload := client.frame()
-		for kind != frameGoAway {
-			kind, payload = client.frame()
-		}
+		payload := client.next(frameGoAway)
 		if want := make([]byte, 8); !bytes.Equal(payload, want) {
 			t.Errorf("GOAWAY with % x, want no stream and no error", payload)
 		}
@@ -236,19 +285,44 @@ func TestSilentHTTP2Connection(t *testing.T) {
 }
 
 const (
+	frameHeaders  = 1 // and DATA is 0
 	frameSettings = 4
 	framePing     = 6
 	frameGoAway   = 7
 )
 
-// sendFrame sends a frame on stream 0.
-func (c *client) sendFrame(kind, flags byte, payload ...byte) {
+// startHTTP2 exchanges settings, and returns when the server has nothing to say.
+func (c *client) startHTTP2() {
 	c.t.Helper()
-	c.send(string(append([]byte{0, 0, byte(len(payload)), kind, flags, 0, 0, 0, 0}, payload...)))
+	c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	c.sendFrame(frameSettings, 0, 0)
+	c.next(frameSettings)
+	c.sendFrame(frameSettings, 1, 0)
+	c.sendFrame(framePing, 0, 0, make([]byte, 8)...)
+	c.next(framePing)
+}
+
+func (c *client) sendFrame(kind, flags, stream byte, payload ...byte) {
+	c.t.Helper()
+	c.send(frame(kind, flags, stream, payload...))
+}
+
+func frame(kind, flags, stream byte, payload ...byte) string {
+	return string(append([]byte{0, 0, byte(len(payload)), kind, flags, 0, 0, 0, stream}, payload...))
+}
+
+// next reads frames until one of a kind, and returns its payload.
+func (c *client) next(want byte) []byte {
+	c.t.Helper()
+	for {
+		if kind, _, payload := c.frame(); kind == want {
+			return payload
+		}
+	}
 }
 
 // frame reads the next frame.
-func (c *client) frame() (kind byte, payload []byte) {
+func (c *client) frame() (kind, flags byte, payload []byte) {
 	c.t.Helper()
 	var header [9]byte
 	if _, err := io.ReadFull(c.r, header[:]); err != nil {
@@ -258,7 +332,7 @@ func (c *client) frame() (kind byte, payload []byte) {
 	if _, err := io.ReadFull(c.r, payload); err != nil {
 		c.t.Fatalf("reading a frame: %v", err)
 	}
-	return header[3], payload
+	return header[3], header[4], payload
 }
 
 // A body that arrives slowly is read to its end.
