@@ -3,11 +3,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -218,46 +221,92 @@ func serve(t *testing.T, handle handler) (*server, string) {
 	return srv, ln.Addr().String()
 }
 
-// A message is answered before the close frame, and those that have no answer by
-// then have not been handled.
-func TestUnansweredIsNotHandled(t *testing.T) {
-	const sent = 100
-	handled := 0
+// A drain waits for the message that is being handled, and its answer comes before
+// the close frame.
+func TestHandledBeforeGoodbye(t *testing.T) {
 	began, finish := make(chan struct{}), make(chan struct{})
 	srv, addr := serve(t, func(ctx context.Context, conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
-		if handled++; handled == 1 {
-			close(began)
-			<-finish
-		}
+		close(began)
+		<-finish
 		return echo(ctx, conn, kind, message)
 	})
 	c := connect(t, addr)
-	for i := range sent {
-		if err := c.send(fmt.Sprint(i)); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.send("one"); err != nil {
+		t.Fatal(err)
 	}
 	<-began
-	drained := make(chan error)
+	drained := make(chan error, 1)
 	go func() { drained <- srv.drain(exampletest.Patience) }()
 	<-srv.drainer.Context().Done()
-	// Without its lock, the close frame would be sent, which nothing here shows.
-	time.AfterFunc(50*time.Millisecond, func() { close(finish) })
-
-	answered := 0
-	var err error
-	for ; err == nil; answered++ {
-		_, err = c.receive(fmt.Sprint(answered))
+	select {
+	case err := <-drained:
+		t.Errorf("the drain ended with %v while a message was being handled", err)
+		drained <- err
+	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
 	}
-	answered--
-	if websocket.CloseStatus(err) != websocket.StatusServiceRestart {
-		t.Errorf("the connection ended with %v", err)
+	close(finish)
+	if _, err := c.receive("one"); err != nil {
+		t.Error(err)
 	}
+	c.awaitGoodbye(t, websocket.StatusServiceRestart)
 	if err := <-drained; err != nil {
 		t.Error(err)
 	}
-	if answered != handled || answered == 0 {
-		t.Errorf("%d messages were handled, %d answered", handled, answered)
+}
+
+// A message that crosses the close frame is not handled, as it would get no answer.
+func TestUnansweredIsNotHandled(t *testing.T) {
+	var handled atomic.Int64
+	srv, addr := serve(t, func(ctx context.Context, conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
+		handled.Add(1)
+		return echo(ctx, conn, kind, message)
+	})
+	// By hand, as the library sends nothing after a close frame.
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(exampletest.Patience))
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", addr)
+	from := bufio.NewReader(conn)
+	if response, err := http.ReadResponse(from, nil); err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("got %v, %v", response, err)
+	}
+	// The opcodes are those of RFC 6455, section 5.2; the mask is zero.
+	const text, goodbye = 1, 8
+	send := func(opcode byte, payload string) {
+		t.Helper()
+		frame := append([]byte{0x80 | opcode, 0x80 | byte(len(payload)), 0, 0, 0, 0}, payload...)
+		if _, err := conn.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	receive := func(opcode byte) string {
+		t.Helper()
+		header := make([]byte, 2)
+		if _, err := io.ReadFull(from, header); err != nil || header[0] != 0x80|opcode {
+			t.Fatalf("got a frame that begins with %x, %v, want opcode %d", header, err, opcode)
+		}
+		payload := make([]byte, header[1])
+		if _, err := io.ReadFull(from, payload); err != nil {
+			t.Fatal(err)
+		}
+		return string(payload)
+	}
+	send(text, "one")
+	receive(text)
+	drained := make(chan error, 1)
+	go func() { drained <- srv.drain(exampletest.Patience) }()
+	code := receive(goodbye)[:2]
+	send(text, "two")
+	send(goodbye, code)
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+	if n := handled.Load(); n != 1 {
+		t.Errorf("%d messages were handled, 1 answered", n)
 	}
 }
 
@@ -265,6 +314,9 @@ func TestUnansweredIsNotHandled(t *testing.T) {
 // told to leave as well.
 func TestOpenedDuringDrain(t *testing.T) {
 	srv, addr := serve(t, echo)
+	if err := connect(t, addr).leave(); err != nil { // It is serving.
+		t.Fatal(err)
+	}
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
