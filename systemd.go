@@ -188,10 +188,14 @@ const (
 // its address, is claimed.
 const systemdNetwork = "systemd"
 
+// isActivated reports whether the variables are meant for this process, and not for
+// an ancestor or, say, the shell script that has started it.
+func isActivated() bool { return os.Getenv(listenPID) == string(ownPID()) }
+
 // findActivated returns the descriptors that the manager has opened for this
 // process.
 func findActivated() ([]*descriptor, error) {
-	if os.Getenv(listenPID) != string(ownPID()) {
+	if !isActivated() {
 		return nil, nil
 	}
 	count, err := strconv.ParseUint(os.Getenv(listenFDs), 10, 31)
@@ -236,6 +240,9 @@ func activated(fd uintptr, fdName string) (*descriptor, error) {
 
 // forgetActivated keeps the variables from this process's children.
 func forgetActivated() error {
+	if !isActivated() {
+		return nil
+	}
 	return errors.Join(os.Unsetenv(listenPID), os.Unsetenv(listenFDs), os.Unsetenv(listenNames), os.Unsetenv(listenPIDFD))
 }
 
