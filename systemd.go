@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // This file owns the conversation with the service manager: what it is told
@@ -110,12 +111,18 @@ func (m *manager) reloadFailed(err error) {
 	if m == nil {
 		return
 	}
-	status := strings.ReplaceAll(fmt.Sprintf("upgrade failed: %v", err), "\n", " ")
+	// systemd takes a carriage return, too, for the end of a field, and ignores a
+	// message with a NUL in it, and a status that is not UTF-8.
+	status := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, fmt.Sprintf("upgrade failed: %v", err))
 	if len(status) > maxStatus {
-		status = status[:maxStatus]
+		status = strings.ToValidUTF8(status[:maxStatus], "")
 	}
-	// systemd ignores a status that is not UTF-8.
-	m.notify("READY=1", "STATUS="+strings.ToValidUTF8(status, ""))
+	m.notify("READY=1", "STATUS="+status)
 }
 
 // handOver says that pid is the main process from now on. It returns when the
