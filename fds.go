@@ -882,20 +882,26 @@ func (f *Fds) pathInUse(path string) bool {
 
 // handedOver closes all that the registry holds: it is the child's now.
 func (f *Fds) handedOver() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.log(f.close(ErrUpgraded, func(*entry) bool { return false }))
 }
 
 // stop closes all that the registry holds and unlinks the Unix sockets that this
-// process created. If it is in charge, it unlinks those of all generations.
+// process created. If it is in charge, it unlinks those of all generations, and has
+// the service manager close its copies.
 func (f *Fds) stop(inCharge bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if inCharge {
+		f.emptyStore()
+	}
 	f.log(f.close(ErrStopped, func(e *entry) bool { return inCharge || !e.inherited && !e.parents }))
 }
 
 // close closes all that the registry holds. From then on its methods return
 // reason.
 func (f *Fds) close(reason error, unlink func(*entry) bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	var errs []error
 	for _, e := range f.entries {
 		if unlink(e) {

@@ -507,8 +507,6 @@ func (f *Fds) unstore(fdName string) {
 
 // emptyStore has the manager close all copies, as nobody will ask for them.
 func (f *Fds) emptyStore() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	s := f.store
 	if s == nil {
 		return

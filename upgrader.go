@@ -510,7 +510,6 @@ func (u *Upgrader) Stop() {
 		inCharge := u.parent == nil || u.parent.giveUp()
 		if inCharge {
 			u.manager.notify("STOPPING=1")
-			u.Fds.emptyStore()
 		}
 		u.Fds.stop(inCharge)
 		if inCharge {
