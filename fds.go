@@ -764,6 +764,8 @@ func (f *Fds) remove(n name) error {
 func (f *Fds) passOn() (descriptors []*descriptor, files []*os.File, release func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// The parent has exited, but who waits for that may not have run yet.
+	f.openStoreLocked()
 	var borrowed []*os.File
 	release = func() {
 		for _, file := range borrowed {

@@ -442,8 +442,12 @@ func isStored(fdName string) bool { return strings.HasPrefix(fdName, storePrefix
 func (f *Fds) openStore() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.openStoreLocked()
+}
+
+func (f *Fds) openStoreLocked() {
 	s := f.store
-	if s == nil || f.closed != nil {
+	if s == nil || s.open || f.closed != nil {
 		return
 	}
 	s.open = true
@@ -452,7 +456,8 @@ func (f *Fds) openStore() {
 			s.removed = append(s.removed, e.fdName)
 		}
 	}
-	for _, fdName := range s.removed {
+	slices.Sort(s.removed)
+	for _, fdName := range slices.Compact(s.removed) {
 		f.unstore(fdName)
 	}
 	s.removed = nil
