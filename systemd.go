@@ -22,16 +22,17 @@ import (
 // descriptor store of systemd.service(5)). That there is no manager is no special
 // case: a nil manager, and a nil store, do nothing.
 
-const (
+// Tests make these shorter.
+var (
 	// notifyTimeout bounds a message to a manager whose queue is full.
 	notifyTimeout = time.Second
 
 	// barrierTimeout is how long the manager may take to learn of a handover.
 	barrierTimeout = 5 * time.Second
-
-	// maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
-	maxStatus = 1000
 )
+
+// maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
+const maxStatus = 1000
 
 // A manager is what started the first generation, and wants to know which
 // process is the main one.
@@ -132,9 +133,12 @@ func (m *manager) handOver(pid int) {
 	if m == nil {
 		return
 	}
-	m.notify(fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
-	if err := m.barrier(); err != nil {
-		m.log(fmt.Errorf("wait until it knows the new main process: %w", err))
+	err := m.send(nil, fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
+	if err == nil {
+		err = m.barrier()
+	}
+	if err != nil {
+		m.log(fmt.Errorf("tell it the new main process, %d: %w", pid, err))
 	}
 }
 
