@@ -465,6 +465,9 @@ func (u *Upgrader) endUpgrade(err error) {
 	defer u.mu.Unlock()
 	if u.state == upgrading {
 		u.state = ready
+		if err == nil {
+			err = errors.New("tableflip: Options.Command has panicked")
+		}
 		u.manager.reloadFailed(err)
 	}
 	u.cancelUpgrade(nil)
