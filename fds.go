@@ -136,7 +136,8 @@ func (e *entry) names() []name {
 	if e.given != "" {
 		names = append(names, name{e.kind, e.network, e.given})
 	}
-	if e.fdName != "" && e.network != systemdNetwork && e.kind != kindFile {
+	// Those in the store come and go, and are nobody's names.
+	if e.fdName != "" && !isStored(e.fdName) && e.network != systemdNetwork && e.kind != kindFile {
 		names = append(names, name{e.kind, systemdNetwork, e.fdName})
 	}
 	return names
