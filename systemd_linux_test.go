@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -508,15 +509,19 @@ func TestSystemdFollowsFiftyGenerations(t *testing.T) {
 	m := newSystemd(t)
 	c, g, _ := startChain(t, m.variable())
 	m.expect(g.pid, "READY=1")
+	wantGoroutines := g.countGoroutines(0)
 	var wantFiles map[string]int
 	for i := range 50 {
 		next := c.upgrade(g)
 		m.expect(g.pid, reloading, mainPID(next.pid), barrier)
 		g = next
+		if got := g.countGoroutines(wantGoroutines); got != wantGoroutines {
+			t.Fatalf("generation %d has %d goroutines, want %d", i, got, wantGoroutines)
+		}
 		files := kindsOf(openFiles(t, g.pid))
 		if i == 0 {
 			wantFiles = files
-		} else if fmt.Sprint(files) != fmt.Sprint(wantFiles) {
+		} else if !maps.Equal(files, wantFiles) {
 			t.Fatalf("generation %d has the descriptors %v, the first child had %v", i, files, wantFiles)
 		}
 	}
