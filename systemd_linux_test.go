@@ -57,6 +57,7 @@ type stored struct {
 const (
 	reloading = "RELOADING=1\nMONOTONIC_USEC=now"
 	barrier   = "BARRIER=1"
+	last      = "X_LAST=1"
 )
 
 func storing(name string) string { return "FDSTORE=1\nFDNAME=" + name + "\nFDPOLL=0" }
@@ -198,10 +199,16 @@ func (m *systemd) expect(pid int, texts ...string) {
 // expectNoMore checks that systemd has been told nothing that was not expected.
 func (m *systemd) expectNoMore() {
 	m.t.Helper()
+	m.sendLast()
+	m.expect(os.Getpid(), last)
+}
+
+// sendLast queues the message last behind those that were sent before.
+func (m *systemd) sendLast() {
+	m.t.Helper()
 	conn := opened[*net.UnixConn](m.t)(net.DialUnix("unixgram", nil, m.conn.LocalAddr().(*net.UnixAddr)))
-	must(io.WriteString(conn, "X_NO_MORE=1"))
+	must(io.WriteString(conn, last))
 	conn.Close()
-	m.expect(os.Getpid(), "X_NO_MORE=1")
 }
 
 // die closes the socket. What was sent and not read is gone, as are its descriptors.
@@ -755,3 +762,260 @@ func TestTalkingToSystemdLeaksNothing(t *testing.T) {
 		t.Errorf("%d descriptors were open, and %d are", open, now)
 	}
 }
+
+// The descriptor store
+
+// storeNames returns the names of what is in the store, in order.
+func (m *systemd) storeNames() []string {
+	var names []string
+	for _, s := range m.store {
+		names = append(names, s.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// restart starts a first generation with what is in the store.
+func (m *systemd) restart(cmd *exec.Cmd) {
+	m.t.Helper()
+	var names []string
+	var files []*os.File
+	for _, s := range m.store {
+		names = append(names, s.name)
+		files = append(files, s.file)
+	}
+	activate(m.t, cmd, files, named(names...))
+}
+
+// expectStored checks that the next message stores a copy of socket.
+func (m *systemd) expectStored(name string, socket syscall.Conn) {
+	m.t.Helper()
+	m.expect(os.Getpid(), storing(name))
+	if s := m.store[len(m.store)-1]; !sameSocket(m.t, s.file, socket) {
+		m.t.Errorf("%s is another socket", name)
+	}
+}
+
+func TestStoreHasACopyOfEachSocket(t *testing.T) {
+	m := startedBySystemd(t)
+	path := filepath.Join(socketDir(t), "s:ä")
+	logger, logbook := newLogger()
+	upg := newUpgrader(t, tableflip.Options{DescriptorStore: true, Logger: logger})
+	tcp := opened[net.Listener](t)(upg.Listen("tcp", "localhost:0"))
+	namesake := opened[net.Listener](t)(upg.Listen("tcp", "localhost:0"))
+	udp := opened[net.PacketConn](t)(upg.ListenPacket("udp", "localhost:0"))
+	server, _ := connect(t)
+	require(t, upg.AddFile("file", opened[*os.File](t)(os.Open(os.DevNull))))
+	require(t, upg.AddConn("tcp", "conn", server))
+	// It would need more than 255 characters.
+	require(t, upg.AddListener("tcp", strings.Repeat("ä", 50), tcp.(tableflip.Listener)))
+	m.expectNoMore() // before Ready
+	ready(t, upg)
+	m.expect(os.Getpid(), "READY=1")
+	tcpName := tableflip.StoreName("listener", "tcp", "localhost:0")
+	udpName := tableflip.StoreName("packet", "udp", "localhost:0")
+	m.expectStored(tcpName, tcp.(syscall.Conn))
+	m.expectStored(tcpName, namesake.(syscall.Conn))
+	m.expectStored(udpName, udp.(syscall.Conn))
+	m.expectNoMore()
+	logbook.await(t, "its name is too long")
+
+	// What comes later is stored at once.
+	local := opened[net.Listener](t)(upg.Listen("unix", path))
+	localName := tableflip.StoreName("listener", "unix", path)
+	m.expectStored(localName, local.(syscall.Conn))
+
+	// Removing goes by name: a namesake is stored again.
+	require(t, upg.RemoveListener("tcp", "localhost:0"))
+	m.expect(os.Getpid(), removing(tcpName))
+	m.expectStored(tcpName, namesake.(syscall.Conn))
+	require(t, upg.RemovePacketConn("udp", "localhost:0"))
+	m.expect(os.Getpid(), removing(udpName))
+	require(t, upg.RemoveListener("tcp", strings.Repeat("ä", 50)))
+	m.expectNoMore()
+
+	// What is replaced is removed before its successor is stored.
+	successor := opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
+	require(t, upg.AddListener("unix", path, successor.(tableflip.Listener)))
+	m.expect(os.Getpid(), removing(localName))
+	m.expectStored(localName, successor.(syscall.Conn))
+
+	upg.Stop()
+	m.expect(os.Getpid(), "STOPPING=1", removing(tcpName), removing(localName))
+	m.expectNoMore()
+	if len(m.store) > 0 {
+		t.Errorf("left in the store: %q", m.storeNames())
+	}
+}
+
+func TestNothingIsStoredUnasked(t *testing.T) {
+	m := startedBySystemd(t)
+	upg := newUpgrader(t, tableflip.Options{})
+	require(t, listens(upg.Listen("tcp", "localhost:0")))
+	ready(t, upg)
+	require(t, upg.RemoveListener("tcp", "localhost:0"))
+	upg.Stop()
+	m.expect(os.Getpid(), "READY=1", "STOPPING=1")
+	m.expectNoMore()
+}
+
+// A Listen that meets Stop leaves no copy in the store.
+func TestStopAndListenLeaveNothingInTheStore(t *testing.T) {
+	for range 20 {
+		m := startedBySystemd(t)
+		upg := newUpgrader(t, tableflip.Options{DescriptorStore: true})
+		ready(t, upg)
+		var listening sync.WaitGroup
+		for range 4 {
+			listening.Go(func() {
+				if ln, err := upg.Listen("tcp", "127.0.0.1:0"); err == nil {
+					ln.Close()
+				}
+			})
+		}
+		upg.Stop()
+		within(t, "Listen", waited(&listening))
+		m.sendLast()
+		for m.next().text != last {
+		}
+		if len(m.store) > 0 {
+			t.Fatalf("left in the store: %q", m.storeNames())
+		}
+	}
+}
+
+// Connections wait in the queues while nobody is there.
+func TestStoreOutlivesACrash(t *testing.T) {
+	m := newSystemd(t)
+	dir := socketDir(t)
+	path := filepath.Join(dir, "s")
+	sockets := []string{"tcp localhost:0", "tcp localhost:0", "unix " + path, "udp localhost:0"}
+	s, first := startService(t, "keep", m.variable(), withArg(strings.Join(sockets, "\n")))
+	addrs := strings.Fields(s.await("ready").text)
+	m.expect(first.Process.Pid, "READY=1")
+	for _, socket := range sockets {
+		m.expect(first.Process.Pid, storing(storeNameOf(socket)))
+	}
+	var waiting []net.Conn
+	for i, socket := range sockets {
+		network, _, _ := strings.Cut(socket, " ")
+		conn := opened[net.Conn](t)(net.Dial(network, addrs[i]))
+		must(io.WriteString(conn, "x"))
+		waiting = append(waiting, conn)
+	}
+	require(t, first.Process.Kill())
+	s.awaitEnd()
+
+	// More than the service asks for: the last is no more.
+	s = newService(t)
+	m.restart(s.command("keep", m.variable(), withArg(strings.Join(sockets[:3], "\n"))))
+	again := s.await("ready")
+	if want := strings.Join(addrs[:3], " "); again.text != want {
+		t.Errorf("after the crash it listens on %s, want %s", again.text, want)
+	}
+	for _, conn := range waiting[:3] {
+		conn.SetDeadline(time.Now().Add(patience))
+		if answer, err := io.ReadAll(conn); string(answer) != strconv.Itoa(again.pid) {
+			t.Errorf("%v: the answer is %q, %v, want %d", conn.RemoteAddr(), answer, err, again.pid)
+		}
+	}
+	m.expect(again.pid, "READY=1", removing(storeNameOf(sockets[3])))
+	m.expectNoMore()
+	terminate(t, again.pid)
+	s.awaitEnd()
+	m.expect(again.pid, "STOPPING=1", removing(storeNameOf(sockets[0])), removing(storeNameOf(sockets[2])))
+	m.expectNoMore()
+	if exists(path) {
+		t.Error("Stop has left the socket's file")
+	}
+}
+
+// Until its parent has exited, systemd does not listen to a child.
+func TestChildStoresOnceItsParentHasExited(t *testing.T) {
+	for _, stores := range []bool{true, false} {
+		t.Run(fmt.Sprint("option ", stores), func(t *testing.T) {
+			m := newSystemd(t)
+			const kept, dropped, added = "tcp localhost:0", "tcp 127.0.0.1:0", "udp localhost:0"
+			s, parent := startService(t, "keep", m.variable(),
+				withArg(strings.Join([]string{kept, dropped, "upgrade " + fmt.Sprint(stores), kept, added}, "\n")))
+			s.await("ready")
+			m.expect(parent.Process.Pid, "READY=1", storing(storeNameOf(kept)), storing(storeNameOf(dropped)))
+			child := s.await("ready")
+			m.expect(parent.Process.Pid, reloading, mainPID(child.pid), barrier)
+			m.expectNoMore()
+			terminate(t, parent.Process.Pid)
+			if stores {
+				m.expect(child.pid, removing(storeNameOf(dropped)), storing(storeNameOf(added)))
+			} else {
+				m.expect(child.pid, removing(storeNameOf(dropped)), removing(storeNameOf(kept)))
+			}
+			m.expectNoMore()
+			terminate(t, child.pid)
+			s.awaitEnd()
+			m.expect(child.pid, "STOPPING=1")
+			if stores {
+				m.expect(child.pid, removing(storeNameOf(kept)), removing(storeNameOf(added)))
+			}
+			m.expectNoMore()
+		})
+	}
+}
+
+func storeNameOf(socket string) string {
+	network, addr, _ := strings.Cut(socket, " ")
+	kind := "listener"
+	if network == "udp" {
+		kind = "packet"
+	}
+	return tableflip.StoreName(kind, network, addr)
+}
+
+func init() {
+	// keep has its sockets, NETWORK ADDRESS, stored. What follows the line upgrade
+	// is for a child, with the option or without. Once it is ready it answers what a
+	// connection says, and stops when it is terminated.
+	roles["keep"] = func() {
+		terminated := terminated()
+		restarted := os.Getenv("LISTEN_FDS") != ""
+		this, rest, upgrade := strings.Cut(arg(), "\nupgrade ")
+		option, rest, _ := strings.Cut(rest, "\n")
+		upg := must(tableflip.New(tableflip.Options{
+			DescriptorStore: os.Getenv(storeVariable) != "false",
+			Command: func(cmd *exec.Cmd) {
+				cmd.Env = append(cmd.Env, storeVariable+"="+option, withArg(rest))
+			},
+		}))
+		var addrs []any
+		var serve []func()
+		for socket := range strings.SplitSeq(this, "\n") {
+			network, addr, _ := strings.Cut(socket, " ")
+			if network == "udp" {
+				addrs = append(addrs, must(upg.ListenPacket(network, addr)).LocalAddr())
+				continue
+			}
+			ln := must(upg.Listen(network, addr))
+			addrs = append(addrs, ln.Addr())
+			serve = append(serve, func() {
+				conn := must(ln.Accept())
+				must(conn.Read(make([]byte, 1)))
+				must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+				conn.Close()
+			})
+		}
+		if restarted { // else it is to crash
+			for _, serve := range serve {
+				go serve()
+			}
+		}
+		mustBeReady(upg)
+		report("ready", addrs...)
+		if upgrade {
+			must(0, upg.Upgrade())
+		}
+		<-terminated
+		upg.Stop()
+	}
+}
+
+// storeVariable is "false" for a generation without Options.DescriptorStore.
+const storeVariable = "TABLEFLIP_TEST_STORE"
