@@ -254,7 +254,8 @@ func TestSystemdHearsOfAnUpgrade(t *testing.T) {
 			m.bind()
 			m.read()
 			t.Setenv("NOTIFY_SOCKET", m.socket)
-			upg, s := newParent(t, tableflip.Options{}, "succeed")
+			logger, logbook := newLogger()
+			upg, s := newParent(t, tableflip.Options{Logger: logger}, "succeed")
 			m.expectNoMore()
 			upgrade(t, upg)
 			child := s.await("ready")
@@ -262,6 +263,11 @@ func TestSystemdHearsOfAnUpgrade(t *testing.T) {
 			upg.Stop()
 			m.expect(os.Getpid(), "READY=1", reloading, mainPID(child.pid), barrier)
 			m.expectNoMore()
+			for len(logbook) > 0 {
+				if line := <-logbook; strings.Contains(line, "service manager") {
+					t.Error(line)
+				}
+			}
 		})
 	}
 }
