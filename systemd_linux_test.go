@@ -625,8 +625,6 @@ func TestUpgradeNeedsNoSystemd(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, m *systemd){
 		"no such socket": func(t *testing.T, m *systemd) { require(t, os.Remove(m.socket)) },
 		"refused":        func(t *testing.T, m *systemd) { m.die() },
-		"no Unix socket": func(t *testing.T, m *systemd) { t.Setenv("NOTIFY_SOCKET", "vsock:2:1234") },
-		"relative path":  func(t *testing.T, m *systemd) { t.Setenv("NOTIFY_SOCKET", "notify") },
 		"too long a path": func(t *testing.T, m *systemd) {
 			t.Setenv("NOTIFY_SOCKET", "/"+strings.Repeat("x", 200))
 		},
@@ -652,6 +650,24 @@ func TestUpgradeNeedsNoSystemd(t *testing.T) {
 			}
 			upg.Stop()
 			logbook.await(t, "can't talk to the service manager")
+		})
+	}
+}
+
+func TestUnusableNotifySocketIsLoggedOnce(t *testing.T) {
+	for _, socket := range []string{"vsock:2:1234", "notify"} {
+		t.Run(socket, func(t *testing.T) {
+			t.Setenv("NOTIFY_SOCKET", socket)
+			logger, logbook := newLogger()
+			upg, _ := newParent(t, tableflip.Options{Logger: logger}, "succeed")
+			logbook.await(t, "NOTIFY_SOCKET is "+`\"`+socket)
+			upgrade(t, upg)
+			upg.Stop()
+			for len(logbook) > 0 {
+				if line := <-logbook; strings.Contains(line, "service manager") {
+					t.Errorf("and again: %s", line)
+				}
+			}
 		})
 	}
 }
