@@ -307,7 +307,7 @@ func parseEndpoint(n name) (endpoint, bool) {
 		return endpoint{}, false
 	}
 	port, err := net.LookupPort(n.network, service)
-	if err != nil || port == 0 {
+	if err != nil {
 		return endpoint{}, false
 	}
 	want := endpoint{network: n.network[:3], family: n.network[3:], port: uint16(port)}
