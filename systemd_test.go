@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,6 +208,7 @@ func TestActivatedSocketsAreFoundInEverySpelling(t *testing.T) {
 				missed = append(never, missed...)
 			}
 			all := spellings(test.found, missed)
+			all = append(all, spelling{test.found[0], false}) // all are taken
 			var lines []string
 			for i, s := range all {
 				all[i].ask = strings.NewReplacer("PORT", port, "NEXT", strconv.Itoa(number+1)).Replace(s.ask)
@@ -231,6 +233,26 @@ func TestActivatedSocketsAreFoundInEverySpelling(t *testing.T) {
 			}
 		})
 	}
+}
+
+// systemd can bind an IPv6 socket to an IPv4 address.
+func TestActivatedSocketOfAMappedAddress(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
+	require(t, err)
+	socket := opened[*os.File](t)(os.NewFile(uintptr(fd), "socket"), nil)
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+		t.Skip(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet6{Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}); err != nil {
+		t.Skip(err)
+	}
+	require(t, unix.Listen(fd, 1))
+	bound, err := unix.Getsockname(fd)
+	require(t, err)
+	addr := fmt.Sprint("127.0.0.1:", bound.(*unix.SockaddrInet6).Port)
+	s := newService(t)
+	activate(t, s.command("claim", withArg("listener tcp4 "+addr)), []*os.File{socket})
+	s.expectDone("listener tcp4 "+addr, addr)
 }
 
 // An address as it was asked for goes before one that is as good.
