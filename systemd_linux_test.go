@@ -785,28 +785,6 @@ func TestTalkingToSystemdLeaksNothing(t *testing.T) {
 	}
 }
 
-// An upgrade leaves descriptors open on purpose, until the process ends: as many
-// with a systemd as without.
-func TestTellingSystemdTheNewMainProcessLeaksNothing(t *testing.T) {
-	withoutGC(t)
-	logger, logbook := newLogger()
-	left := func() int {
-		before := openDescriptors()
-		upg, _ := newParent(t, tableflip.Options{Logger: logger}, "succeed")
-		upgrade(t, upg)
-		upg.Stop()
-		logbook.await(t, "ended before the old one did") // and was reaped
-		return openDescriptors() - before
-	}
-	left() // what is opened once is open now
-	want := left()
-	m := startedBySystemd(t)
-	m.expectNoMore()
-	if got := left(); got != want {
-		t.Errorf("an upgrade leaves %d descriptors open, and %d without a systemd", got, want)
-	}
-}
-
 // The descriptor store
 
 // storeNames returns the names of what is in the store, in order.
