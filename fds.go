@@ -136,7 +136,8 @@ func (e *entry) names() []name {
 	if e.given != "" {
 		names = append(names, name{e.kind, e.network, e.given})
 	}
-	if e.fdName != "" && e.network != systemdNetwork && e.kind != kindFile {
+	// Those in the store come and go, and are nobody's names.
+	if e.fdName != "" && !isStored(e.fdName) && e.network != systemdNetwork && e.kind != kindFile {
 		names = append(names, name{e.kind, systemdNetwork, e.fdName})
 	}
 	return names
@@ -764,6 +765,8 @@ func (f *Fds) remove(n name) error {
 func (f *Fds) passOn() (descriptors []*descriptor, files []*os.File, release func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	// The parent has exited, but who waits for that may not have run yet.
+	f.openStoreLocked()
 	var borrowed []*os.File
 	release = func() {
 		for _, file := range borrowed {
@@ -882,20 +885,26 @@ func (f *Fds) pathInUse(path string) bool {
 
 // handedOver closes all that the registry holds: it is the child's now.
 func (f *Fds) handedOver() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.log(f.close(ErrUpgraded, func(*entry) bool { return false }))
 }
 
 // stop closes all that the registry holds and unlinks the Unix sockets that this
-// process created. If it is in charge, it unlinks those of all generations.
+// process created. If it is in charge, it unlinks those of all generations, and has
+// the service manager close its copies.
 func (f *Fds) stop(inCharge bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if inCharge {
+		f.emptyStore()
+	}
 	f.log(f.close(ErrStopped, func(e *entry) bool { return inCharge || !e.inherited && !e.parents }))
 }
 
 // close closes all that the registry holds. From then on its methods return
 // reason.
 func (f *Fds) close(reason error, unlink func(*entry) bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	var errs []error
 	for _, e := range f.entries {
 		if unlink(e) {

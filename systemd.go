@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // This file owns the conversation with the service manager: what it is told
@@ -21,16 +22,17 @@ import (
 // descriptor store of systemd.service(5)). That there is no manager is no special
 // case: a nil manager, and a nil store, do nothing.
 
-const (
+// Tests make these shorter.
+var (
 	// notifyTimeout bounds a message to a manager whose queue is full.
 	notifyTimeout = time.Second
 
 	// barrierTimeout is how long the manager may take to learn of a handover.
 	barrierTimeout = 5 * time.Second
-
-	// maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
-	maxStatus = 1000
 )
+
+// maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
+const maxStatus = 1000
 
 // A manager is what started the first generation, and wants to know which
 // process is the main one.
@@ -110,12 +112,18 @@ func (m *manager) reloadFailed(err error) {
 	if m == nil {
 		return
 	}
-	status := strings.ReplaceAll(fmt.Sprintf("upgrade failed: %v", err), "\n", " ")
+	// systemd takes a carriage return, too, for the end of a field, and ignores a
+	// message with a NUL in it, and a status that is not UTF-8.
+	status := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, fmt.Sprintf("upgrade failed: %v", err))
 	if len(status) > maxStatus {
-		status = status[:maxStatus]
+		status = strings.ToValidUTF8(status[:maxStatus], "")
 	}
-	// systemd ignores a status that is not UTF-8.
-	m.notify("READY=1", "STATUS="+strings.ToValidUTF8(status, ""))
+	m.notify("READY=1", "STATUS="+status)
 }
 
 // handOver says that pid is the main process from now on. It returns when the
@@ -125,9 +133,12 @@ func (m *manager) handOver(pid int) {
 	if m == nil {
 		return
 	}
-	m.notify(fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
-	if err := m.barrier(); err != nil {
-		m.log(fmt.Errorf("wait until it knows the new main process: %w", err))
+	err := m.send(nil, fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
+	if err == nil {
+		err = m.barrier()
+	}
+	if err != nil {
+		m.log(fmt.Errorf("tell it the new main process, %d: %w", pid, err))
 	}
 }
 
@@ -188,10 +199,14 @@ const (
 // its address, is claimed.
 const systemdNetwork = "systemd"
 
+// isActivated reports whether the variables are meant for this process, and not for
+// an ancestor or, say, the shell script that has started it.
+func isActivated() bool { return os.Getenv(listenPID) == string(ownPID()) }
+
 // findActivated returns the descriptors that the manager has opened for this
 // process.
 func findActivated() ([]*descriptor, error) {
-	if os.Getenv(listenPID) != string(ownPID()) {
+	if !isActivated() {
 		return nil, nil
 	}
 	count, err := strconv.ParseUint(os.Getenv(listenFDs), 10, 31)
@@ -236,6 +251,9 @@ func activated(fd uintptr, fdName string) (*descriptor, error) {
 
 // forgetActivated keeps the variables from this process's children.
 func forgetActivated() error {
+	if !isActivated() {
+		return nil
+	}
 	return errors.Join(os.Unsetenv(listenPID), os.Unsetenv(listenFDs), os.Unsetenv(listenNames), os.Unsetenv(listenPIDFD))
 }
 
@@ -289,7 +307,7 @@ func parseEndpoint(n name) (endpoint, bool) {
 		return endpoint{}, false
 	}
 	port, err := net.LookupPort(n.network, service)
-	if err != nil || port == 0 {
+	if err != nil {
 		return endpoint{}, false
 	}
 	want := endpoint{network: n.network[:3], family: n.network[3:], port: uint16(port)}
@@ -377,7 +395,7 @@ type store struct {
 
 func (s *store) send(rights []byte, fields ...string) error {
 	if s.stuck {
-		return nil
+		return errors.New("it did not read what it was sent before")
 	}
 	err := s.manager.send(rights, fields...)
 	s.stuck = errors.Is(err, os.ErrDeadlineExceeded)
@@ -428,8 +446,12 @@ func isStored(fdName string) bool { return strings.HasPrefix(fdName, storePrefix
 func (f *Fds) openStore() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.openStoreLocked()
+}
+
+func (f *Fds) openStoreLocked() {
 	s := f.store
-	if s == nil || f.closed != nil {
+	if s == nil || s.open || f.closed != nil {
 		return
 	}
 	s.open = true
@@ -438,7 +460,8 @@ func (f *Fds) openStore() {
 			s.removed = append(s.removed, e.fdName)
 		}
 	}
-	for _, fdName := range s.removed {
+	slices.Sort(s.removed)
+	for _, fdName := range slices.Compact(s.removed) {
 		f.unstore(fdName)
 	}
 	s.removed = nil
@@ -493,8 +516,6 @@ func (f *Fds) unstore(fdName string) {
 
 // emptyStore has the manager close all copies, as nobody will ask for them.
 func (f *Fds) emptyStore() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	s := f.store
 	if s == nil {
 		return

@@ -406,6 +406,8 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 	case starting:
 		return nil, ErrNotReady
 	case upgrading:
+		// It answers this reload, too.
+		u.manager.reloading()
 		return nil, ErrUpgradeInProgress
 	case upgraded:
 		return nil, ErrUpgraded
@@ -417,15 +419,18 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 		return nil, ErrStopped
 	default:
 	}
-	if u.parent != nil && !u.parent.hasExited() {
+	var refusal error
+	switch {
+	case u.parent != nil && !u.parent.hasExited():
+		refusal = ErrParentRunning
+	case caller.Err() != nil:
+		refusal = cancelled(caller)
+	}
+	if refusal != nil {
 		// The manager may have asked for it, and wait for an answer.
 		u.manager.reloading()
-		u.manager.reloadFailed(ErrParentRunning)
-		return nil, ErrParentRunning
-	}
-
-	if caller.Err() != nil {
-		return nil, cancelled(caller)
+		u.manager.reloadFailed(refusal)
+		return nil, refusal
 	}
 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(caller))
@@ -460,6 +465,9 @@ func (u *Upgrader) endUpgrade(err error) {
 	defer u.mu.Unlock()
 	if u.state == upgrading {
 		u.state = ready
+		if err == nil {
+			err = errors.New("tableflip: Options.Command has panicked")
+		}
 		u.manager.reloadFailed(err)
 	}
 	u.cancelUpgrade(nil)
@@ -510,7 +518,6 @@ func (u *Upgrader) Stop() {
 		inCharge := u.parent == nil || u.parent.giveUp()
 		if inCharge {
 			u.manager.notify("STOPPING=1")
-			u.Fds.emptyStore()
 		}
 		u.Fds.stop(inCharge)
 		if inCharge {
