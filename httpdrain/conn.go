@@ -1,6 +1,7 @@
 package httpdrain
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
@@ -34,15 +35,13 @@ type conn struct {
 	state atomic.Int32
 
 	mu       sync.Mutex
-	since    time.Time     // since when it has been silent
-	seen     bool          // received was read once since then
-	received uint64        // what the kernel has received at that time, if it can tell
-	expired  time.Time     // when the server's reads were made to fail
-	told     time.Time     // when a handler returned whose response told the client to leave
-	http2    bool          // known from a request of the drain
-	streams  int           // HTTP/2 streams that were opened during the drain
-	settled  chan struct{} // closed when they may be served
-	gone     chan struct{} // closed when they may be answered
+	since    time.Time   // since when it has been silent
+	seen     bool        // received was read once since then
+	received uint64      // what the kernel has received at that time, if it can tell
+	expired  time.Time   // when the server's reads were made to fail
+	told     time.Time   // when the client was told to leave: the handler of its last response has returned, or see noteFarewell
+	knows    bool        // it has been told, and has nothing left to send that would be served
+	framed   *framedConn // how the server sees it; nil if as everybody does
 }
 
 type connKey struct{}
@@ -56,23 +55,24 @@ func connOf(r *http.Request) *conn {
 // watch puts the drainer before the server's hooks.
 func (d *Drainer) watch() {
 	srv := d.srv
-	if base := srv.BaseContext; base != nil {
-		srv.BaseContext = func(ln net.Listener) context.Context {
-			d.serving(ln)
-			if l, ok := ln.(*listener); ok {
-				ln = l.Listener
-			}
-			return base(ln)
-		}
-	} else {
-		srv.BaseContext = func(ln net.Listener) context.Context {
-			d.serving(ln)
+	base := srv.BaseContext
+	srv.BaseContext = func(ln net.Listener) context.Context {
+		if d.settingUp(ln) {
 			return context.Background()
 		}
+		d.serving(ln)
+		if base == nil {
+			return context.Background()
+		}
+		if l, ok := ln.(*listener); ok {
+			ln = cmp.Or(l.encrypted, l.Listener)
+		}
+		return base(ln)
 	}
 	next := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
-		ctx = context.WithValue(ctx, connKey{}, d.add(nc))
+		nc, framed := unframed(nc)
+		ctx = context.WithValue(ctx, connKey{}, d.add(nc, framed))
 		if next != nil {
 			ctx = next(ctx, nc)
 		}
@@ -80,6 +80,7 @@ func (d *Drainer) watch() {
 	}
 	hook := srv.ConnState
 	srv.ConnState = func(nc net.Conn, state http.ConnState) {
+		nc, _ = unframed(nc)
 		d.update(nc, state)
 		if hook != nil {
 			hook(nc, state)
@@ -91,6 +92,8 @@ func (d *Drainer) watch() {
 // the first chance to notice that a listener does not come from Listener, and the
 // last one at which everybody will notice it.
 func (d *Drainer) serving(ln net.Listener) {
+	d.setUp.Lock()
+	defer d.setUp.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if l, ok := ln.(*listener); !ok {
@@ -99,6 +102,7 @@ func (d *Drainer) serving(ln net.Listener) {
 	} else if !l.served {
 		l.served = true
 		d.unserved--
+		d.frameOnce.Do(d.frameNextProto)
 	}
 	if d.unserved < 0 {
 		panic("httpdrain: the server serves a listener that its Drainer cannot stop; use Drainer.Serve or Drainer.ServeTLS, or wrap the listener by Drainer.Listener")
@@ -111,8 +115,11 @@ func (d *Drainer) serving(ln net.Listener) {
 	}
 }
 
-func (d *Drainer) add(nc net.Conn) *conn {
+func (d *Drainer) add(nc net.Conn, framed *framedConn) *conn {
 	c := &conn{drainer: d, Conn: nc}
+	if framed != nil {
+		c = framed.conn
+	}
 	if reflect.TypeOf(nc).Comparable() {
 		d.conns.Store(nc, c)
 	}
@@ -146,10 +153,52 @@ func (c *conn) stir(state http.ConnState) {
 	}
 	c.mu.Unlock()
 	if state != http.StateActive {
+		c.drainer.lookAgain()
+	}
+}
+
+// noteFarewell notes that the client of HTTP/2 is told to leave, and then that it
+// knows.
+func (c *conn) noteFarewell(knows bool) {
+	c.mu.Lock()
+	if !c.knows && c.told.IsZero() != knows {
+		c.told, c.since, c.seen, c.knows = time.Now(), time.Now(), false, knows
+	}
+	c.mu.Unlock()
+	c.drainer.lookAgain()
+}
+
+// answer is called when a handler has returned, and returns when the response may
+// end. Over HTTP/1, last tells whether it told the client to leave.
+func (c *conn) answer(r *http.Request, last bool) {
+	c.mu.Lock()
+	framed := c.framed
+	if last && r.ProtoMajor == 1 {
+		c.told, c.knows = time.Now(), true
+	}
+	c.mu.Unlock()
+	if framed != nil && r.ProtoMajor != 1 {
 		select {
-		case c.drainer.changed <- struct{}{}:
-		default:
+		case <-framed.left:
+		case <-r.Context().Done():
 		}
+	}
+}
+
+// stays reports whether the client of HTTP/2 opens streams although it has been
+// told to leave, or cannot be told but by net/http.
+func (c *conn) stays() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.framed == nil:
+		return true
+	case c.told.IsZero():
+		return false
+	case c.knows:
+		return time.Since(c.told) > lateWait
+	default:
+		return time.Since(c.told) > max(lateWait, c.drainer.grace())
 	}
 }
 
@@ -198,6 +247,9 @@ func (c *conn) silentAt() time.Time {
 		c.since = c.drainer.began
 	}
 	grace := c.drainer.grace()
+	if c.knows && c.isHTTP2() {
+		grace = min(grace, lateWait)
+	}
 	if until := c.since.Add(grace); c.seen && time.Now().Before(until) {
 		return until
 	}
@@ -231,10 +283,15 @@ func (c *conn) mayExpire(state http.ConnState) bool {
 		return !ok || !otherProtocol
 	case ok:
 		return encrypted.ConnectionState().NegotiatedProtocol != "h2"
+	case c.framed != nil:
+		return !c.isHTTP2()
 	default:
 		return !plainHTTP2
 	}
 }
+
+// isHTTP2 reports whether it is known to be HTTP/2.
+func (c *conn) isHTTP2() bool { return c.framed != nil && c.framed.http2.Load() }
 
 // inUse reports whether the connection would be closed before its time if it
 // were closed now, and whether that would cut a request short.
@@ -243,10 +300,10 @@ func (c *conn) inUse() (early, active bool) {
 	defer c.mu.Unlock()
 	switch http.ConnState(c.state.Load()) {
 	case http.StateActive:
-		closing := !c.http2 && !c.told.IsZero() && time.Since(c.told) < closeWait
+		closing := c.knows && !c.isHTTP2() && time.Since(c.told) < closeWait
 		return !closing, !closing
 	case http.StateNew, http.StateIdle:
-		early = c.told.IsZero() && c.expired.IsZero() && time.Now().Before(c.silentAt())
+		early = !c.knows && c.expired.IsZero() && time.Now().Before(c.silentAt())
 	}
 	return early, false
 }

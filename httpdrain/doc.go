@@ -24,8 +24,8 @@
 // the connections are gone or silent. Only what is silent is closed by
 // Server.Shutdown. See [Drainer.Shutdown] for the steps.
 //
-// Until then a Drainer costs some atomic operations per request, and no
-// allocation.
+// Until then a Drainer costs some atomic operations per request, over HTTP/2 a look
+// at the headers of frames, and no allocation.
 //
 // # What happens to each kind of connection
 //
@@ -51,18 +51,37 @@
 //	hijacked (WebSocket)           not touched, not waited for: see Drainer.Context.
 //	                               A request to switch protocols is granted during
 //	                               the drain, too
-//	HTTP/2, over TLS and h2c       streams are served to their end. The first response
-//	                               sends GOAWAY. Before, the streams that are opened
-//	                               wait up to a quarter of a second for the client to
-//	                               open no more, because net/http will refuse those
-//	                               that it has not read by then
-//	HTTP/2, silent                 GOAWAY after IdleGrace, closed a second later
+//	HTTP/2, over TLS and h2c       told by a GOAWAY that refuses nothing; every stream
+//	                               is served to its end. Responses wait about 15 ms for
+//	                               the client to be quiet before that, 250 at most, or
+//	                               20 round trips if those are slow
+//	HTTP/2, silent                 told as well. If the client acknowledges that, but
+//	                               does not close, it is closed after a second, else
+//	                               after IdleGrace; by net/http's GOAWAY, and a second
+//	                               later
 //
-// Handlers are given the server's own ResponseWriter, except that during the
-// drain that of HTTP/2 is wrapped in one with the same methods. A response of
-// HTTP/1 ends with a half-closed connection that net/http closes half a second
-// later (RFC 9112, section 9.6), so that a drain takes at least that long if a
-// request comes.
+// Handlers are given the server's own ResponseWriter (but see below). A response of HTTP/1 ends
+// with a half-closed connection that net/http closes half a second later (RFC
+// 9112, section 9.6), so that a drain takes at least that long if a request comes.
+//
+// # HTTP/2
+//
+// The GOAWAY that net/http sends refuses the streams which it has not read, and a
+// client loses those whose body it cannot send again. RFC 9113, section 6.8, has
+// one that refuses nothing precede it, which the Drainer puts between the frames
+// of the server. So it has to be where frames can be seen: serve TLS by ServeTLS,
+// and do not wrap the connections of a listener with UnencryptedHTTP2. Elsewhere,
+// and if the program has its own Server.TLSNextProto, as golang.org/x/net/http2
+// sets it, HTTP/2 clients are told by net/http's GOAWAY alone, and the handlers'
+// ResponseWriter is wrapped in one with the same methods.
+//
+// net/http's GOAWAY also tells a client that still opens streams a second after it
+// has acknowledged the first, or IdleGrace after it should have.
+//
+// Where frames can be seen, the server serves a connection that wraps the one
+// which was accepted: with Go 1.27 over TLS, and without TLS if Server.Protocols
+// has UnencryptedHTTP2. Hooks are given the accepted connection as ever, but
+// Hijack returns the other, whose method NetConn returns the accepted one.
 //
 // # What remains
 //
@@ -71,10 +90,11 @@
 // remedy: RFC 9112, section 9.5, requires clients to expect it. Make IdleGrace
 // longer than the pauses of the clients that matter.
 //
-// An HTTP/2 request that the client sends before the GOAWAY reaches it, although
-// it has sent none for a while, is refused without having been processed. Clients
-// may repeat it on a new connection (RFC 9113, section 8.7), and net/http's does
-// unless it cannot rewind the body.
+// net/http's HTTP/2 client fails a request that waits for its turn on a connection
+// in the moment in which any GOAWAY comes, if it cannot rewind the body, although
+// it has sent nothing. So the Drainer waits for the client to be quiet. It can be
+// wrong about that if the client is starved of processors, and a client that starts
+// requests without regard to its responses never is quiet.
 //
 // If there is no successor on the same socket, connections that arrive when the
 // listener is closed are reset or refused. Have the load balancer stop first:

@@ -56,11 +56,16 @@ type Drainer struct {
 	done    chan struct{} // closed when the drain is over, after err was set
 	err     error
 
+	setUp     sync.Mutex // held while the server sets up its protocols
+	frameOnce sync.Once  // for frameNextProto
+
 	mu            sync.Mutex
 	listeners     map[*listener]struct{}
 	unserved      int  // listeners that Listener returned, less calls of Server.Serve for them
 	plainHTTP2    bool // connections without TLS may be HTTP/2
 	otherProtocol bool // connections with TLS may be neither HTTP/1 nor HTTP/2
+	prepared      bool // Listener has been called
+	ownProtocols  bool // the program has its own Server.TLSNextProto
 }
 
 // New returns a Drainer for srv, which must not be serving yet. It puts itself
@@ -92,9 +97,10 @@ func (d *Drainer) Serve(ln net.Listener) error {
 }
 
 // ServeTLS serves connections of ln with TLS, like Server.ServeTLS. It returns
-// when and what Serve returns.
+// when and what Serve returns. HTTP/2 over TLS is drained without loss only if it
+// is served by this method: see the package's documentation.
 func (d *Drainer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
-	return d.srv.ServeTLS(d.Listener(ln), certFile, keyFile)
+	return d.listener(ln).serveTLS(certFile, keyFile)
 }
 
 // Context returns a context that is cancelled when the first call of Shutdown
@@ -112,8 +118,9 @@ func (d *Drainer) Context() context.Context { return d.ctx }
 //   - cancels Context;
 //   - accepts the connections that wait in the listeners' queues, and closes the
 //     listeners;
-//   - lets every request be served, with a response that tells the client to
-//     leave: "Connection: close" in HTTP/1, a GOAWAY frame in HTTP/2;
+//   - lets every request be served, and tells the clients to leave: by
+//     "Connection: close" in each response of HTTP/1, by a GOAWAY frame that
+//     refuses nothing in HTTP/2;
 //   - closes the connections that have been silent for IdleGrace;
 //   - when no others are left, calls Server.Shutdown, which calls the functions
 //     that Server.RegisterOnShutdown got, sends the silent HTTP/2 connections
@@ -149,9 +156,25 @@ func (d *Drainer) Shutdown(ctx context.Context) error {
 
 func (d *Drainer) drain() {
 	defer close(d.done)
+	d.sayFarewell()
 	d.stopAccepting()
 	d.awaitSilence()
 	d.err = d.closeServer()
+}
+
+// sayFarewell tells the clients of HTTP/2 to leave. It does not wait for those
+// that do not read.
+func (d *Drainer) sayFarewell() {
+	d.conns.Range(func(_, value any) bool {
+		c := value.(*conn)
+		c.mu.Lock()
+		framed := c.framed
+		c.mu.Unlock()
+		if framed != nil {
+			go framed.drain()
+		}
+		return true
+	})
 }
 
 // stopAccepting returns when no listener will give the server another
@@ -257,6 +280,14 @@ func (d *Drainer) count() (connections, active int) {
 		return true
 	})
 	return connections, active
+}
+
+// lookAgain makes awaitSilence look at the connections again.
+func (d *Drainer) lookAgain() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
 }
 
 func (d *Drainer) grace() time.Duration {

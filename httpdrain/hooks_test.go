@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -224,4 +225,65 @@ func TestUnwatchableConnection(t *testing.T) {
 	c := dial(t, ln.Addr().String())
 	c.get("/").more(t, "hello")
 	s.finished(s.drain(t.Context()))
+}
+
+// Listeners of one server may be served at the same time, with the protocols that
+// it has by default.
+func TestServeConcurrently(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		s := newService(t, config{handler: http.HandlerFunc(hello)})
+		s.server.Protocols = nil
+		s.server.TLSConfig.NextProtos = []string{"h2"} // else Serve, if it comes first, does not set up HTTP/2
+		served := make(chan error, 9)
+		var clients sync.WaitGroup
+		begin := make(chan struct{})
+		for i := range cap(served) {
+			ln := listenTCP(t)
+			plain := i%3 == 0
+			go func() {
+				<-begin
+				if plain {
+					served <- s.Serve(ln)
+				} else {
+					served <- s.ServeTLS(ln, "", "")
+				}
+			}()
+			clients.Go(func() {
+				transport, scheme := http2Transport(), "https://"
+				if plain {
+					transport, scheme = new(http.Transport), "http://"
+				}
+				defer transport.CloseIdleConnections()
+				if a, _, err := ask(t.Context(), transport, scheme+ln.Addr().String(), ""); err != nil || a.body != "hello" {
+					t.Errorf("%s: %q, %v", scheme, a.body, err)
+				}
+			})
+		}
+		close(begin)
+		clients.Wait()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for range cap(served) {
+			if err := wait(t, served, "Serve"); !errors.Is(err, http.ErrServerClosed) {
+				t.Errorf("Serve: %v", err)
+			}
+		}
+	}
+}
+
+// A certificate that cannot be read is ServeTLS's error, and closes the listener.
+func TestServeTLSFails(t *testing.T) {
+	t.Parallel()
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	s.server.TLSConfig = nil
+	ln := listenTCP(t)
+	if err := s.ServeTLS(ln, "no-such-file", ""); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("ServeTLS: %v", err)
+	}
+	refused(t, ln.Addr().String())
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
 }

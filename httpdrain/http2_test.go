@@ -3,7 +3,11 @@ package httpdrain_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -73,8 +77,8 @@ func TestStreams(t *testing.T) {
 		if len(during.Header["Connection"]) > 0 {
 			t.Errorf("Connection: %q over HTTP/2", during.Header["Connection"])
 		}
-		if _, _, err := ask(t.Context(), transport, url, "after"); err == nil || !strings.Contains(err.Error(), "refused") {
-			t.Errorf("a request after the GOAWAY: %v; want a refused new connection", err)
+		if _, after, err := ask(t.Context(), transport, url, "after"); after == conn {
+			t.Errorf("a request after the GOAWAY: %v on the same connection", err)
 		}
 		gate.open()
 		o := wait(t, inFlight, "the stream in flight")
@@ -89,84 +93,6 @@ func TestStreams(t *testing.T) {
 	})
 }
 
-// A client with many requests at a time, none of which it can repeat, loses none
-// by the GOAWAY.
-func TestManyStreams(t *testing.T) {
-	t.Parallel()
-	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
-		t.Parallel()
-		c.handler = http.HandlerFunc(echo)
-		s := start(t, c)
-		transport := newTransport()
-		defer transport.CloseIdleConnections()
-		var clients sync.WaitGroup
-		warm := make(chan struct{}, 1000)
-		for range 16 {
-			clients.Go(func() {
-				for {
-					a, _, err := ask(t.Context(), transport, scheme+s.addr, "body")
-					if err != nil {
-						if !strings.Contains(err.Error(), "refused") {
-							t.Error(err)
-						}
-						return
-					}
-					a.is(t, "body")
-					select {
-					case warm <- struct{}{}:
-					default:
-					}
-				}
-			})
-		}
-		for range 100 {
-			wait(t, warm, "the clients' requests")
-		}
-		result := s.drain(t.Context())
-		clients.Wait()
-		s.finished(result)
-	})
-}
-
-// A 1xx response over HTTP/2 must not have a field Connection, and a handler
-// that clears its header after it (as httputil.ReverseProxy does) does not keep
-// the client on the connection.
-func TestInformationalResponseOverHTTP2(t *testing.T) {
-	t.Parallel()
-	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
-		t.Parallel()
-		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Link", "</style.css>")
-			w.WriteHeader(http.StatusEarlyHints)
-			clear(w.Header())
-			w.WriteHeader(http.StatusOK)
-			io.WriteString(w, "hello")
-		})
-		s := start(t, c)
-		transport := newTransport()
-		defer transport.CloseIdleConnections()
-		connect(t, transport, scheme+s.addr)
-		result := s.drain(t.Context())
-		var hints http.Header
-		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
-			hints = http.Header(h)
-			return nil
-		}})
-		a, _, err := ask(ctx, transport, scheme+s.addr, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.is(t, "hello")
-		if hints.Get("Link") == "" || len(hints["Connection"]) > 0 {
-			t.Errorf("the 1xx response has %v", hints)
-		}
-		if _, _, err := ask(t.Context(), transport, scheme+s.addr, ""); err == nil {
-			t.Error("the client did not leave")
-		}
-		s.finished(result)
-	})
-}
-
 // connect makes transport open its connection.
 func connect(t *testing.T, transport *http.Transport, url string) {
 	t.Helper()
@@ -175,120 +101,278 @@ func connect(t *testing.T, transport *http.Transport, url string) {
 	}
 }
 
-// The ResponseWriter has the methods that it has without a drain.
-func TestResponseWriterOverHTTP2(t *testing.T) {
-	t.Parallel()
-	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
-		t.Parallel()
-		types := make(chan reflect.Type, 2)
-		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { types <- reflect.TypeOf(w) })
-		s := start(t, c)
-		transport := newTransport()
-		defer transport.CloseIdleConnections()
-		connect(t, transport, scheme+s.addr)
-		result := s.drain(t.Context())
-		connect(t, transport, scheme+s.addr)
-		before, during := <-types, <-types
-		for i := range before.NumMethod() {
-			method := before.Method(i)
-			if got, ok := during.MethodByName(method.Name); !ok {
-				t.Errorf("no method %s during the drain", method.Name)
-			} else if got.Type.NumIn() != method.Type.NumIn() || got.Type.NumOut() != method.Type.NumOut() {
-				t.Errorf("method %s is %v, and %v during the drain", method.Name, method.Type, got.Type)
-			}
-		}
-		s.finished(result)
-	})
-}
-
-// The first response does not end before the GOAWAY, however busy the server is
-// with the connection: the client could send another request in between.
-func TestGoAwayComesFirst(t *testing.T) {
-	t.Parallel()
-	for range 20 {
-		s := start(t, config{handler: http.HandlerFunc(hello)})
-		c := dial(t, s.addr)
-		c.startHTTP2()
-		result := s.drain(t.Context())
-		const endStream, endHeaders = 1, 4
-		c.sendFrame(frameHeaders, endStream|endHeaders, 1, 0x82, 0x86, 0x84) // GET http /
-		// The server answers each of these, and would hang up if they were many more.
-		acks := make(chan struct{}, 1000)
-		for range cap(acks) {
-			acks <- struct{}{}
-		}
-		answered, flooded := make(chan struct{}), make(chan struct{})
-		go func() {
-			defer close(flooded)
-			var pings bytes.Buffer
-			for {
-				select {
-				case <-acks:
-					pings.WriteString(frame(framePing, 0, 0, make([]byte, 8)...))
-				default:
-					pings.WriteTo(c)
-				}
-				select {
-				default:
-				case <-answered:
-					return
-				}
-			}
-		}()
-		for gone := false; ; {
-			kind, flags, payload := c.frame()
-			switch kind {
-			case framePing:
-				acks <- struct{}{}
-			case frameGoAway:
-				gone = true
-				if want := []byte{0, 0, 0, 1, 0, 0, 0, 0}; !bytes.Equal(payload, want) {
-					t.Errorf("GOAWAY with % x, want stream 1 and no error", payload)
-				}
-			}
-			if kind <= frameHeaders && flags&endStream != 0 {
-				if !gone {
-					t.Error("the response has ended before the GOAWAY")
-				}
-				break
-			}
-		}
-		close(answered)
-		wait(t, flooded, "the flood")
-		c.Close()
-		s.finished(result)
-	}
-}
-
-// A connection that stays silent is told to go before it is closed, and does not
-// count as cut.
-func TestSilentHTTP2Connection(t *testing.T) {
-	t.Parallel()
-	test := func(t *testing.T, c config, dial func(testing.TB, string) *client) {
-		t.Parallel()
-		c.handler, c.grace = http.HandlerFunc(echo), -1
-		s := start(t, c)
-		client := dial(t, s.addr)
-		client.startHTTP2()
-		result := s.drain(t.Context())
-		payload := client.next(frameGoAway)
-		if want := make([]byte, 8); !bytes.Equal(payload, want) {
-			t.Errorf("GOAWAY with % x, want no stream and no error", payload)
-		}
-		client.closed()
-		s.finished(result)
-	}
+// eachRawHTTP2 runs test with a client whose frames the test spells out.
+func eachRawHTTP2(t *testing.T, test func(t *testing.T, c config, dial func(testing.TB, string) *client)) {
 	t.Run("TLS", func(t *testing.T) {
 		test(t, config{tls: true}, func(t testing.TB, addr string) *client { return dialTLS(t, addr, "h2") })
 	})
 	t.Run("h2c", func(t *testing.T) { test(t, config{}, dial) })
 }
 
+// The first GOAWAY excludes no stream, and the streams that the client opens
+// before it acknowledges that are served, however many.
+func TestFarewell(t *testing.T) {
+	t.Parallel()
+	eachRawHTTP2(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
+		c.handler = http.HandlerFunc(hello)
+		s := start(t, c)
+		client := dial(t, s.addr)
+		client.startHTTP2()
+		result := s.drain(t.Context())
+		client.request(1)
+		client.quiet()
+		const streams = 99 // the server's limit is 250 at a time
+		for stream := byte(3); stream <= streams; stream += 2 {
+			client.request(stream)
+		}
+		client.acknowledge("draining")
+		for ended := 0; ended < (streams+1)/2; {
+			kind, flags, payload := client.frame()
+			if kind == frameGoAway || kind == frameReset {
+				t.Fatalf("frame %d with % x while streams are open", kind, payload)
+			}
+			if kind <= frameHeaders && flags&endStream != 0 {
+				ended++
+			}
+		}
+		client.Close()
+		s.finished(result)
+	})
+}
+
+// quiet acknowledges until the farewell has come. No response ends before that.
+func (c *client) quiet() {
+	c.t.Helper()
+	for {
+		kind, flags, payload := c.frame()
+		switch {
+		case kind == framePing && string(payload) == "settling":
+			c.acknowledge("settling")
+		case kind == frameGoAway:
+			if want := "\x7f\xff\xff\xff\x00\x00\x00\x00"; string(payload) != want {
+				c.t.Errorf("GOAWAY with % x, want % x", payload, want)
+			}
+			if got := c.next(framePing); string(got) != "draining" {
+				c.t.Errorf("PING with %q after GOAWAY", got)
+			}
+			return
+		case kind <= frameHeaders && flags&endStream != 0:
+			c.t.Error("a response has ended before the GOAWAY")
+		}
+	}
+}
+
+func (c *client) acknowledge(data string) {
+	c.t.Helper()
+	c.sendFrame(framePing, 1, 0, []byte(data)...)
+}
+
+// request opens a stream.
+func (c *client) request(stream byte) {
+	c.t.Helper()
+	const endHeaders = 4
+	c.sendFrame(frameHeaders, endStream|endHeaders, stream, 0x82, 0x86, 0x84) // GET http /
+}
+
+// A connection that stays silent is told to go before it is closed, and does not
+// count as cut.
+func TestSilentHTTP2Connection(t *testing.T) {
+	t.Parallel()
+	eachRawHTTP2(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
+		c.handler = http.HandlerFunc(echo)
+		s := start(t, c)
+		client := dial(t, s.addr)
+		client.startHTTP2()
+		result := s.drain(t.Context())
+		client.quiet()
+		client.acknowledge("draining")
+		if payload := client.next(frameGoAway); !bytes.Equal(payload, make([]byte, 8)) {
+			t.Errorf("GOAWAY with % x, want no stream and no error", payload)
+		}
+		client.closed()
+		s.finished(result)
+	})
+}
+
+// Nothing comes in the middle of a frame: responses of any size arrive as they
+// were sent, in frames that are split between writes.
+func TestFramesStayWhole(t *testing.T) {
+	t.Parallel()
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
+		ln := listenTCP(t).(*net.TCPListener)
+		defer ln.Close()
+		content := make([]byte, 3<<20)
+		rand.NewChaCha8([32]byte{}).Read(content)
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for rest := content; len(rest) > 0; {
+				n := min(len(rest), 1+rand.IntN(40000))
+				w.Write(rest[:n])
+				rest = rest[n:]
+			}
+		})
+		c.listen = func() net.Listener { return duplicate(t, ln) }
+		s := start(t, c)
+		url := scheme + s.addr
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		for range 5 {
+			var streams sync.WaitGroup
+			running := make(chan struct{}, 8)
+			for range cap(running) {
+				streams.Go(func() {
+					response, err := (&http.Client{Transport: transport}).Get(url)
+					running <- struct{}{}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer response.Body.Close()
+					if got, err := io.ReadAll(response.Body); err != nil || !bytes.Equal(got, content) {
+						t.Errorf("got %d bytes of %d: %v", len(got), len(content), err)
+					}
+				})
+			}
+			for range cap(running) {
+				wait(t, running, "a response")
+			}
+			next := start(t, c)
+			result := s.drain(t.Context())
+			streams.Wait()
+			s.finished(result)
+			s = next
+		}
+	})
+}
+
+// The hooks and the handler of an HTTP/2 connection see what they would see
+// without a Drainer.
+func TestHooksOverHTTP2(t *testing.T) {
+	t.Parallel()
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
+		var accepted net.Conn
+		states := make(chan http.ConnState, 100)
+		base := make(chan net.Listener, 10)
+		c.server = func(srv *http.Server) {
+			srv.BaseContext = func(ln net.Listener) context.Context {
+				base <- ln
+				return context.Background()
+			}
+			srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+				accepted = nc
+				return ctx
+			}
+			srv.ConnState = func(nc net.Conn, state http.ConnState) {
+				if nc != accepted {
+					t.Errorf("ConnState is called for %T, and ConnContext was for %T", nc, accepted)
+				}
+				states <- state
+			}
+		}
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if (r.TLS != nil) != c.tls || c.tls && r.TLS.NegotiatedProtocol != "h2" {
+				t.Errorf("r.TLS is %v", r.TLS)
+			}
+		})
+		s := start(t, c)
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		connect(t, transport, scheme+s.addr)
+		want := "*net.TCPConn"
+		if c.tls {
+			want = "*tls.Conn"
+		}
+		if got := fmt.Sprintf("%T", accepted); got != want {
+			t.Errorf("the hooks are given a %s, want %s", got, want)
+		}
+		if len(base) != 1 || (<-base).Addr().String() != s.addr {
+			t.Error("BaseContext is not called once, with the listener")
+		}
+		result := s.drain(t.Context())
+		for wait(t, states, "StateClosed") != http.StateClosed {
+		}
+		s.finished(result)
+	})
+}
+
+// Listeners that hide the frames: those of crypto/tls under a Go that wants its
+// connections as they are, and any other that wraps the connections.
+func TestHiddenFrames(t *testing.T) {
+	t.Parallel()
+	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
+		t.Parallel()
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", "</style.css>")
+			w.WriteHeader(http.StatusEarlyHints)
+			clear(w.Header()) // as httputil.ReverseProxy does
+			w.WriteHeader(http.StatusOK)
+			for i := range reflect.TypeOf(w).NumMethod() {
+				fmt.Fprintln(w, reflect.TypeOf(w).Method(i).Name)
+			}
+		})
+		s := newService(t, c)
+		ln := s.Listener(listenTCP(t))
+		s.addr = ln.Addr().String()
+		if c.tls {
+			config := clientTLS("h2")
+			config.Certificates = []tls.Certificate{certificate()}
+			ln = tls.NewListener(ln, config)
+			s.server.TLSConfig = nil
+		}
+		go func() { s.served <- s.server.Serve(hidingListener{ln}) }()
+		transport := newTransport()
+		defer transport.CloseIdleConnections()
+		before, conn, err := ask(t.Context(), transport, scheme+s.addr, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		result := s.drain(t.Context())
+		var hints http.Header
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			hints = http.Header(h)
+			return nil
+		}})
+		during, _, err := ask(ctx, transport, scheme+s.addr, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hints.Get("Link") == "" || len(hints["Connection"]) > 0 {
+			t.Errorf("the 1xx response has %v", hints)
+		}
+		for method := range strings.Lines(before.body) {
+			if !strings.Contains("\n"+during.body, "\n"+method) {
+				t.Errorf("no method %s during the drain", method)
+			}
+		}
+		if _, after, _ := ask(t.Context(), transport, scheme+s.addr, ""); after == conn {
+			t.Error("the client did not leave")
+		}
+		s.finished(result)
+	})
+}
+
+// hidingListener hides what plain connections are, but not that they have TLS.
+type hidingListener struct{ net.Listener }
+
+func (l hidingListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if _, encrypted := nc.(*tls.Conn); err != nil || encrypted {
+		return nc, err
+	}
+	return &struct{ net.Conn }{nc}, nil
+}
+
 const (
 	frameHeaders  = 1 // and DATA is 0
+	frameReset    = 3
 	frameSettings = 4
 	framePing     = 6
 	frameGoAway   = 7
+
+	endStream = 1
 )
 
 // startHTTP2 exchanges settings, and returns when the server has nothing to say.

@@ -22,7 +22,8 @@ const (
 )
 
 // Listener returns a listener for Server.Serve and its kin, for programs that
-// cannot use Serve or ServeTLS. It owns ln: Server.Serve closes both.
+// cannot use Serve or ServeTLS. It owns ln: Server.Serve closes both. HTTP/2 over
+// TLS needs ServeTLS to be drained without loss.
 //
 // While a drain is going on, its Accept first returns the connections that wait
 // in ln's queue, as their clients believe to be connected, and the kernel would
@@ -31,7 +32,9 @@ const (
 // http.ErrServerClosed, and not before. A ln without a method SetDeadline, as
 // those of crypto/tls, is closed without regard to its queue: wrap the listener
 // that Listener returns rather than pass it a wrapped one.
-func (d *Drainer) Listener(ln net.Listener) net.Listener {
+func (d *Drainer) Listener(ln net.Listener) net.Listener { return d.listener(ln) }
+
+func (d *Drainer) listener(ln net.Listener) *listener {
 	l := &listener{
 		Listener: ln,
 		drainer:  d,
@@ -40,7 +43,11 @@ func (d *Drainer) Listener(ln net.Listener) net.Listener {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.wrapHandler()
+	if !d.prepared {
+		d.prepared = true
+		d.ownProtocols = len(d.srv.TLSNextProto) > 0 // net/http will add its own
+		d.wrapHandler()
+	}
 	d.unserved++
 	if d.draining.Load() {
 		l.release()
@@ -56,6 +63,8 @@ type listener struct {
 	drainer *Drainer
 	served  bool // Server.Serve was called; guarded by Drainer.mu
 
+	encrypted net.Listener // what crypto/tls makes of it, for ServeTLS; or nil
+
 	stopped chan struct{} // closed when the server knows all connections
 	closed  chan struct{} // closed by Close
 
@@ -69,6 +78,21 @@ type listener struct {
 // Accept is called by Server.Serve, which has told its hooks of a connection
 // before it asks for the next one.
 func (l *listener) Accept() (net.Conn, error) {
+	if l.encrypted != nil {
+		nc, err := l.encrypted.Accept() // which calls accept
+		if err != nil {
+			return nil, err
+		}
+		return l.drainer.framedTLS(nc), nil
+	}
+	nc, err := l.accept()
+	if protocols := l.drainer.srv.Protocols; err != nil || protocols == nil || !protocols.UnencryptedHTTP2() {
+		return nc, err
+	}
+	return plainConn{l.drainer.framed(nc)}, nil
+}
+
+func (l *listener) accept() (net.Conn, error) {
 	if !l.drainer.draining.Load() {
 		nc, err := l.Listener.Accept()
 		if err == nil || !l.drainer.draining.Load() {
@@ -140,4 +164,62 @@ func (l *listener) Close() error {
 	l.release()
 	l.stop()
 	return l.err
+}
+
+// setUpTLS is the listener that Server.ServeTLS is given for it to set up HTTP/2,
+// load the certificates, and wrap the listener by crypto/tls. When it goes on to
+// serve, BaseContext learns the result, and the first Accept ends it. So what
+// crypto/tls accepts can be wrapped in turn.
+type setUpTLS struct {
+	*listener
+	done bool
+}
+
+var errSetUp = errors.New("httpdrain: the server is set up")
+
+// serveTLS returns what Server.ServeTLS does.
+func (l *listener) serveTLS(certFile, keyFile string) error {
+	d := l.drainer
+	d.setUp.Lock()
+	err := d.srv.ServeTLS(&setUpTLS{listener: l}, certFile, keyFile)
+	d.setUp.Unlock()
+	if err != errSetUp {
+		l.Close()
+		return err
+	}
+	return d.srv.Serve(l)
+}
+
+// settingUp reports whether BaseContext is called for a setUpTLS.
+func (d *Drainer) settingUp(ln net.Listener) bool {
+	addr, ok := ln.Addr().(setUpAddr)
+	if ok {
+		addr.listener.encrypted = ln
+		d.frameOnce.Do(d.frameNextProto)
+	}
+	return ok
+}
+
+func (s *setUpTLS) Accept() (net.Conn, error) {
+	if !s.done {
+		s.done = true
+		return nil, errSetUp
+	}
+	return s.accept()
+}
+
+// Close is called when the server is set up.
+func (s *setUpTLS) Close() error { return nil }
+
+// setUpAddr is the address of a listener that crypto/tls has not yet wrapped.
+type setUpAddr struct {
+	net.Addr
+	listener *listener
+}
+
+func (s *setUpTLS) Addr() net.Addr {
+	if s.encrypted != nil {
+		return s.listener.Addr()
+	}
+	return setUpAddr{s.listener.Addr(), s.listener}
 }

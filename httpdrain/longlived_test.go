@@ -1,8 +1,10 @@
 package httpdrain_test
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -182,6 +184,45 @@ func TestHijackedConnection(t *testing.T) {
 			c.send("hello\n")
 			c.line("HELLO\n")
 		}
+	})
+}
+
+// Where the server sees a connection by another than everybody else, a hijacker
+// gets that, and can ask for the connection itself.
+func TestHijackedNetConn(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
+		var accepted net.Conn
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			nc, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer nc.Close()
+			if under, ok := nc.(interface{ NetConn() net.Conn }); ok && nc != accepted {
+				nc = under.NetConn()
+			}
+			if nc != accepted {
+				t.Errorf("hijacked %T, want %T", nc, accepted)
+			}
+		})
+		base := c.server
+		c.server = func(s *http.Server) {
+			if base != nil {
+				base(s)
+			}
+			s.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+				accepted = nc
+				return ctx
+			}
+		}
+		s := start(t, c)
+		client := dial(t, s.addr)
+		client.send(get("/"))
+		client.closed()
+		s.finished(s.drain(t.Context()))
 	})
 }
 

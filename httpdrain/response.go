@@ -3,24 +3,11 @@ package httpdrain
 import (
 	"io"
 	"net/http"
-	"runtime"
 	"strings"
 	"time"
 )
 
 // This file owns how a response tells its client to leave.
-
-const (
-	// settleTicks is for how many ticks in a row a client must not have opened an
-	// HTTP/2 stream for the drain to believe that none is on its way. Ticks are
-	// counted rather than time measured, because a process that has not been
-	// running for a while has not read the streams that were opened.
-	settleTicks = 5
-	settleTick  = 10 * time.Millisecond
-
-	// settleLimit is after how many ticks it no longer waits for that.
-	settleLimit = 25
-)
 
 type handler struct {
 	drainer *Drainer
@@ -39,28 +26,26 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	if !h.drainer.draining.Load() {
-		next.ServeHTTP(w, r)
-		return
-	}
-	c := connOf(r)
-	if r.ProtoMajor == 1 {
-		answerAndClose(w, r)
-	} else {
-		w = answerAndGoAway(w)
-		if c != nil {
-			c.settle()
-		}
+	last := h.drainer.draining.Load()
+	if last {
+		w = sayGoodbye(w, r)
 	}
 	next.ServeHTTP(w, r)
-	if c != nil {
-		if r.ProtoMajor != 1 {
-			c.goAway(w)
+	if h.drainer.draining.Load() {
+		if c := connOf(r); c != nil {
+			c.answer(r, last)
 		}
-		c.mu.Lock()
-		c.told = time.Now()
-		c.mu.Unlock()
 	}
+}
+
+// sayGoodbye makes the response tell the client to leave, if it does not know.
+func sayGoodbye(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+	if r.ProtoMajor == 1 {
+		answerAndClose(w, r)
+	} else if c := connOf(r); c == nil || c.stays() {
+		w = answerAndGoAway(w)
+	}
+	return w
 }
 
 // answerAndClose makes the server close the connection after the response, and
@@ -101,8 +86,9 @@ type http2Writer interface {
 	EnableFullDuplex() error
 }
 
-// answerAndGoAway makes the server send GOAWAY with the response: that is what
-// net/http makes of the field, which HTTP/2 does not have.
+// answerAndGoAway makes the server send its own GOAWAY with the response: that is
+// what net/http makes of the field, which HTTP/2 does not have. It refuses the
+// streams that the server has not read by then.
 func answerAndGoAway(w http.ResponseWriter) http.ResponseWriter {
 	w.Header().Set("Connection", "close")
 	if w, ok := w.(http2Writer); ok {
@@ -126,72 +112,4 @@ func (w goAwayWriter) WriteHeader(code int) {
 		h.Set("Connection", "close")
 	}
 	w.http2Writer.WriteHeader(code)
-}
-
-// settle delays a stream until no other has been opened on its connection for a
-// while.
-//
-// The GOAWAY that net/http sends with the first response says that it will
-// process the streams which it has seen, and no others. A client may repeat a
-// request that it sent on another one in the meantime, if it can: net/http's
-// cannot repeat a body that it reads from a pipe or a file. RFC 9113, section
-// 6.8, has servers announce the GOAWAY by one that excludes no stream yet, which
-// net/http does not. But clients whose requests wait for responses stop sending
-// if they get none.
-func (c *conn) settle() {
-	c.mu.Lock()
-	c.http2 = true
-	c.streams++
-	if settled := c.settled; settled != nil {
-		c.mu.Unlock()
-		<-settled
-		return
-	}
-	c.settled = make(chan struct{})
-	streams := c.streams
-	c.mu.Unlock()
-	defer close(c.settled)
-
-	ticker := time.NewTicker(settleTick)
-	defer ticker.Stop()
-	for ticks, quiet := 0, 0; ticks < settleLimit && quiet < settleTicks; ticks++ {
-		select {
-		case <-ticker.C:
-		case <-c.drainer.cutting.Done():
-			return
-		}
-		runtime.Gosched() // likewise, if others wait for a processor
-		quiet++
-		c.mu.Lock()
-		if c.streams != streams {
-			streams, quiet = c.streams, 0
-		}
-		c.mu.Unlock()
-	}
-}
-
-// goAway is called when a handler has returned, and returns when the client has
-// probably been sent the GOAWAY. net/http may send that after the response that
-// caused it, and the client another request in between. So the first response is
-// sent without its end, and all the others are sent a moment later.
-func (c *conn) goAway(w http.ResponseWriter) {
-	c.mu.Lock()
-	gone := c.gone
-	if gone == nil {
-		c.gone = make(chan struct{})
-	}
-	c.mu.Unlock()
-	timer := time.NewTimer(settleTick)
-	defer timer.Stop()
-	if gone != nil {
-		select {
-		case <-gone:
-		case <-timer.C:
-		}
-		return
-	}
-	http.NewResponseController(w).Flush()
-	timer.Reset(settleTick / 2)
-	<-timer.C
-	close(c.gone)
 }

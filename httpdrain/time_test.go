@@ -2,10 +2,12 @@ package httpdrain_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -208,20 +210,27 @@ func (c *pausingConn) SetReadDeadline(deadline time.Time) error {
 // A request that the server has read when its connection is taken for silent is
 // served, however slow its body is.
 func TestRequestAtEndOfGrace(t *testing.T) {
-	inBubble(t, config{handler: http.HandlerFunc(echo)}, func(t *testing.T, s *service, m *memory) {
-		used, err := m.dialBy(func(nc net.Conn) net.Conn { return &pausingConn{Conn: nc, pause: 1500 * time.Millisecond} })
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := newClient(t, used)
-		result := s.drain(t.Context())
-		pass(httpdrain.DefaultIdleGrace - time.Second)
-		c.send("POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n")
-		pass(2 * time.Second)
-		c.send("body")
-		c.answer().last(t, "body")
-		s.finishedInBubble(result)
-	})
+	for _, again := range []bool{false, true} {
+		inBubble(t, config{handler: http.HandlerFunc(echo), server: func(s *http.Server) {
+			s.Protocols.SetUnencryptedHTTP2(again)
+		}}, func(t *testing.T, s *service, m *memory) {
+			used, err := m.dialBy(func(nc net.Conn) net.Conn { return &pausingConn{Conn: nc, pause: 1500 * time.Millisecond} })
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newClient(t, used)
+			if again {
+				c.get("/").more(t, "")
+			}
+			result := s.drain(t.Context())
+			pass(httpdrain.DefaultIdleGrace - time.Second)
+			c.send("POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n")
+			pass(2 * time.Second)
+			c.send("body")
+			c.answer().last(t, "body")
+			s.finishedInBubble(result)
+		})
+	}
 }
 
 // What the server's timeouts end is not waited for.
@@ -323,12 +332,9 @@ func TestStreamsSettle(t *testing.T) {
 	}
 }
 
-// An HTTP/2 connection that stays silent is closed a second after its GOAWAY.
+// An HTTP/2 connection whose client knows that it is to leave is closed soon.
 func TestSilentHTTP2InBubble(t *testing.T) {
-	inBubble(t, config{
-		handler: http.HandlerFunc(echo),
-		server:  func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(true) },
-	}, func(t *testing.T, s *service, m *memory) {
+	inBubble(t, rawHTTP2, func(t *testing.T, s *service, m *memory) {
 		transport := plainHTTP2Transport()
 		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return m.dial() }
 		if _, _, err := ask(t.Context(), transport, "http://example.com", "body"); err != nil {
@@ -336,9 +342,131 @@ func TestSilentHTTP2InBubble(t *testing.T) {
 		}
 		begin := time.Now()
 		s.finishedInBubble(s.drain(t.Context()))
-		if got := time.Since(begin); got < httpdrain.DefaultIdleGrace || got > httpdrain.DefaultIdleGrace+2*time.Second {
+		// net/http waits for a second, too.
+		if got := time.Since(begin); got > 2500*time.Millisecond {
 			t.Errorf("the drain was over after %v", got)
 		}
 		transport.CloseIdleConnections()
+	})
+}
+
+var rawHTTP2 = config{
+	handler: http.HandlerFunc(echo),
+	server:  func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(true) },
+}
+
+// inBackground answers nothing, but reads what the server sends, as it would
+// block else. It returns the kinds of frames and their payloads.
+func (c *client) inBackground() <-chan []byte {
+	frames := make(chan []byte, 1000)
+	c.SetDeadline(time.Time{})
+	go func() {
+		defer close(frames)
+		for {
+			var header [9]byte
+			if _, err := io.ReadFull(c.r, header[:]); err != nil {
+				return
+			}
+			payload := make([]byte, int(header[0])<<16|int(header[1])<<8|int(header[2]))
+			if _, err := io.ReadFull(c.r, payload); err != nil {
+				return
+			}
+			frames <- append([]byte{header[3]}, payload...)
+		}
+	}()
+	return frames
+}
+
+// goAways returns the streams that the GOAWAYs have named until now.
+func goAways(frames <-chan []byte) (streams []uint32) {
+	synctest.Wait()
+	for len(frames) > 0 {
+		if f := <-frames; len(f) > 0 && f[0] == frameGoAway {
+			streams = append(streams, binary.BigEndian.Uint32(f[1:]))
+		}
+	}
+	return streams
+}
+
+// A client that goes on opening streams although it should not is refused in the
+// end: late if it has not acknowledged anything, as it may not have read it.
+func TestClientStays(t *testing.T) {
+	for _, acknowledges := range []bool{true, false} {
+		inBubble(t, rawHTTP2, func(t *testing.T, s *service, m *memory) {
+			c := m.client(t)
+			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+			frames := c.inBackground()
+			c.sendFrame(frameSettings, 0, 0)
+			result := s.drain(t.Context())
+			pass(50 * time.Millisecond)
+			if got := goAways(frames); got != nil {
+				t.Errorf("GOAWAY with %d before the client has answered the PING", got)
+			}
+			pass(250 * time.Millisecond) // it is not waited for any longer
+			if got := goAways(frames); !slices.Equal(got, []uint32{1<<31 - 1}) {
+				t.Fatalf("GOAWAY with %d, want all streams", got)
+			}
+			patience := httpdrain.DefaultIdleGrace
+			if acknowledges {
+				c.acknowledge("draining")
+				patience = time.Second
+			}
+			pass(patience - 500*time.Millisecond)
+			c.request(1)
+			if got := goAways(frames); got != nil {
+				t.Errorf("GOAWAY with %d before %v", got, patience)
+			}
+			pass(600 * time.Millisecond)
+			c.request(3)
+			if got := goAways(frames); !slices.Equal(got, []uint32{3}) {
+				t.Errorf("GOAWAY with %d after %v, want stream 3", got, patience)
+			}
+			c.Close()
+			s.finishedInBubble(result)
+		})
+	}
+}
+
+// A connection that becomes HTTP/2 during the drain is told as well, and not
+// before the server has sent its settings.
+func TestPrefaceDuringDrain(t *testing.T) {
+	inBubble(t, rawHTTP2, func(t *testing.T, s *service, m *memory) {
+		c := m.client(t)
+		c.send("PRI * HTTP/2.0\r\n")
+		result := s.drain(t.Context())
+		pass(time.Second)
+		frames := c.inBackground()
+		c.send("\r\nSM\r\n\r\n")
+		c.sendFrame(frameSettings, 0, 0)
+		pass(300 * time.Millisecond)
+		if first := <-frames; first[0] != frameSettings {
+			t.Errorf("the first frame is %d", first[0])
+		}
+		if got := goAways(frames); !slices.Equal(got, []uint32{1<<31 - 1}) {
+			t.Errorf("GOAWAY with %d, want all streams", got)
+		}
+		c.Close()
+		s.finishedInBubble(result)
+	})
+}
+
+// net/http's own GOAWAY is not followed by one that names a higher stream.
+func TestDrainAfterGoAway(t *testing.T) {
+	c := rawHTTP2
+	c.server = func(s *http.Server) {
+		s.Protocols.SetUnencryptedHTTP2(true)
+		s.IdleTimeout = time.Minute
+	}
+	inBubble(t, c, func(t *testing.T, s *service, m *memory) {
+		c := m.client(t)
+		c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		frames := c.inBackground()
+		c.sendFrame(frameSettings, 0, 0)
+		pass(time.Minute + time.Millisecond)
+		result := s.drain(t.Context())
+		s.finishedInBubble(result)
+		if got := goAways(frames); !slices.Equal(got, []uint32{0}) {
+			t.Errorf("GOAWAY with %d, want that of net/http alone", got)
+		}
 	})
 }

@@ -27,7 +27,7 @@ type config struct {
 	upgrades, faults             int
 	duration, interleave         time.Duration
 	clients                      int
-	kinds, tolerate              string
+	kinds                        string
 	pace                         time.Duration
 	grace, drain, upgradeTimeout time.Duration
 	early                        bool

@@ -12,12 +12,11 @@
 //
 //   - No connection is refused, and no request is lost: on new, kept and slow
 //     connections, with bodies that cannot be replayed, over HTTP/1, HTTP/2, TLS
-//     and Unix sockets. ("One-shot" HTTP/2 clients send bodies that cannot be
-//     replayed side by side on one connection. As net/http sends no GOAWAY that
-//     only announces another, a request that crosses it is lost; package httpdrain
-//     makes that rare: see -tolerate.) On a kept connection that holds for requests after a pause
-//     of less than the idle grace (-grace); a longer one may meet a connection that
-//     the drain is closing, and is counted as not promised if it fails.
+//     and Unix sockets ("one-shot" HTTP/2 clients send bodies that cannot be
+//     replayed side by side on one connection). On a kept connection that holds
+//     for requests after a pause of less than the idle grace (-grace); a longer
+//     one may meet a connection that the drain is closing, and is counted as not
+//     promised if it fails.
 //   - A TCP connection stays with the process that accepted it, until its client
 //     ends it (which the clients here do within the drain deadline, -drain).
 //   - A datagram that was sent is answered. Each client has at most four in flight,
@@ -56,7 +55,6 @@ func realMain() int {
 	flag.DurationVar(&cfg.interleave, "interleave", 0, "length of phases without and with upgrades, which take turns; 0 is without")
 	flag.IntVar(&cfg.clients, "clients", 1, "`number` of clients of each kind")
 	flag.StringVar(&cfg.kinds, "kinds", "", "`words` separated by commas: only clients whose kind contains one of them")
-	flag.StringVar(&cfg.tolerate, "tolerate", "", "`words` separated by commas: what clients lose whose kind contains one of them is no reason to fail")
 	flag.DurationVar(&cfg.pace, "pace", 10*time.Millisecond, "mean pause of a client")
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 20*time.Second, "drain deadline")

@@ -32,18 +32,13 @@ func (b *bed) report(w io.Writer) (bad int) {
 	b.reportKinds(w, byKind)
 	b.reportLatency(w)
 	b.reportFailures(w)
-	tolerated := 0
-	for kind, n := range byKind {
-		if matches(kind, b.tolerate) {
-			tolerated += n[lost]
-		} else {
-			bad += n[lost]
-		}
+	for _, n := range byKind {
+		bad += n[lost]
 	}
 	total := bad
 	bad += b.reportBroken(w)
-	fmt.Fprintf(w, "%s: %d lost (and %d tolerated), %d promises broken otherwise, in %d upgrades and faults\n",
-		b.library, total, tolerated, bad-total, len(b.rows))
+	fmt.Fprintf(w, "%s: %d lost, %d promises broken otherwise, in %d upgrades and faults\n",
+		b.library, total, bad-total, len(b.rows))
 	return bad
 }
 

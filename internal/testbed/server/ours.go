@@ -35,13 +35,13 @@ type httpService struct {
 func newHTTPService(srv *http.Server, ln net.Listener, cfg config) *httpService {
 	drainer := httpdrain.New(srv)
 	drainer.IdleGrace = cfg.grace
-	return &httpService{srv, drainer, drainer.Listener(ln)}
+	return &httpService{srv, drainer, ln}
 }
 
 func (s *httpService) serve() error {
-	serve := s.srv.Serve
+	serve := s.drainer.Serve
 	if s.srv.TLSConfig != nil {
-		serve = func(ln net.Listener) error { return s.srv.ServeTLS(ln, "", "") }
+		serve = func(ln net.Listener) error { return s.drainer.ServeTLS(ln, "", "") }
 	}
 	if err := serve(s.ln); err != http.ErrServerClosed {
 		return err
