@@ -62,11 +62,19 @@ func (m *manager) notify(fields ...string) {
 }
 
 func (m *manager) send(rights []byte, fields ...string) error {
-	conn, err := net.DialUnix("unixgram", nil, m.addr)
+	conn, err := m.dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	return sendFields(conn, rights, fields...)
+}
+
+func (m *manager) dial() (*net.UnixConn, error) {
+	return net.DialUnix("unixgram", nil, m.addr)
+}
+
+func sendFields(conn *net.UnixConn, rights []byte, fields ...string) error {
 	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
 		return err
 	}
@@ -126,39 +134,71 @@ func (m *manager) reloadFailed(err error) {
 	m.notify("READY=1", "STATUS="+status)
 }
 
-// handOver says that pid is the main process from now on. It returns when the
-// manager has read that, or takes too long: it must have while this process, to
-// which it listens, is there.
-func (m *manager) handOver(pid int) {
+// A handOver has opened, before the commit, what it takes to tell the manager after
+// it: one that was left with the old main process would end the service with that,
+// for want of a descriptor.
+type handOver struct {
+	manager     *manager
+	conn        *net.UnixConn // nil if the manager can't be reached
+	read, write *os.File      // the barrier's pipe
+}
+
+// prepareHandOver returns an error only if there are no descriptors.
+func (m *manager) prepareHandOver() (*handOver, error) {
 	if m == nil {
+		return nil, nil
+	}
+	h := &handOver{manager: m}
+	var err error
+	if h.conn, err = m.dial(); err != nil {
+		m.log(err)
+	}
+	if h.read, h.write, err = os.Pipe(); err != nil {
+		h.close()
+		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, adviseLimit(err))
+	}
+	return h, nil
+}
+
+func (h *handOver) close() {
+	if h == nil {
 		return
 	}
-	err := m.send(nil, fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
+	if h.conn != nil {
+		h.conn.Close()
+	}
+	h.read.Close()
+	h.write.Close()
+}
+
+// tell says that pid is the main process from now on. It returns when the manager
+// has read that, or takes too long: it must have while this process, to which it
+// listens, is there.
+func (h *handOver) tell(pid int) {
+	if h == nil || h.conn == nil {
+		return
+	}
+	err := sendFields(h.conn, nil, fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
 	if err == nil {
-		err = m.barrier()
+		err = h.barrier()
 	}
 	if err != nil {
-		m.log(fmt.Errorf("tell it the new main process, %d: %w", pid, err))
+		h.manager.log(fmt.Errorf("tell it the new main process, %d: %w", pid, err))
 	}
 }
 
 // barrier returns once the manager has read all messages before this one: it
 // closes the descriptor that comes with it (sd_notify_barrier(3)).
-func (m *manager) barrier() error {
-	read, write, err := os.Pipe()
+func (h *handOver) barrier() error {
+	err := control(h.write, func(fd uintptr) error { return sendFields(h.conn, socketRights(fd), "BARRIER=1") })
+	h.write.Close()
 	if err != nil {
 		return err
 	}
-	defer read.Close()
-	err = control(write, func(fd uintptr) error { return m.send(socketRights(fd), "BARRIER=1") })
-	write.Close()
-	if err != nil {
+	if err := h.read.SetReadDeadline(time.Now().Add(barrierTimeout)); err != nil {
 		return err
 	}
-	if err := read.SetReadDeadline(time.Now().Add(barrierTimeout)); err != nil {
-		return err
-	}
-	if _, err = read.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err = h.read.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	return nil

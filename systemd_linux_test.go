@@ -272,6 +272,24 @@ func TestSystemdHearsOfAnUpgrade(t *testing.T) {
 	}
 }
 
+// Told nothing, systemd would end the service with its old main process.
+func TestSystemdHearsOfAnUpgradeThatLeftNoDescriptor(t *testing.T) {
+	m := startedBySystemd(t)
+	upg, s := newParent(t, tableflip.Options{}, "succeed")
+	var before unix.Rlimit
+	require(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	during(t, "after commit", func() {
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max})
+	})
+	ready(t, upg)
+	err := upg.Upgrade()
+	require(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	require(t, err)
+	child := s.await("ready")
+	s.awaitEnd()
+	m.expect(os.Getpid(), "READY=1", reloading, mainPID(child.pid), barrier)
+}
+
 // The process that serves need not be the one that was started.
 func TestSystemdHearsThePIDThatTheChildReports(t *testing.T) {
 	m := startedBySystemd(t)
@@ -444,7 +462,7 @@ func TestSystemdHearsOfStop(t *testing.T) {
 		ready    bool
 		messages []string
 	}{
-		{name: "before Ready", messages: []string{"STOPPING=1"}},
+		{name: "before Ready"},
 		{name: "after Ready", ready: true, messages: []string{"READY=1", "STOPPING=1"}},
 		{name: "during an upgrade", ready: true, role: "hang",
 			messages: []string{"READY=1", reloading, failed(tableflip.ErrStopped), "STOPPING=1"}},
@@ -927,6 +945,16 @@ func TestStoreOutlivesACrash(t *testing.T) {
 	}
 	require(t, first.Process.Kill())
 	s.awaitEnd()
+
+	// Nothing is changed by one that fails to start.
+	s = newService(t)
+	m.restart(s.command("give-up", m.variable(), withArg("unix "+path)))
+	s.await("stopped")
+	s.awaitEnd()
+	m.expectNoMore()
+	if !exists(path) {
+		t.Error("the socket's file is gone")
+	}
 
 	// More than the service asks for: the last is no more.
 	s = newService(t)

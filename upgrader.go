@@ -334,7 +334,7 @@ func (u *Upgrader) Upgrade() error {
 // UpgradeContext starts a new process and blocks until it is ready. Then the new
 // process is in charge, Exit is closed, and this process should stop accepting,
 // finish what it has begun, and exit. If there is a service manager, Exit is closed
-// once that knows its new main process, or after five seconds.
+// once that knows its new main process, or takes too long to read (seconds).
 //
 // After an error everything is as it was, the new process has been killed and
 // reaped, and UpgradeContext can be called again. The deadline of ctx, if it has
@@ -377,6 +377,11 @@ func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
 	if err := c.awaitReady(ctx); err != nil {
 		return err
 	}
+	handOver, err := u.manager.prepareHandOver()
+	if err != nil {
+		return err
+	}
+	defer handOver.close()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if ctx.Err() != nil {
@@ -391,7 +396,7 @@ func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
 	}
 	committed = true
 	u.state = upgraded
-	u.manager.handOver(c.pid)
+	handOver.tell(c.pid)
 	close(u.exit)
 	u.Fds.handedOver()
 	return nil
@@ -514,8 +519,10 @@ func (u *Upgrader) Stop() {
 		u.mu.Lock()
 	}
 	if u.state != upgraded && u.state != stopped {
+		// A first generation that was never ready leaves what systemd has kept
+		// for it over a crash to the one after it.
+		inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.giveUp()
 		u.state = stopped
-		inCharge := u.parent == nil || u.parent.giveUp()
 		if inCharge {
 			u.manager.notify("STOPPING=1")
 		}
