@@ -869,7 +869,12 @@ func (f *Fds) takeCharge() {
 		f.unstore(e.fdName)
 		f.log(e.close())
 	}
-	// The next upgrade needs these. It would take the time then.
+}
+
+// prepare opens what the next upgrade needs, and would take the time for.
+func (f *Fds) prepare() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, e := range f.entries {
 		if e.conn == nil {
 			_, err := f.fileOf(e)

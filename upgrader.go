@@ -246,10 +246,20 @@ func (u *Upgrader) Ready() error {
 		return err
 	}
 	u.Fds.takeCharge()
-	prepareStart()
+	if u.parent == nil {
+		u.prepareNext()
+	} else {
+		go u.prepareNext() // while this process begins to serve
+	}
 	u.state = ready
 	u.tellReady()
 	return nil
+}
+
+// prepareNext takes work out of the next upgrade.
+func (u *Upgrader) prepareNext() {
+	u.Fds.prepare()
+	prepareStart()
 }
 
 // tellReady tells the service manager that this process is in charge, unless its
