@@ -110,7 +110,8 @@ func (s Supervisor) Run() (status int, err error) {
 	}
 	path, err := exec.LookPath(s.Command[0])
 	if err != nil {
-		return startStatus(err), fmt.Errorf("supervise: %w", err)
+		err = fmt.Errorf("supervise: %w: %w", errNotStarted, err)
+		return startStatus(err), err
 	}
 	return s.start(path, false)
 }
@@ -163,13 +164,13 @@ func (s Supervisor) start(path string, self bool) (int, error) {
 
 func startStatus(err error) int {
 	switch {
-	case errors.Is(err, errNotStarted) && errors.Is(err, fs.ErrNotExist), errors.Is(err, exec.ErrNotFound):
+	case !errors.Is(err, errNotStarted):
+		return StatusFailed
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, exec.ErrNotFound):
 		return StatusNotFound
-	case errors.Is(err, errNotStarted), errors.Is(err, fs.ErrPermission):
-		return StatusNotExecutable
 	}
-	return StatusFailed
+	return StatusNotExecutable
 }
 
-// errNotStarted is wrapped by what the kernel says to the service's start.
+// errNotStarted is wrapped by errors that concern the service's program.
 var errNotStarted = errors.New("can't start the service")
