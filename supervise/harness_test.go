@@ -133,7 +133,7 @@ func do(command, argument string) string {
 		must(0, cmd.Start())
 		go cmd.Wait()
 	case "orphan":
-		return strings.TrimSpace(string(must(exec.Command("sh", "-c", "sleep 1000 >&2 & echo $!").Output())))
+		return strings.TrimSpace(string(must(exec.Command("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").Output())))
 	case "environment":
 		return os.Getenv(argument)
 	case "group":
@@ -191,7 +191,7 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
-// supervise starts a supervisor of this binary in a role.
+// startBed starts a supervisor of this binary in a role.
 func startBed(t *testing.T, flags []string, role ...string) *bed {
 	t.Helper()
 	b := newBed(t)
@@ -204,22 +204,26 @@ func superviseArguments(flags []string, role []string) []string {
 	return append(append(arguments, "--", os.Args[0]), role...)
 }
 
-// start starts the supervisor.
+// start starts the supervisor, and reads its log.
 func (b *bed) start(cmd *exec.Cmd) {
 	b.t.Helper()
-	cmd.Env = append(cmd.Environ(), b.environment())
 	read, write, err := os.Pipe()
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	defer write.Close()
 	cmd.Stdout, cmd.Stderr = write, write
-	err = cmd.Start()
-	write.Close()
-	if err != nil {
+	b.run(cmd)
+	go b.log.read(read)
+}
+
+func (b *bed) run(cmd *exec.Cmd) {
+	b.t.Helper()
+	cmd.Env = append(cmd.Environ(), controlVariable+"="+filepath.Join(b.dir, "control"))
+	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
 	b.supervisor, b.pid = cmd, cmd.Process.Pid
-	go b.log.read(read)
 	reaped := make(chan struct{})
 	go func() {
 		cmd.Wait()
@@ -235,10 +239,6 @@ func (b *bed) start(cmd *exec.Cmd) {
 		cmd.Process.Kill()
 		<-reaped
 	})
-}
-
-func (b *bed) environment() string {
-	return controlVariable + "=" + filepath.Join(b.dir, "control")
 }
 
 // signal sends the supervisor a signal.

@@ -1,0 +1,346 @@
+package supervise_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// startPID1 starts the supervisor as process 1 of a new PID namespace.
+func startPID1(t *testing.T, flags []string, role ...string) *bed {
+	t.Helper()
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Skip("needs unshare, of util-linux")
+	}
+	arguments := []string{"-p", "-f", "--mount-proc"}
+	if output, err := exec.Command(unshare, append(arguments, "true")...).CombinedOutput(); err != nil {
+		t.Skipf("needs to be allowed to create a PID namespace, as root is: %v: %s", err, output)
+	}
+	b := newBed(t)
+	for i := range role {
+		role[i] = strings.ReplaceAll(role[i], "DIR", b.dir)
+	}
+	b.start(exec.Command(unshare, append(append(arguments, os.Args[0]), superviseArguments(flags, role)...)...))
+	until(t, "unshare has started it", func() bool {
+		pids := childrenOf(b.supervisor.Process.Pid)
+		if len(pids) == 1 {
+			b.pid = pids[0]
+		}
+		return len(pids) == 1
+	})
+	t.Cleanup(func() { syscall.Kill(b.pid, syscall.SIGKILL) }) // if it still waits for it, unshare does not die of it
+	return b
+}
+
+// stat returns the fields of proc_pid_stat(5) from the third on.
+func stat(pid int) []string {
+	content, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(content), ") ")
+	return strings.Fields(rest)
+}
+
+func childrenOf(parent int) (pids []int) {
+	entries, _ := os.ReadDir("/proc")
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if fields := stat(pid); len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func TestPID1UpgradesUnderLoad(t *testing.T) {
+	t.Parallel()
+	b := startPID1(t, nil, "serve", "DIR")
+	last := b.upgradeUnderLoad(3, func() { b.signal(syscall.SIGHUP) })
+	orphan := last.do("orphan", "")
+	if orphan == "" {
+		t.Error("no orphan")
+	}
+	b.signal(syscall.SIGTERM)
+	b.ends(0)
+}
+
+func TestPID1ExitStatus(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		command, argument string
+		status            int
+	}{
+		{"exit", "7", 7},
+		{"die", "", 128 + 9},
+	} {
+		b := startPID1(t, nil, "puppet")
+		first := b.next()
+		if first.parent != 1 {
+			t.Errorf("started by process %d", first.parent)
+		}
+		second := first.upgrade(b)
+		first.tell("exit", "0")
+		first.ends()
+		second.tell(test.command, test.argument)
+		b.ends(test.status)
+	}
+}
+
+func TestPID1TermWhileUpgrading(t *testing.T) {
+	t.Parallel()
+	b := startPID1(t, nil, "serve", "DIR")
+	first := b.next()
+	until(t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
+	if err := os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.signal(syscall.SIGHUP)
+	child := b.next()
+	b.signal(syscall.SIGTERM)
+	child.ends()
+	b.ends(0)
+}
+
+func TestOrphansAreReaped(t *testing.T) {
+	for _, kind := range []string{"subreaper", "PID 1"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var b *bed
+			if kind == "PID 1" {
+				b = startPID1(t, nil, "puppet")
+			} else {
+				b = startBed(t, nil, "puppet")
+			}
+			main := b.next()
+			for range 3 {
+				main.do("orphan", "")
+			}
+			var orphans []int
+			until(t, "they are the supervisor's", func() bool {
+				orphans = childrenOf(b.pid)
+				return len(orphans) == 4
+			})
+			for _, pid := range orphans {
+				if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(comm) == "sleep\n" {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+			until(t, "nothing is left of them", func() bool { return len(childrenOf(b.pid)) == 1 })
+			main.do("environment", "")
+		})
+	}
+}
+
+// While the old generation lives, it is the one that learns the new one's status.
+func TestMainProcessDiesBeforeItsParent(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	first := b.next()
+	second := first.upgrade(b)
+	second.tell("exit", "6")
+	b.log.await("main process ended")
+	first.getsNoMore() // it may finish its drain
+	first.tell("exit", "0")
+	want := 6
+	if !tellsExitStatus() {
+		t.Log("before Linux 6.15, only the parent learns the status")
+		want = 1
+	}
+	b.ends(want)
+}
+
+func tellsExitStatus() bool {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		return false
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(pidfd)
+	cmd.Wait()
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	return unix.IoctlPidfdInfo(pidfd, &info) == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0
+}
+
+func TestWhatIsLeftIsStopped(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, []string{"-stop", "1h"}, "puppet")
+	first := b.next()
+	helper := first.spawn(b)
+	second := first.upgrade(b)
+	second.tell("exit", "3")
+	helper.gets("SIGTERM")
+	first.getsNoMore()
+	b.signal(syscall.SIGTERM)
+	first.gets("SIGTERM")
+	helper.gets("SIGTERM")
+	first.tell("exit", "0")
+	first.ends()
+	helper.tell("exit", "0")
+	b.log.await("msg=ended")
+}
+
+func TestWhatDoesNotStopIsKilled(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, []string{"-stop", "10ms"}, "puppet")
+	first := b.next()
+	second := first.spawn(b).spawn(b)
+	first.tell("exit", "3")
+	second.ends()
+	b.ends(3)
+}
+
+func TestTakeoverByNobody(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, []string{"-takeover", "1h"}, "puppet")
+	first := b.next()
+	second := first.upgrade(b)
+	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	third := second.spawn(b)
+	second.tell("exit", "3")
+	b.log.await("main process ended")
+	third.tell("exit", "0") // no other process is left that could
+	b.log.await("nobody took over")
+	first.tell("exit", "0")
+	first.ends()
+	b.log.await("msg=ended")
+}
+
+func TestStrangersAreIgnored(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	notify(main.address, fmt.Sprintf("MAINPID=%d", os.Getpid()))
+	main.barrier()
+	b.log.await("ignored MAINPID")
+	b.signal(syscall.SIGUSR1)
+	main.gets("SIGUSR1")
+
+	if os.Getuid() != 0 {
+		t.Skip("needs root to send as another user")
+	}
+	stranger := exec.Command(os.Args[0], "notify", main.address, fmt.Sprintf("MAINPID=%d", main.spawn(b).pid))
+	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	stranger.Dir = "/"
+	if output, err := stranger.CombinedOutput(); err != nil {
+		t.Skipf("another user cannot execute the test: %v %s", err, output)
+	}
+	main.barrier()
+	b.log.await("stranger")
+	b.signal(syscall.SIGUSR1)
+	main.gets("SIGUSR1")
+}
+
+func init() {
+	roles["notify"] = func(arguments []string) { notify(arguments[0], arguments[1]) }
+}
+
+func TestPassesOn(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	address := filepath.Join(b.dir, "notify")
+	own, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+address, "WATCHDOG_PID=1", "WATCHDOG_USEC=2")
+	b.start(cmd)
+	expect := func(fields ...string) {
+		t.Helper()
+		text := make([]byte, 1000)
+		n, err := own.Read(text)
+		if want := fmt.Sprint(strings.Join(fields, "\n"), "\nMAINPID=", b.pid); err != nil || string(text[:n]) != want {
+			t.Fatalf("got %q, %v, want %q", text[:n], err, want)
+		}
+	}
+	first := b.next()
+	if first.address == address || first.do("environment", "WATCHDOG_PID") != "" || first.do("environment", "WATCHDOG_USEC") != "2" {
+		t.Error("the service's environment is the supervisor's")
+	}
+	first.do("notify", "STATUS=a=b\nREADY=1\nFDSTORE=1")
+	expect("READY=1", "STATUS=a=b")
+	second := first.upgrade(b)
+	expect("RELOADING=1", "MONOTONIC_USEC=1")
+	expect("READY=1", "STATUS=")
+	first.do("notify", "STOPPING=1") // no longer its business
+	first.do("notify", "STATUS=old")
+	second.do("notify", "WATCHDOG=1")
+	expect("WATCHDOG=1")
+	second.do("notify", "STOPPING=1")
+	expect("STOPPING=1")
+}
+
+func TestSocketActivation(t *testing.T) {
+	t.Parallel()
+	for _, role := range []string{"supervise", "self"} {
+		b := newBed(t)
+		arguments := []string{"self"}
+		if role == "supervise" {
+			arguments = superviseArguments(nil, []string{"puppet"})
+		}
+		socket, err := os.CreateTemp(b.dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0]}, arguments...)...)
+		cmd.ExtraFiles = []*os.File{socket}
+		b.start(cmd)
+		main := b.next()
+		if got := main.do("environment", "LISTEN_PID"); got != strconv.Itoa(main.pid) {
+			t.Errorf("%s: LISTEN_PID=%s in process %d", role, got, main.pid)
+		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", main.pid)); got != socket.Name() {
+			t.Errorf("%s: got %s, %v", role, got, err)
+		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", b.pid)); got == socket.Name() {
+			t.Errorf("%s: the supervisor keeps it open: %v", role, err)
+		}
+		main.tell("exit", "0")
+		b.ends(0)
+	}
+}
+
+func TestSupervisorOpensNoDescriptors(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	current := b.next()
+	count := func() int {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.pid))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	turn := func() {
+		child := current.upgrade(b)
+		current.tell("exit", "0")
+		current.ends()
+		current = child
+		current.do("attach", "FDSTORE=1")
+	}
+	turn()
+	before := count()
+	for range 3 {
+		turn()
+	}
+	current.barrier()
+	if after := count(); after != before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}

@@ -1,0 +1,209 @@
+package supervise_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	ctrlC = "\x03"
+	ctrlZ = "\x1a"
+)
+
+// A console is the other end of a terminal.
+type console struct {
+	*bed
+	master *os.File
+}
+
+// startConsole starts cmd as the leader of a session that has a terminal of its own.
+func startConsole(t *testing.T, cmd *exec.Cmd) *console {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs pseudo-terminals: %v", err)
+	}
+	t.Cleanup(func() { master.Close() })
+	raw, err := master.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var number int
+	raw.Control(func(fd uintptr) {
+		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+			number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("needs pseudo-terminals: %v", err)
+	}
+	defer slave.Close()
+	c := &console{newBed(t), master}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	c.run(cmd)
+	go c.log.read(master)
+	return c
+}
+
+// press types.
+func (c *console) press(keys string) {
+	c.t.Helper()
+	if _, err := c.master.WriteString(keys); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// reads checks that p reads from the terminal.
+func (c *console) reads(p *puppet) {
+	c.t.Helper()
+	p.tell("read", "")
+	c.press("text\n")
+	if got := p.done(); got != "text\n" {
+		c.t.Fatalf("read %q", got)
+	}
+}
+
+// As a container's process 1 with a terminal: nobody can continue what Ctrl-Z stops.
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	c := startConsole(t, exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...))
+	first := c.next()
+	c.press(ctrlC)
+	first.gets("SIGINT")
+	c.press(ctrlZ)
+	first.gets("SIGCONT")
+	c.reads(first)
+	first.getsNoMore()
+
+	second := first.upgrade(c.bed)
+	c.reads(second)
+	c.press(ctrlC)
+	second.gets("SIGINT")
+	first.gets("SIGINT") // it is in the same group
+	first.getsNoMore()
+	first.tell("exit", "0")
+	first.ends()
+	c.press(ctrlC)
+	second.gets("SIGINT")
+	c.press(ctrlZ)
+	second.gets("SIGCONT")
+	c.signal(syscall.SIGINT)
+	second.gets("SIGINT")
+	c.reads(second)
+	second.getsNoMore()
+	second.tell("exit", "4")
+	c.bed.ends(4)
+}
+
+// A generation that calls Self is in a group of its own.
+func TestTerminalOfSelf(t *testing.T) {
+	t.Parallel()
+	c := startConsole(t, exec.Command(os.Args[0], "self"))
+	first := c.next()
+	c.press(ctrlC)
+	first.gets("SIGINT")
+	second := first.upgrade(c.bed)
+	third := second.spawn(c.bed) // which is not in charge
+	c.press(ctrlC)
+	second.gets("SIGINT")
+	c.reads(second)
+	third.getsNoMore()
+	second.getsNoMore()
+	first.getsNoMore()
+	// The supervisor leaves the terminal as it found it.
+	first.tell("exit", "0")
+	first.ends()
+	third.tell("exit", "0")
+	third.ends()
+	second.tell("exit", "0")
+	c.bed.ends(0)
+}
+
+// startShell starts a supervisor from a shell with job control.
+func startShell(t *testing.T, suffix string) *console {
+	t.Helper()
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("needs bash")
+	}
+	cmd := exec.Command(bash, "--norc", "--noprofile", "--noediting", "-i")
+	c := startConsole(t, cmd)
+	c.press(strings.Join(append([]string{os.Args[0]}, superviseArguments(nil, []string{"puppet"})...), " ") + suffix + "\n")
+	return c
+}
+
+// supervisorOf finds the supervisor from the shell's point of view.
+func (c *console) supervisorOf(p *puppet) { c.pid = p.parent }
+
+// suspends presses Ctrl-Z and waits for the shell's prompt.
+func (c *console) suspends() {
+	c.t.Helper()
+	c.press(ctrlZ)
+	until(c.t, "the supervisor is stopped", func() bool {
+		fields := stat(c.pid)
+		return len(fields) > 0 && fields[0] == "T"
+	})
+	c.press("echo prom''pt\n")
+	c.log.await("prompt")
+}
+
+func TestShellJob(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, "")
+	first := c.next()
+	c.supervisorOf(first)
+	for _, p := range []*puppet{first, nil} {
+		if p == nil {
+			p = first.upgrade(c.bed)
+			first.tell("exit", "0")
+			first.ends()
+		}
+		c.press(ctrlC)
+		p.gets("SIGINT")
+		c.suspends()
+		c.press("fg\n")
+		p.gets("SIGCONT")
+		c.reads(p)
+		c.press(ctrlC)
+		p.gets("SIGINT")
+		c.suspends()
+		c.press("bg\n")
+		p.gets("SIGCONT")
+		c.press("fg\n") // which tells the job nothing if it runs
+		c.reads(p)
+		c.press(ctrlC)
+		p.gets("SIGCONT", "SIGINT") // continued when it tried to read
+		p.getsNoMore()
+		if p != first {
+			p.tell("exit", "5")
+		}
+	}
+	c.press("echo status $?\n")
+	c.log.await("status 5")
+}
+
+// The service's input is not the terminal: Ctrl-C goes to the supervisor, which
+// passes it on.
+func TestShellJobWithoutInput(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, " </dev/null")
+	first := c.next()
+	c.press(ctrlC)
+	first.gets("SIGINT")
+	second := first.upgrade(c.bed)
+	c.press(ctrlC)
+	second.gets("SIGINT")
+	second.getsNoMore()
+	first.getsNoMore()
+}
