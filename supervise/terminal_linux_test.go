@@ -1,6 +1,7 @@
 package supervise_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,30 +31,33 @@ func startConsole(t *testing.T, cmd *exec.Cmd) *console {
 		t.Skipf("needs pseudo-terminals: %v", err)
 	}
 	t.Cleanup(func() { master.Close() })
-	raw, err := master.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var number int
-	raw.Control(func(fd uintptr) {
-		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
-			number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := &console{newBed(t), master}
+	c.ioctl(func(fd int) (int, error) { return 0, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0) })
+	number := c.ioctl(func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPTN) })
 	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skipf("needs pseudo-terminals: %v", err)
 	}
 	defer slave.Close()
-	c := &console{newBed(t), master}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	c.run(cmd)
 	go c.log.read(master)
 	return c
+}
+
+// ioctl does not use Fd, which would have reads block for ever.
+func (c *console) ioctl(call func(fd int) (int, error)) (result int) {
+	c.t.Helper()
+	raw, err := c.master.SyscallConn()
+	if err == nil {
+		controlErr := raw.Control(func(fd uintptr) { result, err = call(int(fd)) })
+		err = errors.Join(err, controlErr)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return result
 }
 
 // press types.
@@ -181,6 +185,9 @@ func TestShellJob(t *testing.T) {
 		c.press("bg\n")
 		p.gets("SIGCONT")
 		c.press("fg\n") // which tells the job nothing if it runs
+		until(t, "the shell has given it the terminal", func() bool {
+			return c.ioctl(func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPGRP) }) == c.pid
+		})
 		c.reads(p)
 		c.press(ctrlC)
 		p.gets("SIGCONT", "SIGINT") // continued when it tried to read
