@@ -359,14 +359,29 @@ func (p *puppet) upgrade(b *bed) *puppet {
 func (p *puppet) gets(signals ...string) {
 	p.t.Helper()
 	for _, want := range signals {
-		select {
-		case got := <-p.signals:
-			if got != want {
-				p.t.Fatalf("process %d got %s, want %s", p.pid, got, want)
-			}
-		case <-time.After(patience):
-			p.t.Fatalf("process %d waits for %s", p.pid, want)
+		if got := p.signal(); got != want {
+			p.t.Fatalf("process %d got %s, want %s", p.pid, got, want)
 		}
+	}
+}
+
+// getsBoth expects two signals that were sent one after the other, and may come in
+// the order of their numbers.
+func (p *puppet) getsBoth(a, b string) {
+	p.t.Helper()
+	if x, y := p.signal(), p.signal(); (x != a || y != b) && (x != b || y != a) {
+		p.t.Fatalf("process %d got %s and %s, want %s and %s", p.pid, x, y, a, b)
+	}
+}
+
+func (p *puppet) signal() string {
+	p.t.Helper()
+	select {
+	case got := <-p.signals:
+		return got
+	case <-time.After(patience):
+		p.t.Fatalf("process %d waits for a signal", p.pid)
+		panic("unreachable")
 	}
 }
 

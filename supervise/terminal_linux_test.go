@@ -190,7 +190,7 @@ func TestShellJob(t *testing.T) {
 		})
 		c.reads(p)
 		c.press(ctrlC)
-		p.gets("SIGCONT", "SIGINT") // continued when it tried to read
+		p.getsBoth("SIGCONT", "SIGINT") // continued when it tried to read
 		p.getsNoMore()
 		if p != first {
 			p.tell("exit", "5")
