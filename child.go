@@ -68,7 +68,7 @@ func startChild(cmd *exec.Cmd, descriptors []*descriptor, files []*os.File) (*ch
 			name, _, _ := strings.Cut(variable, "=")
 			return isTableVariable(name)
 		})
-		cmd.Env = append(cmd.Env, names.encode()...)
+		cmd.Env = append(withoutWatchdogPID(cmd.Env), names.encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
 		c.process, err = startProcess(cmd)
 	}

@@ -51,15 +51,31 @@
 //
 // # systemd
 //
-// Let systemd learn the new main process from the PID file:
+// A unit of Type=notify needs nothing but what a reload does:
 //
 //	[Service]
+//	Type=notify
 //	ExecStart=/usr/bin/service
 //	ExecReload=/bin/kill -HUP $MAINPID
-//	PIDFile=/run/service.pid
 //
-// with the same path in Options.PIDFile. Ready replaces the file before the old
-// process may exit, which is when systemd reads it.
+// Where there is a NOTIFY_SOCKET, the Upgrader speaks the protocol of sd_notify(3).
+// Ready of the first generation sends READY=1. An upgrade begins with RELOADING=1 and
+// MONOTONIC_USEC, which is what Type=notify-reload waits for. When it has succeeded
+// the old process, still the main one, so that NotifyAccess=main suffices, sends
+// MAINPID and READY=1, and waits until systemd has read them (BARRIER=1); one that
+// failed is ended by READY=1 and a STATUS that says why. Stop sends STOPPING=1. A
+// manager that does not listen fails no upgrade: Options.Logger is told.
+//
+// Sockets of a .socket unit (LISTEN_FDS, sd_listen_fds(3)) are inherited by the first
+// generation, as a child inherits its parent's: see Fds. With
+// Options.DescriptorStore, systemd keeps copies of the sockets over a crash:
+//
+//	FileDescriptorStoreMax=16
+//	Restart=on-failure
+//
+// With Type=simple or forking, let systemd learn the new main process from the PID
+// file, PIDFile=/run/service.pid, with the same path in Options.PIDFile. Ready
+// replaces the file before the old process may exit, which is when systemd reads it.
 //
 // # Moving over from github.com/cloudflare/tableflip
 //

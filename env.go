@@ -25,7 +25,7 @@ import (
 // descriptors from 5 on, separated by semicolons. The fields of each are
 // separated by commas, empty ones at the end left out:
 //
-//	KIND,NETWORK,ADDRESS,GIVEN,PATH
+//	KIND,NETWORK,ADDRESS,GIVEN,PATH,FDNAME
 //
 // Names are arbitrary bytes, so that those that would be in the way are written as
 // a percent sign and two hexadecimal digits.
@@ -68,8 +68,9 @@ type table struct {
 // A descriptor is what the name table says about one descriptor.
 type descriptor struct {
 	name
-	given string // the address that the kernel chose, where name left it open
-	path  string // absolute, of a Unix socket's file
+	given  string // the address that the kernel chose, where name left it open
+	path   string // absolute, of a Unix socket's file
+	fdName string // what the service manager calls it, if it passed or keeps it
 }
 
 // encode returns the variables that carry the table, as NAME=VALUE.
@@ -80,7 +81,7 @@ func (t table) encode() []string {
 		if i > 0 {
 			text.WriteByte(';')
 		}
-		fields := [...]string{d.kind, d.network, d.addr, d.given, d.path}
+		fields := [...]string{d.kind, d.network, d.addr, d.given, d.path, d.fdName}
 		used := len(fields)
 		for used > 0 && fields[used-1] == "" {
 			used--
@@ -190,7 +191,7 @@ func decodeTable(variables map[string]string) (table, error) {
 }
 
 func (d *descriptor) decode(encoded string) error {
-	fields := [...]*string{&d.kind, &d.network, &d.addr, &d.given, &d.path}
+	fields := [...]*string{&d.kind, &d.network, &d.addr, &d.given, &d.path, &d.fdName}
 	next := 0
 	for field := range strings.SplitSeq(encoded, ",") {
 		if next == len(fields) {

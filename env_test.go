@@ -85,9 +85,9 @@ func TestTableSurvivesTheEnvironment(t *testing.T) {
 		"nothing passed on":             nil,
 		"one descriptor without a name": {{}},
 		"several without a name":        make([]descriptor, 3),
-		"all fields":                    {{name{kindListener, "unix", ""}, "@00001", "/run/a.sock"}},
+		"all fields":                    {{name{kindListener, "unix", ""}, "@00001", "/run/a.sock", "a.socket"}},
 		"some fields":                   {{name: name{kindFile, "log", ""}}, {path: "/only"}, {name: name{addr: "only"}}},
-		"every byte":                    {{name{string(every), string(every), string(every)}, string(every), string(every)}},
+		"every byte":                    {{name{string(every), string(every), string(every)}, string(every), string(every), string(every)}},
 		"separators":                    {{name: name{";", ",", "%"}}, {name: name{" ", "=", "+"}}, {name: name{",,,,,", ";;;", "\n"}}},
 		"not UTF-8":                     {{name: name{kindFile, "\xff\xfe\x80", "\xc3"}}},
 		"many":                          manyDescriptors(5000, 10),
@@ -141,7 +141,7 @@ func TestGarbledTableIsRefused(t *testing.T) {
 		{"missing part", map[string]string{header: "1 1:2 3:4 1 1"}, part + ", one of 1 parts, is missing"},
 		{"missing second part", map[string]string{header: "1 1:2 3:4 1 2", part: "fd,a"}, "_1, one of 2 parts, is missing"},
 		{"huge number of parts", map[string]string{header: "1 1:2 3:4 1 2147483647", part: "fd,a"}, "is missing"},
-		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f"}, "more than 5 fields"},
+		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f,g"}, "more than 6 fields"},
 		{"broken escape", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a;fd,%zz"}, "descriptor 1"},
 		{"cut escape", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,%4"}, "descriptor 0"},
 	} {
@@ -225,7 +225,7 @@ func allocatedBytes() uint64 {
 
 // FuzzDecode shows that no environment makes a process panic or fill its memory.
 func FuzzDecode(f *testing.F) {
-	for _, descriptors := range [][]descriptor{nil, {{}}, {{name{kindListener, "tcp", ":0"}, "[::]:1", "/x"}, {}}, manyDescriptors(100, 3)} {
+	for _, descriptors := range [][]descriptor{nil, {{}}, {{name{kindListener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyDescriptors(100, 3)} {
 		env := environment(f, tableOf(descriptors...).encode())
 		f.Add(env[tableVariable], env[tableVariable+"_0"], "")
 	}
@@ -252,20 +252,20 @@ func FuzzDecode(f *testing.F) {
 
 // FuzzRoundTrip shows that names are arbitrary bytes.
 func FuzzRoundTrip(f *testing.F) {
-	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "")
-	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "")
-	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "")
-	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü")
-	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "")
-	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path string) {
+	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "")
+	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "")
+	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "")
+	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b")
+	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "")
+	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fdName string) {
 		before := table{ready: identity{device, inode}, verdict: identity{inode, device}}
 		for i := range count % 100 {
 			// Rotated, so that each field is empty in some descriptors.
-			fields := []string{kind, network, addr, given, path}
+			fields := []string{kind, network, addr, given, path, fdName}
 			at := int(i) % len(fields)
 			fields = append(fields[at:], fields[:at]...)
 			before.descriptors = append(before.descriptors,
-				&descriptor{name{fields[0], fields[1], fields[2]}, fields[3], fields[4]})
+				&descriptor{name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5]})
 		}
 		requireRoundTrip(t, before)
 	})

@@ -47,6 +47,14 @@ type Conn interface {
 // it. An address that left the port open (":0") is also found under the address
 // that the kernel gave ("127.0.0.1:38249"), and so is an empty Unix address.
 //
+// The sockets that systemd passes to the first generation are found by what they
+// are bound to: ":80", "*:80", "0.0.0.0:80", "[::]:80" and ":http" all find one
+// that is bound to port 80 of all addresses, "localhost:80" one on a loopback
+// address, and the path one on a Unix socket. No host name is resolved. The
+// network "systemd" finds them by their FileDescriptorName (by default, the name of
+// their socket unit): Listener("systemd", "web.socket"). From then on they
+// are like all others, except that nobody here unlinks their files.
+//
 // What is inherited is taken, once, by Listen, Listener, File and their kin, and
 // is passed on to the next child from then on. What nobody has taken when Ready
 // returns is closed. Several descriptors with one name are taken in the order in
@@ -75,8 +83,11 @@ type Fds struct {
 	blocking *os.File           // see passiveFile
 	lens     *os.File           // see through
 	inCharge bool               // takeCharge was called
+	store    *store             // nil without a service manager
 	frozen   chan struct{}      // non-nil during an upgrade, closed at its end
 	closed   error              // why there will be no child
+
+	activated bool // the service manager knows inherited entries; set before use
 }
 
 // The kinds of descriptors, as they are in the name table.
@@ -121,10 +132,14 @@ type unlinker interface {
 
 // names returns all names by which e can be claimed.
 func (e *entry) names() []name {
-	if e.given == "" {
-		return []name{e.name}
+	names := []name{e.name}
+	if e.given != "" {
+		names = append(names, name{e.kind, e.network, e.given})
 	}
-	return []name{e.name, {e.kind, e.network, e.given}}
+	if e.fdName != "" && e.network != systemdNetwork && e.kind != kindFile {
+		names = append(names, name{e.kind, systemdNetwork, e.fdName})
+	}
+	return names
 }
 
 // hasFile reports whether e's Unix socket file is there, and no other socket's has
@@ -248,10 +263,13 @@ func (f *Fds) unclaim(e *entry) {
 
 // newFds takes over the descriptors of a name table, which are open from first on,
 // unless it returns an error.
-func newFds(opts Options, first uintptr, inherited []*descriptor) (*Fds, error) {
+func newFds(opts Options, m *manager, first uintptr, inherited []*descriptor) (*Fds, error) {
 	f := &Fds{
 		logger:  opts.Logger,
 		entries: make([]*entry, 0, len(inherited)),
+	}
+	if m != nil {
+		f.store = &store{manager: m, wanted: opts.DescriptorStore}
 	}
 	if opts.ListenConfig != nil {
 		f.listenConfig = *opts.ListenConfig
@@ -266,13 +284,14 @@ func newFds(opts Options, first uintptr, inherited []*descriptor) (*Fds, error) 
 		if e.path != "" {
 			e.socketFile, _ = os.Lstat(e.path)
 		}
+		f.activated = f.activated || e.fdName != ""
 		f.insert(e)
 	}
 	return f, nil
 }
 
-// Listen returns a listener inherited from the parent process, or creates a new
-// one with Options.ListenConfig. It does not wait for the parent to let go of
+// Listen returns a listener inherited from the parent process or from systemd, or
+// creates a new one with Options.ListenConfig. It does not wait for the parent to let go of
 // it: both accept from the same queue until one of them closes its listener.
 //
 // The caller owns the listener. A Unix listener's Close does not unlink the
@@ -563,6 +582,11 @@ func listen[T interface {
 // claim takes the inherited entry that was added first under n. Without one it
 // returns the zero T.
 func claim[T any](f *Fds, n name, open func(*entry) (T, error)) (T, error) {
+	var want endpoint
+	var isEndpoint bool
+	if f.activated {
+		want, isEndpoint = parseEndpoint(n) // may look a service's port up
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var none T
@@ -570,12 +594,20 @@ func claim[T any](f *Fds, n name, open func(*entry) (T, error)) (T, error) {
 		return none, f.closed
 	}
 	e := f.find(n, false)
+	renamed := false
+	if e == nil && isEndpoint {
+		e = f.findActivated(n, want)
+		renamed = true
+	}
 	if e == nil {
 		return none, nil
 	}
 	opened, err := open(e)
 	if err != nil {
 		return none, fmt.Errorf("tableflip: can't open inherited %q: %w", e.name, err)
+	}
+	if renamed {
+		f.rename(e, n)
 	}
 	e.used = true
 	return opened, nil
@@ -585,17 +617,26 @@ func claim[T any](f *Fds, n name, open func(*entry) (T, error)) (T, error) {
 // claimed connection.
 func (e *entry) duplicate() (*os.File, error) {
 	var file *os.File
-	open := func(fd uintptr) error {
+	err := e.control(func(fd uintptr) error {
 		dup, err := duplicate(fd)
 		if err == nil {
 			file = os.NewFile(uintptr(dup), e.name.String())
 		}
 		return err
+	})
+	return file, err
+}
+
+// control calls use with e's descriptor.
+func (e *entry) control(use func(fd uintptr) error) error {
+	switch {
+	case e.file != nil:
+		return control(e.file, use)
+	case e.conn != nil:
+		return control(e.conn, use)
+	default:
+		return use(e.fd)
 	}
-	if e.file == nil {
-		return file, open(e.fd)
-	}
-	return file, control(e.file, open)
 }
 
 // describe records what the kernel chose for e, and e's socket file if it has one.
@@ -683,12 +724,14 @@ func (f *Fds) add(e *entry, supersede bool, source syscall.Conn, describe func()
 		}
 		f.log(f.drop(old))
 	}
+	f.keep(e)
 	return nil
 }
 
 // drop stops passing e on, and gives its owner back what the registry took.
 func (f *Fds) drop(e *entry) error {
 	f.delete(e)
+	f.unstore(e.fdName)
 	// The listener unlinks by name, so that the file must be its own.
 	if e.unlinker != nil && !e.parents && e.hasFile() && !f.pathInUse(e.path) {
 		e.unlinker.SetUnlinkOnClose(true)
@@ -820,6 +863,7 @@ func (f *Fds) takeCharge() {
 		if !f.pathInUse(e.path) {
 			f.log(e.unlink())
 		}
+		f.unstore(e.fdName)
 		f.log(e.close())
 	}
 	// The next upgrade needs these. It would take the time then.

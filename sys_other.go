@@ -14,6 +14,8 @@ func setNonblock(uintptr, bool) error        { return ErrNotSupported }
 func closeDescriptor(uintptr) error          { return ErrNotSupported }
 func atEnd(uintptr) bool                     { return false }
 func identifyPipe(uintptr) (identity, error) { return identity{}, ErrNotSupported }
+func identifySocket(uintptr) (socket, error) { return socket{}, ErrNotSupported }
+func socketRights(uintptr) []byte            { return nil }
 func isAddressInUse(error) bool              { return false }
 func isRefused(error) bool                   { return false }
 func adviseLimit(error) string               { return "" }

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -75,6 +77,60 @@ func identifyPipe(fd uintptr) (identity, error) {
 	}
 	return identity{device: uint64(stat.Dev), inode: uint64(stat.Ino)}, nil
 }
+
+// identifySocket tells what fd is.
+func identifySocket(fd uintptr) (socket, error) {
+	kind, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
+	if err == unix.ENOTSOCK {
+		return socket{kind: kindFile}, nil
+	}
+	if err != nil {
+		return socket{}, os.NewSyscallError("getsockopt SO_TYPE", err)
+	}
+	bound, err := unix.Getsockname(int(fd))
+	if err == unix.EAFNOSUPPORT {
+		return socket{kind: kindFile}, nil
+	}
+	if err != nil {
+		return socket{}, os.NewSyscallError("getsockname", err)
+	}
+	s := socket{kind: kindConn}
+	if accepting, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); accepting != 0 {
+		s.kind = kindListener
+	} else if kind == unix.SOCK_DGRAM {
+		s.kind = kindPacketConn
+	}
+	switch bound := bound.(type) {
+	case *unix.SockaddrUnix:
+		s.network = map[int]string{unix.SOCK_STREAM: "unix", unix.SOCK_DGRAM: "unixgram", unix.SOCK_SEQPACKET: "unixpacket"}[kind]
+		s.path = bound.Name
+		return s, nil
+	case *unix.SockaddrInet4:
+		s.bound = netip.AddrPortFrom(netip.AddrFrom4(bound.Addr), uint16(bound.Port))
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(bound.Addr)
+		if bound.ZoneId != 0 {
+			zone := strconv.Itoa(int(bound.ZoneId))
+			if link, err := net.InterfaceByIndex(int(bound.ZoneId)); err == nil {
+				zone = link.Name
+			}
+			ip = ip.WithZone(zone)
+		}
+		s.bound = netip.AddrPortFrom(ip, uint16(bound.Port))
+		only, _ := unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		s.dual = ip.IsUnspecified() && only == 0
+	default:
+		return socket{kind: kindFile}, nil
+	}
+	s.network = map[int]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp"}[kind]
+	if s.network == "" {
+		return socket{kind: kindFile}, nil // raw: package net makes none of it
+	}
+	return s, nil
+}
+
+// socketRights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
+func socketRights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
 // isNotOpen reports whether err says that a descriptor was not open.
 func isNotOpen(err error) bool {

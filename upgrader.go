@@ -70,8 +70,16 @@ type Options struct {
 	// copy it.
 	Command func(*exec.Cmd)
 
+	// DescriptorStore has systemd keep a copy of every listener and packet conn
+	// (FileDescriptorStoreMax= in the unit must allow for as many), so that they
+	// outlive a crash: connections wait in their queues until Restart= has
+	// started a new first generation, whose Listen returns the same sockets.
+	// Stop and the Remove methods have the copies closed.
+	DescriptorStore bool
+
 	// Logger, if not nil, is told which inherited descriptors nobody claimed,
-	// of errors while cleaning up, and if a new process dies before the old one.
+	// of errors while cleaning up, if a new process dies before the old one, and
+	// if the service manager can't be told something.
 	Logger *slog.Logger
 }
 
@@ -98,7 +106,8 @@ type Upgrader struct {
 	pidFile        pidFile
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
-	parent         *parent // nil in the first generation
+	parent         *parent  // nil in the first generation
+	manager        *manager // nil if nobody wants to be told
 
 	readying sync.Mutex    // held by Ready, that of calls at once all return the one result
 	stop     chan struct{} // closed when Stop begins
@@ -112,8 +121,9 @@ type Upgrader struct {
 }
 
 // New creates the Upgrader of this process. It takes over what a parent passes
-// on, and removes that parent's word from the environment, so that it should be
-// called before other processes are started. It does not block.
+// on, or what systemd does by LISTEN_FDS if LISTEN_PID is this process, and removes
+// their word from the environment, so that it should be called before other
+// processes are started. It does not block.
 //
 // There is one Upgrader per process at a time: New may be called again after
 // Stop, or after an error. It returns ErrNotSupported where upgrades are not
@@ -130,7 +140,8 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
-	fds, parent, err := inherit(opts)
+	manager := findManager(opts.Logger)
+	fds, parent, err := inherit(opts, manager)
 	if err != nil {
 		upgraderExists.Store(false)
 		return nil, err
@@ -146,27 +157,36 @@ func New(opts Options) (*Upgrader, error) {
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
+		manager:        manager,
 		stop:           make(chan struct{}),
 		exit:           make(chan struct{}),
 	}, nil
 }
 
-// inherit takes over what a parent left. In the first generation it returns a nil
-// parent.
-func inherit(opts Options) (*Fds, *parent, error) {
+// inherit takes over what a parent left or, in the first generation, which has a
+// nil parent, what the service manager passed.
+func inherit(opts Options, m *manager) (*Fds, *parent, error) {
 	t, err := findTable()
 	if err != nil {
 		return nil, nil, err
 	}
-	var inherited []*descriptor
-	if t != nil {
-		inherited = t.descriptors
+	if t == nil {
+		passed, err := findActivated()
+		if err != nil {
+			return nil, nil, err
+		}
+		fds, err := newFds(opts, m, firstActivated, passed)
+		if err != nil {
+			return nil, nil, err
+		}
+		forgetVariables()
+		return fds, nil, forgetActivated()
 	}
-	fds, err := newFds(opts, firstDescriptor, inherited)
-	var p *parent
-	if err == nil && t != nil {
-		p, err = newParent()
+	fds, err := newFds(opts, m, firstDescriptor, t.descriptors)
+	if err != nil {
+		return nil, nil, err
 	}
+	p, err := newParent()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -198,7 +218,8 @@ func (u *Upgrader) Exit() <-chan struct{} {
 // should exit without touching what it shares with the parent; if it has died,
 // this process is in charge, and Ready returns nil. Before it does, it closes
 // inherited descriptors that nobody took, and unlinks the files of those that
-// are Unix sockets.
+// are Unix sockets, other than systemd's. In the first generation it tells the
+// service manager, if there is one, that the service is up.
 //
 // Once it has returned nil, Upgrade is accepted (in a child: once its parent has
 // exited), and Ready does nothing any more. It returns ErrStopped after Stop, and
@@ -227,7 +248,27 @@ func (u *Upgrader) Ready() error {
 	u.Fds.takeCharge()
 	prepareStart()
 	u.state = ready
+	u.tellReady()
 	return nil
+}
+
+// tellReady tells the service manager that this process is in charge, unless its
+// parent, to which the manager listens until it has exited, has done that.
+func (u *Upgrader) tellReady() {
+	switch {
+	case u.manager == nil:
+	case u.parent == nil:
+		u.manager.notify("READY=1")
+		u.Fds.openStore()
+	default:
+		if u.parent.orphan {
+			u.manager.notify("MAINPID="+string(ownPID()), "READY=1")
+		}
+		go func() {
+			<-u.parent.exited
+			u.Fds.openStore()
+		}()
+	}
 }
 
 // askParent asks to be put in charge. It unlocks u.mu while it waits.
@@ -292,7 +333,8 @@ func (u *Upgrader) Upgrade() error {
 
 // UpgradeContext starts a new process and blocks until it is ready. Then the new
 // process is in charge, Exit is closed, and this process should stop accepting,
-// finish what it has begun, and exit.
+// finish what it has begun, and exit. If there is a service manager, Exit is closed
+// once that knows its new main process, or after five seconds.
 //
 // After an error everything is as it was, the new process has been killed and
 // reaped, and UpgradeContext can be called again. The deadline of ctx, if it has
@@ -305,12 +347,12 @@ func (u *Upgrader) Upgrade() error {
 //   - an *exec.ExitError, if the new process failed;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(caller context.Context) error {
+func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
 	ctx, err := u.beginUpgrade(caller)
 	if err != nil {
 		return err
 	}
-	defer u.endUpgrade()
+	defer func() { u.endUpgrade(err) }()
 
 	before, err := u.pidFile.read()
 	if err != nil {
@@ -348,6 +390,7 @@ func (u *Upgrader) UpgradeContext(caller context.Context) error {
 	}
 	committed = true
 	u.state = upgraded
+	u.manager.handOver(c.pid)
 	close(u.exit)
 	u.Fds.handedOver()
 	return nil
@@ -374,6 +417,9 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 	default:
 	}
 	if u.parent != nil && !u.parent.hasExited() {
+		// The manager may have asked for it, and wait for an answer.
+		u.manager.reloading()
+		u.manager.reloadFailed(ErrParentRunning)
 		return nil, ErrParentRunning
 	}
 
@@ -390,6 +436,7 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 		})
 	}
 	u.state = upgrading
+	u.manager.reloading()
 	u.upgradeEnded = make(chan struct{})
 	u.cancelUpgrade = func(cause error) {
 		cancel(cause)
@@ -406,12 +453,13 @@ func cancelled(caller context.Context) error {
 }
 
 // endUpgrade leaves the state upgrading, unless a commit has.
-func (u *Upgrader) endUpgrade() {
+func (u *Upgrader) endUpgrade(err error) {
 	u.Fds.thaw()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.state == upgrading {
 		u.state = ready
+		u.manager.reloadFailed(err)
 	}
 	u.cancelUpgrade(nil)
 	close(u.upgradeEnded)
@@ -434,11 +482,13 @@ func (u *Upgrader) startChild() (*child, error) {
 // the registry holds, and lets New be called again. A process in charge also
 // unlinks all Unix sockets of the registry and removes the PID file, if it still
 // names this process; one that was never put in charge unlinks only the sockets
-// that it created itself. After a successful upgrade there is nothing to do.
+// that it created itself. After a successful upgrade there is nothing to do. A
+// process in charge also tells the service manager that the service stops.
 //
 // When Stop returns, all of this is done and Exit is closed. It blocks only as
 // long as it takes to kill a new process that is starting or, in a child that waits
-// in Ready, to learn the parent's verdict, for a second at the most.
+// in Ready, to learn the parent's verdict, for a second at the most, or until the
+// service manager has been told.
 func (u *Upgrader) Stop() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -457,6 +507,10 @@ func (u *Upgrader) Stop() {
 	if u.state != upgraded && u.state != stopped {
 		u.state = stopped
 		inCharge := u.parent == nil || u.parent.giveUp()
+		if inCharge {
+			u.manager.notify("STOPPING=1")
+			u.Fds.emptyStore()
+		}
 		u.Fds.stop(inCharge)
 		if inCharge {
 			u.Fds.log(u.pidFile.remove())

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -31,6 +32,8 @@ const (
 	noBinary         = "no binary"
 	noPIDDirectory   = "no PID directory"
 	fileForDirectory = "PID directory is a file"
+	diskFull         = "no space for the PID file"
+	fewDescriptors   = "no descriptor left"
 	parentSuspended  = "parent suspended"       // by SIGSTOP, at some moment of the upgrade
 	drainKilled      = "parent killed in drain" // by SIGKILL
 	impatience       = "three signals"          // to upgrade, instead of one
@@ -60,7 +63,11 @@ func (f fault) String() string {
 // faults returns all the faults there are.
 func faults() []fault {
 	var list []fault
-	for _, environment := range []string{noBinary, noPIDDirectory, fileForDirectory, parentSuspended, drainKilled, impatience} {
+	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, drainKilled, impatience}
+	if os.Geteuid() == 0 { // it takes a mount
+		environments = append(environments, diskFull)
+	}
+	for _, environment := range environments {
 		list = append(list, fault{environment: environment})
 	}
 	for _, action := range []string{wire.Crash, wire.ExitZero, wire.Kill, wire.Hang, wire.Suspend, wire.KillParent} {

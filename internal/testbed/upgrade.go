@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"example.com/tableflip/internal/testbed/wire"
 )
@@ -45,7 +48,7 @@ func (b *bed) perform(s step) *row {
 	}
 	b.version++
 	b.forget(parent)
-	undo, err := b.prepare(s.fault)
+	undo, err := b.prepare(s.fault, parent)
 	if err != nil {
 		r.breaks("test-bed: %v", err)
 		return r
@@ -96,7 +99,7 @@ func (b *bed) forget(pid int) {
 }
 
 // prepare installs the next version and arranges the fault.
-func (b *bed) prepare(f fault) (undo func(), err error) {
+func (b *bed) prepare(f fault, parent int) (undo func(), err error) {
 	if err := install(b.binary, b.path("server"), b.version); err != nil {
 		return nil, err
 	}
@@ -112,11 +115,41 @@ func (b *bed) prepare(f fault) (undo func(), err error) {
 	case fileForDirectory:
 		back := away("run")
 		return func() { os.Remove(b.path("run")); back() }, os.WriteFile(b.path("run"), nil, 0o600)
+	case diskFull:
+		return b.fillDisk()
+	case fewDescriptors:
+		var before unix.Rlimit
+		if err := unix.Prlimit(parent, unix.RLIMIT_NOFILE, nil, &before); err != nil {
+			return nil, err
+		}
+		restore := func() { unix.Prlimit(parent, unix.RLIMIT_NOFILE, &before, nil) }
+		return restore, unix.Prlimit(parent, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil)
 	}
 	if f.child.Action == "" {
 		return func() {}, nil
 	}
 	return func() { os.Remove(b.path("fault")) }, os.WriteFile(b.path("fault"), []byte(f.child.String()), 0o600)
+}
+
+// fillDisk puts a file system that holds nothing but the PID file, and has no room
+// for more, in the place of its directory.
+func (b *bed) fillDisk() (undo func(), err error) {
+	text, err := os.ReadFile(b.pidFile())
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", b.path("run"), "tmpfs", 0, "size=64k"); err != nil {
+		return nil, err
+	}
+	undo = func() { unix.Unmount(b.path("run"), unix.MNT_DETACH) }
+	err = os.WriteFile(b.pidFile(), text, 0o644)
+	if err == nil {
+		if err = os.WriteFile(b.path("run/filler"), make([]byte, 128<<10), 0o600); errors.Is(err, unix.ENOSPC) {
+			return undo, nil
+		}
+	}
+	undo()
+	return nil, fmt.Errorf("fill the file system of the PID file: %v", err)
 }
 
 type result string

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // echo serves connections that last. Each stays with the process that accepted
@@ -32,6 +34,10 @@ func (e *echo) serve() error {
 	defer close(e.finished)
 	for {
 		conn, err := e.ln.Accept()
+		if errors.Is(err, syscall.EMFILE) {
+			time.Sleep(10 * time.Millisecond) // as net/http does; the queue waits
+			continue
+		}
 		if err != nil {
 			e.mu.Lock()
 			defer e.mu.Unlock()
