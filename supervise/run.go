@@ -121,9 +121,9 @@ func (v *supervision) startService(path string, self bool) error {
 	command := v.Command
 	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
-		// Without WATCHDOG_PID, WATCHDOG_USEC concerns everybody, see
-		// sd_watchdog_enabled(3).
-		return name == "NOTIFY_SOCKET" || name == "WATCHDOG_PID" || name == supervisorVariable
+		// Without them, WATCHDOG_USEC and LISTEN_PID are all that counts, see
+		// sd_watchdog_enabled(3) and sd_listen_fds(3).
+		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_PID", "LISTEN_PIDFDID", supervisorVariable}, name)
 	})
 	env = append(env, "NOTIFY_SOCKET="+v.notify.address, fmt.Sprint(supervisorVariable, "=", os.Getpid()))
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())

@@ -39,14 +39,14 @@ func init() {
 func serveRole(arguments []string) {
 	dir := arguments[0]
 	go obey(false)
-	upg := notifying{Upgrader: must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))}
+	upg := must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
 	for {
 		if _, err := os.Stat(filepath.Join(dir, "hold")); err != nil {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(&upg, service.Options{IdleGrace: 100 * time.Millisecond}, &http.Server{
+	err := service.Run(upg, service.Options{IdleGrace: 100 * time.Millisecond}, &http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -55,49 +55,11 @@ func serveRole(arguments []string) {
 			}
 		}),
 	})
-	upg.mu.Lock()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-// notifying says by NOTIFY_SOCKET what tableflip does not yet say.
-type notifying struct {
-	*tableflip.Upgrader
-	mu sync.Mutex
-}
-
-func (n *notifying) Ready() error {
-	err := n.Upgrader.Ready()
-	if err == nil && !n.HasParent() {
-		notify(os.Getenv("NOTIFY_SOCKET"), "READY=1")
-	}
-	return err
-}
-
-func (n *notifying) Upgrade() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	notify(os.Getenv("NOTIFY_SOCKET"), "RELOADING=1\nMONOTONIC_USEC=1")
-	err := n.Upgrader.Upgrade()
-	if err != nil {
-		notify(os.Getenv("NOTIFY_SOCKET"), "READY=1\nSTATUS=upgrade failed: "+err.Error())
-		return err
-	}
-	main := string(must(os.ReadFile(os.Args[2] + "/pid")))
-	notify(os.Getenv("NOTIFY_SOCKET"), "MAINPID="+main+"\nREADY=1\nSTATUS=")
-	return nil
-}
-
-func (n *notifying) Stop() {
-	select {
-	case <-n.Exit():
-	default:
-		notify(os.Getenv("NOTIFY_SOCKET"), "STOPPING=1")
-	}
-	n.Upgrader.Stop()
 }
 
 // mainPID is the process in charge, as its PID namespace sees it.
