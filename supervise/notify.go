@@ -82,7 +82,7 @@ type message struct {
 
 // receive returns the next message, if there is one. The caller closes it.
 func (n *notifySocket) receive() (m message, ok bool) {
-	text := make([]byte, 1<<16)
+	text := make([]byte, 4096) // as systemd does
 	// Up to SCM_MAX_FD descriptors, see unix(7).
 	control := make([]byte, unix.CmsgSpace(4*253)+unix.CmsgSpace(64))
 	raw, err := n.file.SyscallConn()

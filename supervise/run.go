@@ -91,8 +91,8 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 			v.notReaper, v.poll = true, time.Tick(time.Second)
 		}
 	}
-	defer v.terminal.leave()
 	if err := v.startService(path, self); err != nil {
+		v.terminal.leave()
 		return 0, err
 	}
 	for v.phase != ended {
@@ -354,6 +354,7 @@ func (v *supervision) anyLeft() bool {
 // end tells what the service leaves behind to end. Older generations are about to.
 func (v *supervision) end(why string) {
 	v.phase, v.deadline = ending, time.After(v.StopTimeout)
+	v.terminal.leave() // Ctrl-C is for this process, too, from now on
 	if !v.anyLeft() {
 		v.phase = ended
 		return

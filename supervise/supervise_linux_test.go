@@ -232,11 +232,9 @@ func TestStrangersAreIgnored(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to send as another user")
 	}
-	stranger := exec.Command(os.Args[0], "notify", main.address, fmt.Sprintf("MAINPID=%d", main.spawn(b).pid))
-	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	stranger.Dir = "/"
+	stranger := exec.Command(os.Args[0], "stranger", main.address, fmt.Sprintf("MAINPID=%d", main.spawn(b).pid))
 	if output, err := stranger.CombinedOutput(); err != nil {
-		t.Skipf("another user cannot execute the test: %v %s", err, output)
+		t.Fatalf("%v: %s", err, output)
 	}
 	main.barrier()
 	b.log.await("stranger")
@@ -245,7 +243,45 @@ func TestStrangersAreIgnored(t *testing.T) {
 }
 
 func init() {
-	roles["notify"] = func(arguments []string) { notify(arguments[0], arguments[1]) }
+	roles["stranger"] = func(arguments []string) {
+		must(0, syscall.Setuid(65534))
+		notify(arguments[0], arguments[1])
+	}
+}
+
+// What a process said before it died counts.
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	first := b.next()
+	second := first.spawn(b)
+	b.signal(syscall.SIGSTOP)
+	first.do("notify", fmt.Sprintf("MAINPID=%d", second.pid))
+	first.tell("exit", "0")
+	first.ends()
+	second.tell("exit", "9")
+	second.ends()
+	b.signal(syscall.SIGCONT)
+	b.ends(9)
+}
+
+func TestLogIsNotRead(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read.Close()
+	defer write.Close()
+	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
+	cmd.Stderr = write
+	b.run(cmd)
+	main := b.next()
+	b.signal(syscall.SIGTERM)
+	main.gets("SIGTERM")
+	main.tell("exit", "8")
+	b.ends(8)
 }
 
 func TestPassesOn(t *testing.T) {

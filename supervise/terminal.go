@@ -64,7 +64,11 @@ func (t *terminal) follow(group int) {
 // leave takes the foreground back, for a shell without job control, or a script,
 // that goes on in this process's group.
 func (t *terminal) leave() {
-	if t != nil && t.foreground() == t.group {
+	if t == nil {
+		return
+	}
+	// One without members: the service's, that was not started.
+	if now := t.foreground(); now == t.group || unix.Kill(-now, 0) == unix.ESRCH {
 		t.give(t.own)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -198,6 +199,25 @@ func TestShellJob(t *testing.T) {
 	}
 	c.press("echo status $?\n")
 	c.log.await("status 5")
+}
+
+// A script goes on with the terminal that it had.
+func TestScript(t *testing.T) {
+	t.Parallel()
+	broken := filepath.Join(t.TempDir(), "broken")
+	if err := os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := startConsole(t, exec.Command("/bin/sh", "-c", `"$@"; read line; echo "and then $line"; `+os.Args[0]+` supervise -- `+broken+`; read line; echo "at last $line"`,
+		"sh", os.Args[0], "supervise", "--", os.Args[0], "puppet"))
+	main := c.next()
+	main.tell("exit", "0")
+	main.ends()
+	c.press("one\n")
+	c.log.await("and then one")
+	c.log.await("run:", "can't start")
+	c.press("two\n")
+	c.log.await("at last two")
 }
 
 // The service's input is not the terminal: Ctrl-C goes to the supervisor, which
