@@ -173,7 +173,8 @@ func (v *supervision) catchUp() {
 		}
 	case abandoned:
 		if !v.maySucceed() {
-			v.end("nobody took over")
+			v.Logger.Warn("nobody is left that could take over")
+			v.end()
 		}
 	case ending, killing:
 		switch {
@@ -188,7 +189,6 @@ func (v *supervision) catchUp() {
 
 func (v *supervision) reap() {
 	v.reaped = map[int]unix.WaitStatus{}
-	stopped := map[int]unix.Signal{}
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
@@ -200,7 +200,7 @@ func (v *supervision) reap() {
 			break
 		}
 		if status.Stopped() {
-			stopped[pid] = status.StopSignal()
+			v.terminal.stopped(pid, status.StopSignal())
 			continue
 		}
 		v.reaped[pid] = status
@@ -208,10 +208,6 @@ func (v *supervision) reap() {
 		if pid == v.main {
 			v.status = &status
 		}
-	}
-	// Together: each of them must not stop the job again.
-	for pid, sig := range stopped {
-		v.terminal.stopped(pid, sig)
 	}
 }
 
@@ -252,7 +248,7 @@ func (v *supervision) heed(m message) {
 		} else {
 			v.Logger.Info("ready", "pid", v.main)
 		}
-		v.upgrading, v.duringUpgrade = false, nil
+		v.upgrading = false
 	}
 	if m.field("RELOADING") == "1" {
 		v.Logger.Info("upgrading", "pid", v.main)
@@ -321,9 +317,10 @@ func (v *supervision) lost() {
 	}
 	if v.upgrading && v.maySucceed() {
 		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
+		v.Logger.Info("waiting for a new main process")
 		return
 	}
-	v.end("")
+	v.end()
 }
 
 func (v *supervision) fromPIDFile() (pid int, ok bool) {
@@ -352,14 +349,14 @@ func (v *supervision) anyLeft() bool {
 }
 
 // end tells what the service leaves behind to end. Older generations are about to.
-func (v *supervision) end(why string) {
+func (v *supervision) end() {
 	v.phase, v.deadline = ending, time.After(v.StopTimeout)
 	v.terminal.leave() // Ctrl-C is for this process, too, from now on
 	if !v.anyLeft() {
 		v.phase = ended
 		return
 	}
-	v.Logger.Info("waiting for what is left", "why", why)
+	v.Logger.Info("waiting for what is left")
 	v.signalLeft(unix.SIGTERM, v.former)
 	for _, sig := range v.held {
 		v.forward(sig)
@@ -371,7 +368,8 @@ func (v *supervision) expire() {
 	v.deadline = nil
 	switch v.phase {
 	case abandoned:
-		v.end("nobody took over in time")
+		v.Logger.Warn("nobody took over in time")
+		v.end()
 	case ending:
 		v.Logger.Warn("killing what is left")
 		v.phase, v.deadline = killing, time.After(killTimeout)
@@ -398,6 +396,7 @@ func (v *supervision) forward(sig unix.Signal) {
 			v.Logger.Error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
 		}
 	case v.phase == abandoned:
+		v.Logger.Info("holding", "signal", unix.SignalName(sig))
 		v.held = append(v.held, sig)
 	case slices.Contains(stopping, sig):
 		v.signalLeft(sig, nil)

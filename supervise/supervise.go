@@ -7,32 +7,44 @@
 //
 // It is to the service what systemd is to one of Type=notify: it offers
 // NOTIFY_SOCKET, and learns from MAINPID which process is the main one, as
-// sd_notify(3) says. Signals that it gets go to the main process of the moment:
-// HUP, TERM, INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While a main process has
-// died and its child may be about to take over, they wait for that one. TERM, INT
-// and QUIT that the old process got while it was being replaced go to the new one
-// too: the old one no longer stops the service by them.
+// sd_notify(3) says. A service on package tableflip says so without any code for it.
+// Signals that the supervisor gets go to the main process of the moment: HUP, TERM,
+// INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While the main process has died in an
+// upgrade, and its child may be about to take over, they wait for that one. TERM,
+// INT and QUIT that the old process got in the upgrade that replaced it go to the
+// new one too: the old one does not stop the service by them any more.
 //
 // If it runs under a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
-// STATUS and the watchdog's messages on, with itself as the main process.
+// STATUS and the watchdog's messages on, with itself as the main process. Sockets
+// that it was given by LISTEN_FDS go to the service, by way of /bin/sh, which alone
+// can name the service in LISTEN_PID; a program that calls Self does without. The
+// descriptors of FDSTORE are closed.
 //
 // # How it ends
 //
-// When the main process has ended and nobody takes over, what is left of older
-// generations may finish its drain, everything else gets SIGTERM, and after
-// Supervisor.StopTimeout SIGKILL. The exit status is the main process's, or 128+n if
-// signal n killed it.
+// When the main process has ended and nobody takes over, older generations may
+// finish their drain, everything else that the service left behind gets SIGTERM, and
+// what is still there after Supervisor.StopTimeout SIGKILL. TERM, INT and QUIT then
+// go to all of them. The exit status is the main process's, or 128+n if signal n
+// killed it. If that one ends before its own parent, another generation, has, only
+// Linux 6.15 and later tell its status; elsewhere it is 0 if the service said
+// STOPPING, and 1 otherwise.
 //
 // # Terminals
 //
 // The service gets a process group of its own, and that group the terminal's
-// foreground, as from a shell: Ctrl-C and Ctrl-Z reach the service from the
-// terminal, and the supervisor does not repeat them. When the service stops by
-// Ctrl-Z, so does the supervisor's own job; the shell's fg and bg continue both.
-// New generations are in the group of the old, unless they leave it, as Self makes
-// them do; the foreground follows. So without Self, Ctrl-C also reaches an old
-// generation that still drains, which is used to it: service.Run takes its first
-// SIGINT after an upgrade for what it is.
+// foreground, as from a shell: the terminal sends Ctrl-C and Ctrl-Z to the service,
+// and the supervisor does not repeat them. When Ctrl-Z stops the service, the
+// supervisor's own job stops with it; the shell's fg and bg continue both.
+//
+// New generations are in the group of the old, unless they leave it, as Self has
+// them do; the foreground follows. So without Self, Ctrl-C also reaches an older
+// generation while it drains, which service.Run ignores once. With Self, Ctrl-Z
+// while one drains gives the prompt back only when that has ended: until then, it
+// is the one that the kernel tells.
+//
+// If the terminal is not its standard input, the supervisor keeps the foreground,
+// and passes on what it gets.
 //
 // # Limits
 //
@@ -40,12 +52,11 @@
 // started from, whatever is at its path. SIGKILL to it leaves the service without a
 // supervisor, except as PID 1, where the kernel ends all.
 //
-// On Linux it becomes the parent of all orphans (PR_SET_CHILD_SUBREAPER), as on
-// FreeBSD and DragonFly. On macOS, OpenBSD and NetBSD only PID 1 does: there the
-// exit status of all generations but the first is unknown (0 if the service said
-// STOPPING, 1 otherwise), their end is noticed within a second, and only what stayed
-// in the process group of the main one is stopped with it. On other systems it does
-// not work at all.
+// On Linux it becomes the parent of all orphans (PR_SET_CHILD_SUBREAPER), and on
+// 64-bit FreeBSD. On macOS, DragonFly, NetBSD and OpenBSD only PID 1 is that: there
+// the exit status of all generations but the first is unknown, their end is noticed
+// within a second, and only what stayed in the main process's group is stopped with
+// it. Elsewhere nothing is started, and the error is errors.ErrUnsupported.
 package supervise
 
 import (

@@ -211,9 +211,9 @@ func TestTakeoverByNobody(t *testing.T) {
 	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	third := second.spawn(b)
 	second.tell("exit", "3")
-	b.log.await("main process ended")
+	b.log.await("waiting for a new main process")
 	third.tell("exit", "0") // no other process is left that could
-	b.log.await("nobody took over")
+	b.log.await("nobody is left")
 	first.tell("exit", "0")
 	first.ends()
 	b.log.await("msg=ended")

@@ -120,6 +120,11 @@ func TestSignalsToStopDuringTheHandOver(t *testing.T) {
 	first.do("notify", fmt.Sprintf("READY=1\nMAINPID=%d", second.pid))
 	second.gets("SIGTERM")
 	second.getsNoMore()
+	// It does not say when an upgrade begins.
+	third := second.spawn(b)
+	second.do("notify", fmt.Sprintf("MAINPID=%d", third.pid))
+	second.barrier()
+	third.getsNoMore()
 }
 
 func TestTakeover(t *testing.T) {
@@ -128,9 +133,11 @@ func TestTakeover(t *testing.T) {
 	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	second := first.spawn(b)
 	first.tell("die", "")
-	b.log.await("main process ended")
+	b.log.await("waiting for a new main process")
 	b.signal(syscall.SIGHUP)
+	b.log.await("holding", "SIGHUP")
 	b.signal(syscall.SIGTERM)
+	b.log.await("holding", "SIGTERM")
 	second.getsNoMore()
 	second.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", second.pid))
 	second.getsBoth("SIGHUP", "SIGTERM")

@@ -61,6 +61,11 @@ func (c *console) ioctl(call func(fd int) (int, error)) (result int) {
 	return result
 }
 
+func (c *console) foreground() int {
+	c.t.Helper()
+	return c.ioctl(func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPGRP) })
+}
+
 // press types.
 func (c *console) press(keys string) {
 	c.t.Helper()
@@ -155,12 +160,17 @@ func (c *console) supervisorOf(p *puppet) { c.pid = p.parent }
 func (c *console) suspends() {
 	c.t.Helper()
 	c.press(ctrlZ)
+	c.isStopped()
+	c.press("echo prom''pt\n")
+	c.log.await("prompt")
+}
+
+func (c *console) isStopped() {
+	c.t.Helper()
 	until(c.t, "the supervisor is stopped", func() bool {
 		fields := stat(c.pid)
 		return len(fields) > 0 && fields[0] == "T"
 	})
-	c.press("echo prom''pt\n")
-	c.log.await("prompt")
 }
 
 func TestShellJob(t *testing.T) {
@@ -186,9 +196,7 @@ func TestShellJob(t *testing.T) {
 		c.press("bg\n")
 		p.gets("SIGCONT")
 		c.press("fg\n") // which tells the job nothing if it runs
-		until(t, "the shell has given it the terminal", func() bool {
-			return c.ioctl(func(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.TIOCGPGRP) }) == c.pid
-		})
+		until(t, "the shell has given it the terminal", func() bool { return c.foreground() == c.pid })
 		c.reads(p)
 		c.press(ctrlC)
 		p.getsBoth("SIGCONT", "SIGINT") // continued when it tried to read
@@ -199,6 +207,41 @@ func TestShellJob(t *testing.T) {
 	}
 	c.press("echo status $?\n")
 	c.log.await("status 5")
+}
+
+func TestShellJobInTheBackground(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, "")
+	first := c.next()
+	c.supervisorOf(first)
+	c.suspends()
+	c.press("bg\n")
+	first.gets("SIGCONT")
+	first.upgrade(c.bed)
+	if group := c.foreground(); group != c.supervisor.Process.Pid {
+		t.Errorf("group %d has the terminal, not the shell", group)
+	}
+}
+
+// Two processes of the service are stopped one after the other.
+func TestShellJobStopsOnce(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, "")
+	first := c.next()
+	c.supervisorOf(first)
+	second, helper := first.spawn(c.bed), first.spawn(c.bed)
+	first.do("notify", fmt.Sprintf("MAINPID=%d", second.pid))
+	first.tell("exit", "0")
+	first.ends()
+	syscall.Kill(second.pid, syscall.SIGSTOP)
+	c.isStopped()
+	syscall.Kill(helper.pid, syscall.SIGSTOP)
+	c.press("fg\n")
+	second.gets("SIGCONT")
+	helper.gets("SIGCONT")
+	c.reads(second)
+	c.signal(syscall.SIGUSR1)
+	second.gets("SIGUSR1") // the supervisor goes on, too
 }
 
 // A script goes on with the terminal that it had.
