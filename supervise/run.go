@@ -168,7 +168,7 @@ func (v *supervision) catchUp() {
 	}
 	switch v.phase {
 	case running:
-		if v.mainEnded() {
+		for v.phase == running && v.mainEnded() {
 			v.lost()
 		}
 	case abandoned:

@@ -153,13 +153,25 @@ func TestTermWhileUpgrading(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
-	first := b.next()
-	until(t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
+	b.isStoppedWhileUpgrading()
+}
+
+// isUpgrading returns when the child that is to replace the first generation has
+// been started. It does not become ready before the file hold is removed.
+func (b *bed) isUpgrading() (first, child *puppet) {
+	b.t.Helper()
+	first = b.next()
+	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
 	if err := os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.signal(syscall.SIGHUP)
-	child := b.next()
+	return first, b.next()
+}
+
+func (b *bed) isStoppedWhileUpgrading() {
+	b.t.Helper()
+	_, child := b.isUpgrading()
 	b.signal(syscall.SIGTERM)
 	child.ends()
 	b.ends(0)

@@ -49,6 +49,14 @@ func stat(pid int) []string {
 	return strings.Fields(rest)
 }
 
+// stateOf returns one letter, or nothing if there is no such process.
+func stateOf(pid int) string {
+	if fields := stat(pid); len(fields) > 0 {
+		return fields[0]
+	}
+	return ""
+}
+
 func childrenOf(parent int) (pids []int) {
 	entries, _ := os.ReadDir("/proc")
 	for _, entry := range entries {
@@ -99,16 +107,21 @@ func TestPID1ExitStatus(t *testing.T) {
 
 func TestPID1TermWhileUpgrading(t *testing.T) {
 	t.Parallel()
+	startPID1(t, nil, "serve", "DIR").isStoppedWhileUpgrading()
+}
+
+func TestPID1MainProcessDiesWhileUpgrading(t *testing.T) {
+	t.Parallel()
 	b := startPID1(t, nil, "serve", "DIR")
-	first := b.next()
-	until(t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
-	if err := os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644); err != nil {
+	first, child := b.isUpgrading()
+	first.tell("die", "")
+	b.log.await("waiting for a new main process")
+	b.signal(syscall.SIGTERM)
+	b.log.await("holding")
+	if err := os.Remove(filepath.Join(b.dir, "hold")); err != nil {
 		t.Fatal(err)
 	}
-	b.signal(syscall.SIGHUP)
-	child := b.next()
-	b.signal(syscall.SIGTERM)
-	child.ends()
+	b.log.await("new main process", fmt.Sprint("pid=", child.pid))
 	b.ends(0)
 }
 
@@ -251,18 +264,30 @@ func init() {
 
 // What a process said before it died counts.
 func TestLastWords(t *testing.T) {
-	t.Parallel()
-	b := startBed(t, nil, "puppet")
-	first := b.next()
-	second := first.spawn(b)
-	b.signal(syscall.SIGSTOP)
-	first.do("notify", fmt.Sprintf("MAINPID=%d", second.pid))
-	first.tell("exit", "0")
-	first.ends()
-	second.tell("exit", "9")
-	second.ends()
-	b.signal(syscall.SIGCONT)
-	b.ends(9)
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	for name, handOver := range map[string]func(from, to *puppet) error{
+		"message": func(from, to *puppet) error {
+			from.do("notify", fmt.Sprintf("MAINPID=%d", to.pid))
+			return nil
+		},
+		"PID file": func(_, to *puppet) error { return os.WriteFile(pidFile, fmt.Append(nil, to.pid), 0o644) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBed(t, []string{"-pid-file", pidFile}, "puppet")
+			first := b.next()
+			second := first.spawn(b)
+			b.signal(syscall.SIGSTOP)
+			if err := handOver(first, second); err != nil {
+				t.Fatal(err)
+			}
+			first.tell("exit", "0")
+			until(t, "it has ended", func() bool { return stateOf(first.pid) == "Z" })
+			second.tell("exit", "9")
+			until(t, "it has ended", func() bool { return stateOf(second.pid) == "Z" })
+			b.signal(syscall.SIGCONT)
+			b.ends(9)
+		})
+	}
 }
 
 func TestLogIsNotRead(t *testing.T) {

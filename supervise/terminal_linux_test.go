@@ -167,10 +167,7 @@ func (c *console) suspends() {
 
 func (c *console) isStopped() {
 	c.t.Helper()
-	until(c.t, "the supervisor is stopped", func() bool {
-		fields := stat(c.pid)
-		return len(fields) > 0 && fields[0] == "T"
-	})
+	until(c.t, "the supervisor is stopped", func() bool { return stateOf(c.pid) == "T" })
 }
 
 func TestShellJob(t *testing.T) {
