@@ -132,6 +132,17 @@ func identifySocket(fd uintptr) (socket, error) {
 // socketRights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
 func socketRights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
+// sendMessage sends a datagram from a connected socket, or fails if isBlocked.
+func sendMessage(fd uintptr, message, rights []byte) error {
+	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
+	for err == unix.EINTR {
+		err = unix.Sendmsg(int(fd), message, rights, nil, 0)
+	}
+	return os.NewSyscallError("sendmsg", err)
+}
+
+func isBlocked(err error) bool { return errors.Is(err, unix.EAGAIN) }
+
 // isNotOpen reports whether err says that a descriptor was not open.
 func isNotOpen(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)

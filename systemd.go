@@ -1,6 +1,7 @@
 package tableflip
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,8 +68,17 @@ func (m *manager) send(rights []byte, fields ...string) error {
 	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
 		return err
 	}
-	_, _, err = conn.WriteMsgUnix([]byte(strings.Join(fields, "\n")), rights, nil)
-	return err
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Not WriteMsgUnix, which wants a socket that is not connected, which can
+	// write only if it is bound.
+	writeErr := raw.Write(func(fd uintptr) bool {
+		err = sendMessage(fd, []byte(strings.Join(fields, "\n")), rights)
+		return !isBlocked(err)
+	})
+	return cmp.Or(writeErr, err)
 }
 
 func (m *manager) log(err error) {
