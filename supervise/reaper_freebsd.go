@@ -8,15 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// becomeReaper: procctl(2), of which golang.org/x/sys has the number only.
-func becomeReaper() error {
-	const pPID, procReapAcquire = 0, 2 // sys/wait.h, sys/procctl.h
+// setReaper makes this process, or not, the parent of its descendants' orphans, by
+// procctl(2), of which golang.org/x/sys has the number only.
+func setReaper(on bool) error {
+	const pPID, procReapAcquire, procReapRelease = 0, 2, 3 // sys/wait.h, sys/procctl.h
+	command := uintptr(procReapRelease)
+	if on {
+		command = procReapAcquire
+	}
 	if strconv.IntSize < 64 {
 		return errors.ErrUnsupported // its second argument has 64 bits
 	}
-	_, _, errno := unix.Syscall6(unix.SYS_PROCCTL, pPID, uintptr(os.Getpid()), procReapAcquire, 0, 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_PROCCTL, pPID, uintptr(os.Getpid()), command, 0, 0, 0)
 	if errno != 0 {
-		return os.NewSyscallError("procctl PROC_REAP_ACQUIRE", errno)
+		return os.NewSyscallError("procctl", errno)
 	}
 	return nil
 }

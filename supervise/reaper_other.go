@@ -4,4 +4,4 @@ package supervise
 
 import "errors"
 
-func becomeReaper() error { return errors.ErrUnsupported }
+func setReaper(bool) error { return errors.ErrUnsupported }

@@ -86,13 +86,14 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 	defer notify.close()
 	v := &supervision{Supervisor: s, notify: notify, terminal: openTerminal(), former: map[int]bool{}}
 	if os.Getpid() != 1 {
-		if err := becomeReaper(); err != nil {
+		if err := setReaper(true); err != nil {
 			s.Logger.Warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
 			v.notReaper, v.poll = true, time.Tick(time.Second)
 		}
 	}
 	if err := v.startService(path, self); err != nil {
 		v.terminal.leave()
+		_ = setReaper(false) // Self's caller may go on
 		return 0, err
 	}
 	for v.phase != ended {

@@ -46,7 +46,7 @@ func serveRole(arguments []string) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(upg, service.Options{IdleGrace: 100 * time.Millisecond}, &http.Server{
+	err := service.Run(upg, service.Options{IdleGrace: patience}, &http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)

@@ -11,8 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/supervise"
 )
 
 // startPID1 starts the supervisor as process 1 of a new PID namespace.
@@ -259,6 +262,21 @@ func init() {
 	roles["stranger"] = func(arguments []string) {
 		must(0, syscall.Setuid(65534))
 		notify(arguments[0], arguments[1])
+	}
+}
+
+// Who calls Self may go on without a supervisor, and is no reaper then.
+func TestNotStartedIsNoReaper(t *testing.T) {
+	broken := filepath.Join(t.TempDir(), "broken")
+	if err := os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (supervise.Supervisor{Command: []string{broken}}).Run(); err == nil {
+		t.Fatal("started")
+	}
+	var isReaper int32
+	if err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&isReaper)), 0, 0, 0); err != nil || isReaper != 0 {
+		t.Errorf("reaper: %d, %v", isReaper, err)
 	}
 }
 

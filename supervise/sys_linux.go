@@ -9,8 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func becomeReaper() error {
-	return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+// setReaper makes this process, or not, the parent of its descendants' orphans.
+func setReaper(on bool) error {
+	var value uintptr
+	if on {
+		value = 1
+	}
+	return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, value, 0, 0, 0))
 }
 
 // bindNotifySocket binds to an abstract address that the kernel chooses, so that no
