@@ -172,7 +172,13 @@ type bed struct {
 // newBed prepares for processes that connect.
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	b := &bed{t: t, dir: t.TempDir(), log: newJournal(t), puppets: make(chan *puppet, 100), status: make(chan int, 1)}
+	// Not t.TempDir, as the path of a socket has a limit.
+	dir, err := os.MkdirTemp("", "supervise")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	b := &bed{t: t, dir: dir, log: newJournal(t), puppets: make(chan *puppet, 100), status: make(chan int, 1)}
 	control, err := net.Listen("unix", filepath.Join(b.dir, "control"))
 	if err != nil {
 		t.Fatal(err)

@@ -238,7 +238,7 @@ func (v *supervision) heed(m message) {
 			return
 		}
 		v.follow(pid)
-		fromMain = fromMain || m.pid == pid || m.pid == 0
+		fromMain = fromMain || m.pid == pid
 	}
 	if !fromMain {
 		return
