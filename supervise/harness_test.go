@@ -5,7 +5,6 @@ package supervise_test
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -511,6 +510,3 @@ func until(t *testing.T, what string, done func() bool) {
 		}
 	}
 }
-
-// alive reports whether a process exists, zombies too.
-func alive(pid int) bool { return !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }

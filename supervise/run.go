@@ -18,6 +18,8 @@ import (
 // This file owns the processes: which one is the main one, who waits for them, and
 // which signals they get. One goroutine does all of it.
 
+const supported = true
+
 // supervisorVariable holds the supervisor's PID in all processes of the service.
 const supervisorVariable = "TABLEFLIP_SUPERVISOR"
 

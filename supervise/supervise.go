@@ -67,6 +67,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"time"
 )
 
@@ -116,6 +117,9 @@ type Supervisor struct {
 // Run takes all signals and waits for all children of the process, and must be
 // alone in it.
 func (s Supervisor) Run() (status int, err error) {
+	if !supported {
+		return StatusFailed, errNotSupported
+	}
 	if len(s.Command) == 0 {
 		return StatusFailed, errors.New("supervise: no command")
 	}
@@ -141,6 +145,9 @@ func Self() error { return Supervisor{}.Self() }
 
 // Self is the function Self with these options. Command is ignored.
 func (s Supervisor) Self() error {
+	if !supported {
+		return errNotSupported
+	}
 	if isSupervised() {
 		return adopt()
 	}
@@ -182,6 +189,8 @@ func startStatus(err error) int {
 	}
 	return StatusNotExecutable
 }
+
+var errNotSupported = fmt.Errorf("supervise: not on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
 // errNotStarted is wrapped by errors that concern the service's program.
 var errNotStarted = errors.New("can't start the service")
