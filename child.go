@@ -41,9 +41,9 @@ type child struct {
 	verdict *os.File
 }
 
-// startChild starts cmd with files as its descriptors from 5 on. The caller
-// keeps files.
-func startChild(cmd *exec.Cmd, descriptors []*descriptor, files []*os.File) (*child, error) {
+// startChild starts cmd, as a child or a sibling of this process, with files as its
+// descriptors from 5 on. The caller keeps files.
+func startChild(cmd *exec.Cmd, sibling bool, descriptors []*descriptor, files []*os.File) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))
@@ -70,7 +70,7 @@ func startChild(cmd *exec.Cmd, descriptors []*descriptor, files []*os.File) (*ch
 		})
 		cmd.Env = append(withoutWatchdogPID(cmd.Env), names.encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = startProcess(cmd)
+		c.process, err = startProcess(cmd, sibling)
 	}
 	if err != nil {
 		c.close()
@@ -105,7 +105,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 		case <-c.process.exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background.
-			if c.process.exitErr != nil {
+			if err := c.process.exitErr; err != nil && err != errStatusUnknown {
 				fail(c.exitError())
 			}
 		case <-ctx.Done():

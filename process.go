@@ -87,11 +87,21 @@ type process struct {
 	cmd     *exec.Cmd
 	reap    func()        // begins to wait for the process to exit, once
 	reaped  chan struct{} // closed when it has
-	exitErr error         // what exec.Cmd.Wait returned, valid once reaped is closed
+	exitErr error         // nil for status 0, valid once reaped is closed
 }
 
-// startProcess starts cmd. The caller keeps cmd.ExtraFiles.
-func startProcess(cmd *exec.Cmd) (*process, error) {
+// errStatusUnknown is the exitErr of a sibling whose status the kernel tells only
+// to its parent.
+var errStatusUnknown = errors.New("with a status that only the service manager knows")
+
+// asSibling has cmd start a child of this process's parent, if the system can do
+// that, and returns what is to be called in place of cmd.Wait, which is for parents.
+// It is nil except on Linux.
+var asSibling func(cmd *exec.Cmd) (wait func() error)
+
+// startProcess starts cmd, as a child of this process or of its parent. The caller
+// keeps cmd.ExtraFiles.
+func startProcess(cmd *exec.Cmd, sibling bool) (*process, error) {
 	var duplicates []*os.File
 	defer func() {
 		for _, file := range duplicates {
@@ -103,6 +113,10 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		passStream(&cmd.Stdout, &duplicates),
 		passStream(&cmd.Stderr, &duplicates),
 	)
+	wait := cmd.Wait
+	if sibling && asSibling != nil {
+		wait = asSibling(cmd)
+	}
 	if err == nil {
 		err = cmd.Start()
 	}
@@ -112,7 +126,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	p := &process{cmd: cmd, reaped: make(chan struct{})}
 	p.reap = sync.OnceFunc(func() {
 		go func() {
-			p.exitErr = cmd.Wait()
+			p.exitErr = wait()
 			close(p.reaped)
 		}()
 	})

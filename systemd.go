@@ -161,6 +161,19 @@ func withoutWatchdogPID(env []string) []string {
 	})
 }
 
+// isChildOfSystemd reports whether systemd is the parent of this process. New
+// processes are then started as its children, too: a main process that is none when
+// MAINPID or the PID file names it ("Supervising process which is not our child")
+// stays one to it that it does not wait for. It sends it SIGKILL right after SIGTERM
+// when the unit is stopped, and does not notice if it dies.
+func isChildOfSystemd() bool {
+	if os.Getenv("INVOCATION_ID") == "" {
+		return false
+	}
+	parent := os.Getppid()
+	return parent == 1 || strconv.Itoa(parent) == os.Getenv("MANAGERPID") // systemd.exec(5)
+}
+
 // The variables of sd_listen_fds(3).
 const (
 	listenPID   = "LISTEN_PID"

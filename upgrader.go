@@ -344,7 +344,8 @@ func (u *Upgrader) Upgrade() error {
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout has passed;
 //   - the cause of ctx's end;
-//   - an *exec.ExitError, if the new process failed;
+//   - an *exec.ExitError, if the new process failed, except under systemd, whose
+//     child it is;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
@@ -475,7 +476,7 @@ func (u *Upgrader) startChild() (*child, error) {
 		return nil, err
 	}
 	defer release()
-	return startChild(cmd, descriptors, files)
+	return startChild(cmd, isChildOfSystemd(), descriptors, files)
 }
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what

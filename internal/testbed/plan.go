@@ -3,8 +3,8 @@
 package main
 
 import (
-	"os"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"time"
 
