@@ -30,6 +30,7 @@ const killTimeout = 5 * time.Second
 var (
 	forwarded = []os.Signal{unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP}
 	stopping  = []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT}
+	lasting   = append([]unix.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2}, stopping...)
 )
 
 type phase int
@@ -65,7 +66,7 @@ type supervision struct {
 
 	upgrading     bool          // the main process said so
 	saidStop      bool          // and that
-	duringUpgrade []unix.Signal // to stop, that it got meanwhile
+	duringUpgrade []unix.Signal // that it got meanwhile
 	held          []unix.Signal // for the main process to come
 }
 
@@ -239,7 +240,8 @@ func (v *supervision) heed(m message) {
 			v.Logger.Warn("ignored MAINPID, which comes too late", "value", value)
 			return
 		}
-		v.follow(pid)
+		// Who names itself has lost its parent, whose end may not be known yet.
+		v.follow(pid, v.phase == running && m.pid != pid)
 		fromMain = fromMain || m.pid == pid
 	}
 	if !fromMain {
@@ -266,14 +268,21 @@ func (v *supervision) heed(m message) {
 	}
 }
 
-// follow makes pid the main process.
-func (v *supervision) follow(pid int) {
+// follow makes pid the main process, to which the old one has handed over, or which
+// takes over from a dead one.
+func (v *supervision) follow(pid int, handedOver bool) {
 	if pid == v.main && v.phase == running {
 		return
 	}
 	v.Logger.Info("new main process", "pid", pid, "old", v.main)
 	if v.phase == running {
 		v.former[v.main] = true
+	}
+	if handedOver {
+		// It got the others. By these it did not stop the service any more.
+		v.duringUpgrade = slices.DeleteFunc(v.duringUpgrade, func(sig unix.Signal) bool {
+			return !slices.Contains(stopping, sig)
+		})
 	}
 	v.watch.close()
 	v.main, v.status, v.watch, v.gone = pid, nil, nil, nil
@@ -294,7 +303,6 @@ func (v *supervision) follow(pid int) {
 	}
 	v.terminal.follow(v.group)
 
-	// The old process has been told to stop and did not. It got that too late.
 	signals := append(v.duringUpgrade, v.held...)
 	v.duringUpgrade, v.held = nil, nil
 	for _, sig := range signals {
@@ -315,7 +323,7 @@ func (v *supervision) mainEnded() bool {
 func (v *supervision) lost() {
 	v.Logger.Info("main process ended", "pid", v.main)
 	if pid, ok := v.fromPIDFile(); ok {
-		v.follow(pid)
+		v.follow(pid, true)
 		return
 	}
 	if v.upgrading && v.maySucceed() {
@@ -392,7 +400,7 @@ func (v *supervision) forward(sig unix.Signal) {
 		if sig != unix.SIGWINCH && sig != unix.SIGCONT {
 			v.Logger.Info("forwarding", "signal", unix.SignalName(sig), "pid", v.main)
 		}
-		if slices.Contains(stopping, sig) && (v.upgrading || v.PIDFile != "") {
+		if slices.Contains(lasting, sig) && (v.upgrading || v.PIDFile != "") {
 			v.duringUpgrade = append(v.duringUpgrade, sig)
 		}
 		if err := unix.Kill(v.main, sig); err != nil {

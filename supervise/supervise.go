@@ -10,9 +10,10 @@
 // sd_notify(3) says. A service on package tableflip says so without any code for it.
 // Signals that the supervisor gets go to the main process of the moment: HUP, TERM,
 // INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While the main process has died in an
-// upgrade, and its child may be about to take over, they wait for that one. TERM,
-// INT and QUIT that the old process got in the upgrade that replaced it go to the
-// new one too: the old one does not stop the service by them any more.
+// upgrade, and its child may be about to take over, they wait for that one, which
+// also gets those that the old one got in the upgrade and may not have lived to
+// obey. After an upgrade that succeeded, TERM, INT and QUIT go to the new process
+// too: the old one, having handed over, does not stop the service by them.
 //
 // If it runs under a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
 // STATUS and the watchdog's messages on, with itself as the main process. Sockets

@@ -265,6 +265,42 @@ func init() {
 	}
 }
 
+// A signal that arrives with the news that the main process is another is not for
+// the old one.
+func TestSignalsMeetHandOvers(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	for range 5 {
+		child := main.spawn(b)
+		b.signal(syscall.SIGSTOP)
+		main.do("notify", fmt.Sprintf("MAINPID=%d", child.pid))
+		b.signal(syscall.SIGUSR1)
+		b.signal(syscall.SIGCONT)
+		child.getsBoth("SIGUSR1", "SIGCONT")
+		main.getsNoMore()
+		main = child
+	}
+}
+
+// Nor is one that arrives when the main process has begun to die.
+func TestSignalsMeetDeaths(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	for range 5 {
+		main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+		child := main.spawn(b)
+		main.barrier()
+		main.tell("exit", "0")
+		b.signal(syscall.SIGHUP)
+		child.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", child.pid))
+		child.gets("SIGHUP")
+		child.getsNoMore()
+		main = child
+	}
+}
+
 // Who calls Self may go on without a supervisor, and is no reaper then.
 func TestNotStartedIsNoReaper(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken")
