@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -58,6 +59,25 @@ func stateOf(pid int) string {
 		return fields[0]
 	}
 	return ""
+}
+
+// pause stops the supervisor.
+func (b *bed) pause() {
+	b.t.Helper()
+	b.signal(syscall.SIGSTOP)
+	b.isStopped()
+}
+
+func (b *bed) isStopped() {
+	b.t.Helper()
+	until(b.t, "the supervisor is stopped", func() bool {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", b.pid))
+		running := slices.ContainsFunc(threads, func(thread os.DirEntry) bool {
+			id, _ := strconv.Atoi(thread.Name())
+			return stateOf(id) != "T"
+		})
+		return err == nil && !running
+	})
 }
 
 func childrenOf(parent int) (pids []int) {
@@ -273,7 +293,7 @@ func TestSignalsMeetHandOvers(t *testing.T) {
 	main := b.next()
 	for range 5 {
 		child := main.spawn(b)
-		b.signal(syscall.SIGSTOP)
+		b.pause()
 		main.do("notify", fmt.Sprintf("MAINPID=%d", child.pid))
 		b.signal(syscall.SIGUSR1)
 		b.signal(syscall.SIGCONT)
@@ -330,7 +350,7 @@ func TestLastWords(t *testing.T) {
 			b := startBed(t, []string{"-pid-file", pidFile}, "puppet")
 			first := b.next()
 			second := first.spawn(b)
-			b.signal(syscall.SIGSTOP)
+			b.pause()
 			if err := handOver(first, second); err != nil {
 				t.Fatal(err)
 			}

@@ -165,11 +165,6 @@ func (c *console) suspends() {
 	c.log.await("prompt")
 }
 
-func (c *console) isStopped() {
-	c.t.Helper()
-	until(c.t, "the supervisor is stopped", func() bool { return stateOf(c.pid) == "T" })
-}
-
 func TestShellJob(t *testing.T) {
 	t.Parallel()
 	c := startShell(t, "")
