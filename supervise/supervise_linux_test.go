@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -448,6 +449,34 @@ func TestSocketActivation(t *testing.T) {
 		}
 		main.tell("exit", "0")
 		b.ends(0)
+	}
+}
+
+// Whoever polls wakes up. The bound is a wake-up every 50 milliseconds; measured
+// were two in a minute.
+func TestSleepsWhenIdle(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	b.next().upgrade(b)
+	wakeUps := func() (sum int) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", b.pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("threads %v, %v", threads, err)
+		}
+		for _, thread := range threads {
+			content, _ := os.ReadFile(thread)
+			_, rest, _ := strings.Cut(string(content), "\nvoluntary_ctxt_switches:")
+			var n int
+			fmt.Sscan(rest, &n)
+			sum += n
+		}
+		return sum
+	}
+	before := wakeUps()
+	time.Sleep(time.Second) // what is measured
+	after := wakeUps()
+	if before == 0 || after-before > 20 {
+		t.Errorf("woke up %d times in a second, %d before", after-before, before)
 	}
 }
 
