@@ -1,0 +1,57 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The command is this binary, started again with this variable.
+const commandVariable = "TABLEFLIP_SUPERVISE_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandVariable) != "" {
+		os.Unsetenv(commandVariable)
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+func TestCommand(t *testing.T) {
+	for _, test := range []struct {
+		arguments      string
+		status         int
+		stdout, stderr string // parts of it
+	}{
+		{"-h", 0, "", "-stop-timeout"},
+		{"", 125, "", "usage"},
+		{"-nonsense", 125, "", "usage"},
+		{"-quiet -- nowhere-to-be-found", 127, "", "not found"},
+		{"-quiet -- ./", 126, "", "directory"},
+		{"-- echo -quiet", 0, "-quiet\n", "msg=started"},
+		{"-- sh -c exit${IFS}7", 7, "", "status=7"},
+		{"-stop-timeout 1s -takeover-timeout 1s -pid-file / -quiet sh -c kill${IFS}-9${IFS}$$", 128 + 9, "", ""},
+	} {
+		cmd := exec.Command(os.Args[0], strings.Fields(test.arguments)...)
+		cmd.Env = append(os.Environ(), commandVariable+"=1")
+		var stdout, stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		var exit *exec.ExitError
+		if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		if got := cmd.ProcessState.ExitCode(); got != test.status {
+			t.Errorf("%q: exit status %d, want %d\n%s", test.arguments, got, test.status, &stderr)
+		}
+		if stdout.String() != test.stdout || !strings.Contains(stderr.String(), test.stderr) {
+			t.Errorf("%q: output %q, %q", test.arguments, &stdout, &stderr)
+		}
+		if strings.HasPrefix(test.arguments, "-quiet") && strings.Contains(stderr.String(), "INFO") {
+			t.Errorf("%q: not quiet: %s", test.arguments, &stderr)
+		}
+	}
+}

@@ -1,0 +1,7 @@
+//go:build darwin || dragonfly || netbsd || openbsd
+
+package supervise
+
+import "errors"
+
+func setReaper(bool) error { return errors.ErrUnsupported }

@@ -1,0 +1,466 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package supervise
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file owns the processes: which one is the main one, who waits for them, and
+// which signals they get. One goroutine does all of it.
+
+const supported = true
+
+// supervisorVariable holds the supervisor's PID in all processes of the service.
+const supervisorVariable = "TABLEFLIP_SUPERVISOR"
+
+// killTimeout is how long processes may take to die of SIGKILL. The kernel may not
+// let them, for example while a disk does not answer.
+const killTimeout = 5 * time.Second
+
+var (
+	forwarded = []os.Signal{unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP}
+	stopping  = []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT}
+	lasting   = append([]unix.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2}, stopping...)
+)
+
+type phase int
+
+const (
+	running   phase = iota // there is a main process
+	abandoned              // it died during an upgrade: its child may take over
+	ending                 // it has ended: what is left may end by itself
+	killing                // it took too long
+	ended
+)
+
+// A supervision is the state of Run.
+type supervision struct {
+	Supervisor
+	notify   *notifySocket
+	terminal *terminal
+
+	phase    phase
+	deadline <-chan time.Time // of the phase
+
+	main   int              // the main process, or the last one
+	group  int              // its process group
+	status *unix.WaitStatus // its, nil while it is not known
+	watch  *watch           // of it, nil if none is needed or possible
+	gone   <-chan struct{}  // closed when watch has seen its end
+
+	former    map[int]bool            // main processes of the past
+	reaped    map[int]unix.WaitStatus // by the last call of reap
+	children  bool                    // there are more
+	notReaper bool                    // orphans become children of another process
+	poll      <-chan time.Time        // where what is no child cannot be watched
+
+	upgrading     bool          // the main process said so
+	saidStop      bool          // and that
+	duringUpgrade []unix.Signal // that it got meanwhile
+	held          []unix.Signal // for the main process to come
+}
+
+func (s Supervisor) run(path string, self bool) (int, error) {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, forwarded...)
+	defer signal.Stop(signals)
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	defer signal.Stop(children)
+	// Who reads the log may end, and that must not end this process.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, unix.SIGPIPE)
+	defer signal.Stop(broken)
+
+	notify, err := openNotifySocket()
+	if err != nil {
+		return 0, err
+	}
+	defer notify.close()
+	v := &supervision{Supervisor: s, notify: notify, terminal: openTerminal(), former: map[int]bool{}}
+	if os.Getpid() != 1 {
+		if err := setReaper(true); err != nil {
+			s.Logger.Warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
+			v.notReaper, v.poll = true, time.Tick(time.Second)
+		}
+	}
+	if err := v.startService(path, self); err != nil {
+		v.terminal.leave()
+		_ = setReaper(false) // Self's caller may go on
+		return 0, err
+	}
+	for v.phase != ended {
+		select {
+		case sig := <-signals:
+			// First, so that it does not go to a process that has been replaced.
+			v.catchUp()
+			v.forward(sig.(unix.Signal))
+			continue
+		case <-v.deadline:
+			v.expire()
+		case <-children:
+		case <-v.notify.arrived:
+		case <-v.gone:
+			v.gone = nil
+		case <-v.poll:
+		}
+		v.catchUp()
+	}
+	status := v.exitStatus()
+	s.Logger.Info("ended", "pid", v.main, "status", status)
+	return status, nil
+}
+
+func (v *supervision) startService(path string, self bool) error {
+	command := v.Command
+	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		// Without them, WATCHDOG_USEC and LISTEN_PID are all that counts, see
+		// sd_watchdog_enabled(3) and sd_listen_fds(3).
+		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_PID", "LISTEN_PIDFDID", supervisorVariable}, name)
+	})
+	env = append(env, "NOTIFY_SOCKET="+v.notify.address, fmt.Sprint(supervisorVariable, "=", os.Getpid()))
+	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
+	if activated && !self {
+		// Only the new process knows its PID before the service starts.
+		command = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, path}, command[1:]...)
+		path = "/bin/sh"
+	}
+	pid, err := syscall.ForkExec(path, command, &syscall.ProcAttr{
+		Env:   env,
+		Files: []uintptr{0, 1, 2},
+		Sys:   v.terminal.attributes(),
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", errNotStarted, path, err)
+	}
+	if activated {
+		// Else the sockets would stay open when the service has closed them.
+		n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+		for fd := 3; fd < 3+n; fd++ {
+			unix.Close(fd)
+		}
+	}
+	v.main, v.group = pid, pid
+	v.terminal.follow(v.group)
+	v.Logger.Info("started", "pid", pid, "command", strings.Join(v.Command, " "))
+	return nil
+}
+
+// catchUp learns what has happened since the last call. Children are waited for
+// first: what they said before they died is there to be received then, and counts
+// although they have died.
+func (v *supervision) catchUp() {
+	v.reap()
+	for {
+		m, ok := v.notify.receive()
+		if !ok {
+			break
+		}
+		v.heed(m)
+		m.close()
+	}
+	switch v.phase {
+	case running:
+		for v.phase == running && v.mainEnded() {
+			v.lost()
+		}
+	case abandoned:
+		if !v.maySucceed() {
+			v.Logger.Warn("nobody is left that could take over")
+			v.end()
+		}
+	case ending, killing:
+		switch {
+		case !v.anyLeft():
+			v.phase = ended
+		case v.phase == killing:
+			// What was started by those that were killed before.
+			v.signalLeft(unix.SIGKILL, nil)
+		}
+	}
+}
+
+func (v *supervision) reap() {
+	v.reaped = map[int]unix.WaitStatus{}
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if pid <= 0 || err != nil {
+			v.children = err == nil
+			break
+		}
+		if status.Stopped() {
+			v.terminal.stopped(pid, status.StopSignal())
+			continue
+		}
+		v.reaped[pid] = status
+		delete(v.former, pid)
+		if pid == v.main {
+			v.status = &status
+		}
+	}
+}
+
+// exists reports whether the process is the service's, and lives or has been reaped
+// just now.
+func (v *supervision) exists(pid int) bool {
+	_, reaped := v.reaped[pid]
+	return reaped || pid > 1 && pid != os.Getpid() && isDescendant(pid)
+}
+
+// heed obeys a message. What older generations say counts only if it names the main
+// process: systemd, too, ignores them.
+func (v *supervision) heed(m message) {
+	if m.pid != 0 && m.uid != 0 && m.uid != os.Geteuid() && !v.exists(m.pid) {
+		v.Logger.Warn("ignored a message from a stranger", "pid", m.pid, "uid", m.uid)
+		return
+	}
+	fromMain := m.pid == 0 || m.pid == v.main
+	if value := m.field("MAINPID"); value != "" {
+		pid, err := strconv.Atoi(value)
+		switch {
+		case err != nil || !v.exists(pid):
+			v.Logger.Warn("ignored MAINPID, which is no process of the service", "value", value)
+			return
+		case v.phase > abandoned:
+			v.Logger.Warn("ignored MAINPID, which comes too late", "value", value)
+			return
+		}
+		// Who names itself has lost its parent, whose end may not be known yet.
+		v.follow(pid, v.phase == running && m.pid != pid)
+		fromMain = fromMain || m.pid == pid
+	}
+	if !fromMain {
+		return
+	}
+	if m.field("READY") == "1" {
+		if v.upgrading {
+			v.Logger.Warn("still the main process", "pid", v.main, "status", m.field("STATUS"))
+		} else {
+			v.Logger.Info("ready", "pid", v.main)
+		}
+		v.upgrading = false
+	}
+	if m.field("RELOADING") == "1" {
+		v.Logger.Info("upgrading", "pid", v.main)
+		v.upgrading, v.duringUpgrade = true, nil
+	}
+	if m.field("STOPPING") == "1" {
+		v.Logger.Info("stopping", "pid", v.main)
+		v.upgrading, v.saidStop = false, true
+	}
+	if err := passOn(m); err != nil {
+		v.Logger.Warn("can't pass a message on to NOTIFY_SOCKET", "error", err)
+	}
+}
+
+// follow makes pid the main process, to which the old one has handed over, or which
+// takes over from a dead one.
+func (v *supervision) follow(pid int, handedOver bool) {
+	if pid == v.main && v.phase == running {
+		return
+	}
+	v.Logger.Info("new main process", "pid", pid, "old", v.main)
+	if v.phase == running {
+		v.former[v.main] = true
+	}
+	if handedOver {
+		// It got the others. By these it did not stop the service any more.
+		v.duringUpgrade = slices.DeleteFunc(v.duringUpgrade, func(sig unix.Signal) bool {
+			return !slices.Contains(stopping, sig)
+		})
+	}
+	v.watch.close()
+	v.main, v.status, v.watch, v.gone = pid, nil, nil, nil
+	v.phase, v.deadline = running, nil
+	v.upgrading, v.saidStop = false, false
+	if status, ok := v.reaped[pid]; ok {
+		v.status = &status
+		return
+	}
+	// It is a child of an older generation until that one has ended.
+	if watch, err := watchProcess(pid); err == nil {
+		v.watch, v.gone = watch, watch.ended()
+	} else if v.poll == nil {
+		v.poll = time.Tick(time.Second)
+	}
+	if group, err := unix.Getpgid(pid); err == nil {
+		v.group = group
+	}
+	v.terminal.follow(v.group)
+
+	signals := append(v.duringUpgrade, v.held...)
+	v.duringUpgrade, v.held = nil, nil
+	for _, sig := range signals {
+		v.forward(sig)
+	}
+}
+
+// mainEnded reports whether the main process has, which its parent, an older
+// generation, may have waited for.
+func (v *supervision) mainEnded() bool {
+	if v.watch != nil && v.gone == nil {
+		return true
+	}
+	return v.status != nil || unix.Kill(v.main, 0) == unix.ESRCH
+}
+
+// lost is called when the main process has ended.
+func (v *supervision) lost() {
+	v.Logger.Info("main process ended", "pid", v.main)
+	if pid, ok := v.fromPIDFile(); ok {
+		v.follow(pid, true)
+		return
+	}
+	if v.upgrading && v.maySucceed() {
+		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
+		v.Logger.Info("waiting for a new main process")
+		return
+	}
+	v.end()
+}
+
+func (v *supervision) fromPIDFile() (pid int, ok bool) {
+	if v.PIDFile == "" {
+		return 0, false
+	}
+	content, err := os.ReadFile(v.PIDFile)
+	if err == nil {
+		pid, err = strconv.Atoi(strings.TrimSpace(string(content)))
+	}
+	return pid, err == nil && pid != v.main && v.exists(pid)
+}
+
+// maySucceed reports whether there is a process that may take over.
+func (v *supervision) maySucceed() bool {
+	left, known := descendants()
+	if !known {
+		return v.anyLeft()
+	}
+	return slices.ContainsFunc(left, func(pid int) bool { return pid != v.main && !v.former[pid] })
+}
+
+// anyLeft reports whether any process of the service lives.
+func (v *supervision) anyLeft() bool {
+	return v.children || v.notReaper && unix.Kill(-v.group, 0) == nil
+}
+
+// end tells what the service leaves behind to end. Older generations are about to.
+func (v *supervision) end() {
+	v.phase, v.deadline = ending, time.After(v.StopTimeout)
+	v.terminal.leave() // Ctrl-C is for this process, too, from now on
+	if !v.anyLeft() {
+		v.phase = ended
+		return
+	}
+	v.Logger.Info("waiting for what is left")
+	v.signalLeft(unix.SIGTERM, v.former)
+	for _, sig := range v.held {
+		v.forward(sig)
+	}
+}
+
+// expire is called when a phase has taken too long.
+func (v *supervision) expire() {
+	v.deadline = nil
+	switch v.phase {
+	case abandoned:
+		v.Logger.Warn("nobody took over in time")
+		v.end()
+	case ending:
+		v.Logger.Warn("killing what is left")
+		v.phase, v.deadline = killing, time.After(killTimeout)
+	case killing:
+		v.Logger.Error("can't kill what is left")
+		v.phase = ended
+	}
+}
+
+// forward passes a signal on to the main process of the moment.
+func (v *supervision) forward(sig unix.Signal) {
+	if sig == unix.SIGCONT && v.terminal.resumed() {
+		return
+	}
+	switch {
+	case v.phase == running:
+		if sig != unix.SIGWINCH && sig != unix.SIGCONT {
+			v.Logger.Info("forwarding", "signal", unix.SignalName(sig), "pid", v.main)
+		}
+		if slices.Contains(lasting, sig) && (v.upgrading || v.PIDFile != "") {
+			v.duringUpgrade = append(v.duringUpgrade, sig)
+		}
+		if err := unix.Kill(v.main, sig); err != nil {
+			v.Logger.Error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
+		}
+	case v.phase == abandoned:
+		v.Logger.Info("holding", "signal", unix.SignalName(sig))
+		v.held = append(v.held, sig)
+	case slices.Contains(stopping, sig):
+		v.signalLeft(sig, nil)
+	}
+}
+
+// signalLeft signals all processes of the service but these.
+func (v *supervision) signalLeft(sig unix.Signal, except map[int]bool) {
+	left, known := descendants()
+	if !known {
+		_ = unix.Kill(-v.group, sig)
+	}
+	for _, pid := range left {
+		if !except[pid] {
+			_ = unix.Kill(pid, sig)
+		}
+	}
+}
+
+// exitStatus is the main process's, as shells have it.
+func (v *supervision) exitStatus() int {
+	status := v.status
+	if status == nil {
+		status = v.watch.status()
+	}
+	switch {
+	case status == nil && v.saidStop:
+		return 0
+	case status == nil:
+		return 1
+	case status.Signaled():
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+// isSupervised reports whether the process descends from a supervisor.
+func isSupervised() bool {
+	supervisor, err := strconv.Atoi(os.Getenv(supervisorVariable))
+	return err == nil && supervisor > 0 && isAncestor(supervisor)
+}
+
+// adopt makes a process of the service of itself what its supervisor cannot.
+func adopt() error {
+	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid == os.Getenv(supervisorVariable) {
+		if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
+			return err
+		}
+	}
+	// A group of its own, so that the terminal's Ctrl-C does not also reach the
+	// generation that it replaces. Only a process itself can do that after execve.
+	if openTerminal() != nil && unix.Getpgrp() != os.Getpid() {
+		return os.NewSyscallError("setpgid", unix.Setpgid(0, 0))
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package supervise_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/service"
+	"example.com/tableflip/supervise"
+)
+
+func init() {
+	roles["serve"] = serveRole
+	roles["serve-self"] = func(arguments []string) {
+		if err := supervise.Self(); err != nil {
+			panic(err)
+		}
+		serveRole(arguments)
+	}
+}
+
+// serveRole is a real server on a socket in a directory. As long as the file hold
+// is there, no process becomes ready.
+func serveRole(arguments []string) {
+	dir := arguments[0]
+	go obey(false)
+	upg := must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "hold")); err != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	err := service.Run(upg, service.Options{IdleGrace: patience}, &http.Server{
+		Addr: filepath.Join(dir, "socket"),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err == nil {
+				fmt.Fprintf(w, "%d %s", os.Getpid(), body)
+			}
+		}),
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// mainPID is the process in charge, as its PID namespace sees it.
+func mainPID(dir string) int {
+	content, _ := os.ReadFile(filepath.Join(dir, "pid"))
+	pid, _ := strconv.Atoi(string(content))
+	return pid
+}
+
+// load sends requests until it is stopped, and fails the test if one is lost.
+type load struct {
+	answered atomic.Int64
+	stop     func()
+}
+
+func startLoad(t *testing.T, dir string) *load {
+	l := &load{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	for i := range 2 {
+		transport := &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "socket"))
+			},
+			DisableKeepAlives: i == 0,
+		}
+		client := &http.Client{Transport: transport}
+		clients.Go(func() {
+			defer transport.CloseIdleConnections()
+			for n := 0; ctx.Err() == nil; n++ {
+				if err := post(client, fmt.Sprint("request ", n)); err != nil {
+					t.Errorf("keep-alive %t: %v", i > 0, err)
+					return
+				}
+				l.answered.Add(1)
+			}
+		})
+	}
+	l.stop = sync.OnceFunc(func() {
+		cancel()
+		clients.Wait()
+	})
+	t.Cleanup(l.stop)
+	return l
+}
+
+// post sends a body that cannot be sent twice, so that no client repeats it.
+func post(client *http.Client, body string) error {
+	answer, err := client.Post("http://service/", "text/plain", io.NopCloser(strings.NewReader(body)))
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	content, err := io.ReadAll(answer.Body)
+	if err == nil && !strings.HasSuffix(string(content), " "+body) {
+		err = fmt.Errorf("answered %q", content)
+	}
+	return err
+}
+
+// upgradeUnderLoad has the service be upgraded by SIGHUP to its supervisor, and
+// returns the last generation.
+func (b *bed) upgradeUnderLoad(upgrades int, hangUp func()) *puppet {
+	b.t.Helper()
+	current := b.next()
+	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == current.pid })
+	l := startLoad(b.t, b.dir)
+	for range upgrades {
+		before := l.answered.Load()
+		until(b.t, "requests are answered", func() bool { return l.answered.Load() > before+10 })
+		hangUp()
+		child := b.next()
+		until(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.pid })
+		current.ends() // until then, it refuses to be upgraded
+		current = child
+	}
+	l.stop()
+	return current
+}
+
+func TestUpgradesUnderLoad(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.upgradeUnderLoad(3, func() { b.signal(syscall.SIGHUP) })
+	b.signal(syscall.SIGTERM)
+	b.ends(0)
+}
+
+func TestTermWhileUpgrading(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.isStoppedWhileUpgrading()
+}
+
+// isUpgrading returns when the child that is to replace the first generation has
+// been started. It does not become ready before the file hold is removed.
+func (b *bed) isUpgrading() (first, child *puppet) {
+	b.t.Helper()
+	first = b.next()
+	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
+	if err := os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	b.signal(syscall.SIGHUP)
+	return first, b.next()
+}
+
+func (b *bed) isStoppedWhileUpgrading() {
+	b.t.Helper()
+	_, child := b.isUpgrading()
+	b.signal(syscall.SIGTERM)
+	child.ends()
+	b.ends(0)
+}
+
+func TestSelf(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	cmd := exec.Command(os.Args[0], "serve-self", b.dir)
+	if runtime.GOOS == "linux" {
+		// A supervisor that is not an ancestor is not this one's.
+		cmd.Env = append(os.Environ(), "TABLEFLIP_SUPERVISOR="+strconv.Itoa(startSleeper(t)))
+	}
+	b.start(cmd)
+	last := b.upgradeUnderLoad(2, func() { b.signal(syscall.SIGHUP) })
+	if got := last.do("environment", "TABLEFLIP_SUPERVISOR"); got != strconv.Itoa(b.pid) {
+		t.Errorf("supervisor %s, want %d", got, b.pid)
+	}
+	b.signal(syscall.SIGTERM)
+	b.ends(0)
+}
+
+func startSleeper(t *testing.T) int {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+// The supervisor and the first generation are started from a binary that is then
+// replaced, as a deployment does.
+func TestBinaryIsReplaced(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	binary := filepath.Join(b.dir, "binary")
+	install := func() {
+		content, err := os.ReadFile(os.Args[0])
+		if err == nil {
+			err = os.WriteFile(binary+".new", content, 0o755)
+		}
+		if err == nil {
+			err = os.Rename(binary+".new", binary)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	install()
+	b.start(exec.Command(binary, "serve-self", b.dir))
+	b.upgradeUnderLoad(1, func() {
+		install()
+		b.signal(syscall.SIGHUP)
+	})
+	b.signal(syscall.SIGTERM)
+	b.ends(0)
+}
