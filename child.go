@@ -22,6 +22,9 @@ import (
 const (
 	verdictCommit = 'c'
 	verdictAbort  = 'a'
+
+	// managerTold follows a commit.
+	managerTold = 't'
 )
 
 // exitGrace is how long a child that has given up gets to exit by itself, so
@@ -188,6 +191,11 @@ func (c *child) commit(logger *slog.Logger) error {
 		}()
 	}
 	return nil
+}
+
+// managerTold tells the child that the service manager knows it.
+func (c *child) managerTold() {
+	_, _ = c.verdict.Write([]byte{managerTold})
 }
 
 // hungUp reports whether the child has closed its end of the ready pipe, as its

@@ -31,7 +31,8 @@ type parent struct {
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
 
-	exited chan struct{} // closed once the parent's process has ended
+	exited chan struct{} // closed once the parent's process has ended, and then:
+	told   bool          // it had told the service manager that this is the main process
 }
 
 // findTable returns the table that a parent left in the environment, or nil if
@@ -100,8 +101,9 @@ func (p *parent) watch() {
 		return
 	}
 	if err == nil {
-		// Nothing follows a commit but the end of the file.
-		_, _ = io.Copy(io.Discard, p.verdict)
+		// Nothing follows a commit but managerTold and the end of the file.
+		n, _ := io.Copy(io.Discard, p.verdict)
+		p.told = n > 0
 	}
 	close(p.exited)
 }

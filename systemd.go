@@ -173,18 +173,20 @@ func (h *handOver) close() {
 
 // tell says that pid is the main process from now on. It returns when the manager
 // has read that, or takes too long: it must have while this process, to which it
-// listens, is there.
-func (h *handOver) tell(pid int) {
+// listens, is there. It reports whether the manager was told.
+func (h *handOver) tell(pid int) bool {
 	if h == nil || h.conn == nil {
-		return
+		return false
 	}
 	err := sendFields(h.conn, nil, fmt.Sprintf("MAINPID=%d", pid), "READY=1", "STATUS=")
-	if err == nil {
+	told := err == nil
+	if told {
 		err = h.barrier()
 	}
 	if err != nil {
 		h.manager.log(fmt.Errorf("tell it the new main process, %d: %w", pid, err))
 	}
+	return told
 }
 
 // barrier returns once the manager has read all messages before this one: it

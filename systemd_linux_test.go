@@ -565,7 +565,7 @@ func TestSystemdFollowsFiftyGenerations(t *testing.T) {
 // does, an orphan is the service.
 func TestSystemdHearsOfAnOrphan(t *testing.T) {
 	t.Parallel()
-	for _, step := range []string{"child started", "before commit"} {
+	for _, step := range []string{"child started", "before commit", "after commit"} {
 		m := newSystemd(t)
 		c, parent, reaped := startChain(t, m.variable(), faultVariable+"="+step)
 		parent.order("upgrade")

@@ -262,8 +262,21 @@ func (u *Upgrader) prepareNext() {
 	prepareStart()
 }
 
+// tellMainPID is for a child whose parent has died before it could do that. systemd
+// has ended the service then; other managers may have waited.
+func (u *Upgrader) tellMainPID() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch mainPID := "MAINPID=" + string(ownPID()); u.state {
+	case ready:
+		u.manager.notify(mainPID, "READY=1")
+	case upgrading:
+		u.manager.notify(mainPID)
+	}
+}
+
 // tellReady tells the service manager that this process is in charge, unless its
-// parent, to which the manager listens until it has exited, has done that.
+// parent does, to which the manager listens until it has exited.
 func (u *Upgrader) tellReady() {
 	switch {
 	case u.manager == nil:
@@ -271,11 +284,11 @@ func (u *Upgrader) tellReady() {
 		u.manager.notify("READY=1")
 		u.Fds.openStore()
 	default:
-		if u.parent.orphan {
-			u.manager.notify("MAINPID="+string(ownPID()), "READY=1")
-		}
 		go func() {
 			<-u.parent.exited
+			if !u.parent.told {
+				u.tellMainPID()
+			}
 			u.Fds.openStore()
 		}()
 	}
@@ -406,7 +419,9 @@ func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
 	}
 	committed = true
 	u.state = upgraded
-	handOver.tell(c.pid)
+	if handOver.tell(c.pid) {
+		c.managerTold()
+	}
 	close(u.exit)
 	u.Fds.handedOver()
 	return nil
