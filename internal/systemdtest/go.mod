@@ -1,0 +1,9 @@
+module example.com/tableflip/internal/systemdtest
+
+go 1.26.0
+
+require example.com/tableflip v0.0.0
+
+require golang.org/x/sys v0.49.0
+
+replace example.com/tableflip => ../../

@@ -1,0 +1,370 @@
+// Package systemdtest tests the library under a real systemd, with the unit files
+// in units, as they are.
+package systemdtest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestNotify(t *testing.T) {
+	onMachine(t, kind{service: "notify.service", notifies: true}.run)
+}
+
+func TestPIDFile(t *testing.T) {
+	onMachine(t, kind{service: "pidfile.service"}.run)
+}
+
+func TestActivated(t *testing.T) {
+	onMachine(t, kind{service: "activated.service", socket: "activated.socket", notifies: true, keepsSockets: true}.run)
+}
+
+func TestStore(t *testing.T) {
+	onMachine(t, kind{service: "store.service", notifies: true, keepsSockets: true}.run)
+}
+
+// A new process need not be the one that the upgrade has started.
+func TestWrapper(t *testing.T) {
+	onMachine(t, func(t *testing.T) {
+		for _, wrapper := range []struct{ name, script string }{
+			{"Exec", `exec "$@"`},
+			{"Background", `"$@" &`},
+		} {
+			t.Run(wrapper.name, func(t *testing.T) {
+				s := newService(t, kind{service: "notify.service", notifies: true})
+				s.systemctl("set-environment", "WRAPPER="+wrapper.script)
+				s.phase("Start", tolerance{}, s.start)
+				s.load = startLoad(t)
+				s.phase("Reload", tolerance{}, func() {
+					s.reload()
+					s.reload()
+				})
+				s.phase("ReloadFails", tolerance{}, func() {
+					s.failReload("fail", "exited before it was ready|was not ready")
+				})
+				s.load.end()
+				s.load = nil
+				s.phase("Stop", tolerance{}, s.stop)
+			})
+		}
+	})
+}
+
+const reloads = 20
+
+func (k kind) run(t *testing.T) {
+	s := newService(t, k)
+	s.phase("Start", tolerance{}, s.start)
+	s.phase("ReloadIdle", tolerance{}, func() {
+		for range 3 {
+			s.reload()
+		}
+	})
+	if k.notifies {
+		s.phase("ReloadDeaf", tolerance{}, s.reloadDeaf)
+	}
+	s.load = startLoad(t)
+	s.phase("Reload", tolerance{}, func() {
+		for range reloads {
+			s.reload()
+		}
+	})
+	s.phase("ReloadFails", tolerance{}, func() {
+		s.failReload("fail", "exited before it was ready: (exit status 1|with a status that only the service manager knows)")
+		s.reload()
+	})
+	s.phase("ReloadHangs", tolerance{}, func() {
+		s.failReload("hang", "was not ready after 4s")
+		s.reload()
+	})
+	s.phase("KillDraining", tolerance{cut: true}, s.killDraining)
+
+	// Without its sockets, what waits in their queues is lost.
+	loses := !k.keepsSockets
+	s.phase("QuitAfterReload", tolerance{loses, loses, exited + "|does not exist or is a zombie"}, s.quit)
+	s.phase("KillDuringReload", tolerance{loses, true, exited + "|Reload failed"}, s.killReloading)
+	s.phase("Kill", tolerance{loses, true, exited}, func() {
+		s.kill()
+		if k.keepsSockets {
+			for range 6 { // more than the usual StartLimitBurst=
+				s.kill()
+			}
+		}
+	})
+	s.phase("Reload", tolerance{}, s.reload)
+	loses = k.socket == "" // Stop empties the store
+	s.phase("Restart", tolerance{refused: loses, cut: loses}, s.restart)
+	s.phase("Reload", tolerance{}, s.reload)
+
+	s.load.end()
+	s.load = nil
+	s.phase("Stop", tolerance{}, s.stop)
+}
+
+// exited matches what systemd says of the death of the main process.
+const exited = "Main process exited|Failed with result '(exit-code|signal)'"
+
+// start starts the service, by its first connection if it is activated.
+func (s *service) start() {
+	s.version = s.install("good")
+	s.systemctl("start", s.units()[0])
+	if s.socket != "" {
+		s.expect(map[string]string{"ActiveState": "inactive"})
+	}
+	until(s.t, "the service answers", func() bool {
+		response, err := oneShot.Get("http://" + tcpAddr)
+		if err != nil {
+			if s.socket != "" || s.notifies {
+				s.t.Fatal(err)
+			}
+			return false
+		}
+		response.Body.Close()
+		return true
+	})
+	s.adopt()
+	s.expectRunning()
+}
+
+// adopt takes systemd's word for who is in charge.
+func (s *service) adopt() {
+	s.setMain(s.show()["MainPID"])
+}
+
+func (s *service) setMain(pid string) {
+	s.main, _ = strconv.Atoi(pid)
+	s.inCharge[s.version+" "+pid] = true
+}
+
+// reload upgrades to a new version.
+func (s *service) reload() {
+	s.t.Helper()
+	restarts := s.show()["NRestarts"]
+	s.version = s.install("good")
+	old := s.main
+	s.systemctl("reload", s.service)
+	s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) })
+	s.adopt()
+	s.awaitEnd(old)
+	s.awaitAnswers()
+	s.expectRunning()
+	s.expect(map[string]string{"NRestarts": restarts, "StatusText": ""})
+	if s.t.Failed() {
+		s.t.FailNow()
+	}
+}
+
+// reloadDeaf upgrades while systemd hears nothing. The old process must not end
+// before systemd has read which one is the new, as it listens to no dead process.
+func (s *service) reloadDeaf() {
+	old := s.main
+	s.version = s.install("good")
+	s.signal(managerPID, syscall.SIGSTOP)
+	s.signal(old, syscall.SIGHUP)
+	until(s.t, "two processes run", func() bool { return len(processes()) == 2 })
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if isZombie(old) { // it is systemd that reaps
+			s.t.Error("the old process has ended")
+			break
+		}
+	}
+	s.signal(managerPID, syscall.SIGCONT)
+	s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) })
+	s.adopt()
+	s.awaitEnd(old)
+	s.awaitAnswers()
+	s.expectRunning()
+}
+
+// failReload tries to upgrade to a version that can't take over, and returns when
+// the service has said why, a regular expression.
+func (s *service) failReload(behaviour, why string, draining ...int) {
+	s.t.Helper()
+	cursor := journalCursor(s.t)
+	failure := regexp.MustCompile("upgrade failed.*" + why)
+	s.install(behaviour)
+	s.systemctl("reload", "--no-block", s.service)
+	if behaviour == "hang" && s.notifies {
+		// At first, kill runs.
+		until(s.t, "the service is reloading by its own word", func() bool {
+			properties := s.show()
+			return properties["ActiveState"] == "reloading" && properties["ControlPID"] == "0"
+		})
+	}
+	if s.notifies {
+		s.await("StatusText", failure.MatchString)
+	}
+	until(s.t, "the service logs the failure", func() bool {
+		for _, e := range journal(s.t, cursor) {
+			if e.PID == strconv.Itoa(s.main) && failure.MatchString(e.Message) {
+				return true
+			}
+		}
+		return false
+	})
+	s.load.settle(s.t)
+	s.expectRunning(draining...)
+}
+
+// oneShot leaves no connection that a drain would wait for.
+var oneShot = http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// awaitAnswers waits until the process in charge answers.
+func (s *service) awaitAnswers() {
+	s.t.Helper()
+	if s.load != nil {
+		s.load.awaitAnswers(s.t, s.version, s.main)
+		return
+	}
+	response, err := oneShot.Get("http://" + tcpAddr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	expectAnswer(s.t, response, s.version, s.main)
+}
+
+func expectAnswer(t *testing.T, response *http.Response, version string, pid int) {
+	t.Helper()
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if want := fmt.Sprintf("%s %d ", version, pid); err != nil || string(answer) != want {
+		t.Errorf("got the answer %q, error %v, want %q", answer, err, want)
+	}
+}
+
+// hold has the process in charge begin to answer.
+func (s *service) hold(until string) *http.Response {
+	s.t.Helper()
+	response, err := oneShot.Get("http://" + tcpAddr + "/?hold=" + until)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return response
+}
+
+// killDraining kills the old process while a request keeps it from exiting.
+func (s *service) killDraining() {
+	response := s.hold("forever")
+	defer response.Body.Close()
+	old := s.main
+	s.version = s.install("good")
+	s.systemctl("reload", s.service)
+	if s.notifies {
+		s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) })
+		s.adopt()
+		s.expectRunning(old)
+		s.failReload("good", "parent hasn't exited", old)
+	} else {
+		until(s.t, "the PID file names the new process", func() bool {
+			content, err := os.ReadFile("/run/web.pid")
+			if err != nil || string(content) == strconv.Itoa(old) {
+				return false
+			}
+			s.setMain(string(content))
+			return true
+		})
+	}
+	s.awaitAnswers()
+	s.signal(old, syscall.SIGKILL)
+	s.awaitEnd(old)
+	s.await("MainPID", equal(strconv.Itoa(s.main)))
+	s.load.settle(s.t)
+	s.expectRunning()
+}
+
+func (s *service) signal(pid int, signal syscall.Signal) {
+	s.t.Helper()
+	if err := syscall.Kill(pid, signal); err != nil {
+		s.t.Fatalf("send %v to %d: %v", signal, pid, err)
+	}
+}
+
+// quit upgrades to a version that ends as soon as it is in charge.
+func (s *service) quit() {
+	version := s.install("quit")
+	s.restarted(version, func() { s.systemctl("reload", s.service) })
+}
+
+// kill kills the main process.
+func (s *service) kill() {
+	s.restarted(s.version, func() { s.signal(s.main, syscall.SIGKILL) })
+}
+
+// killReloading kills the main process while another starts.
+func (s *service) killReloading() {
+	version := s.install("hang") // not when systemd starts it
+	s.systemctl("reload", "--no-block", s.service)
+	until(s.t, "two processes run", func() bool { return len(processes()) == 2 })
+	s.restarted(version, func() { s.signal(s.main, syscall.SIGKILL) })
+}
+
+// restarted waits until systemd has brought the service back from what do does.
+func (s *service) restarted(version string, do func()) {
+	s.t.Helper()
+	before, _ := strconv.Atoi(s.show()["NRestarts"])
+	s.version = version
+	do()
+	s.await("NRestarts", equal(strconv.Itoa(before+1)))
+	s.await("SubState", equal("running"))
+	s.adopt()
+	s.awaitAnswers()
+	s.expectRunning()
+}
+
+func (s *service) restart() {
+	response, version, old := s.hold("drain"), s.version, s.main
+	s.version = s.install("good")
+	s.systemctl("restart", s.service)
+	expectAnswer(s.t, response, version, old)
+	s.adopt()
+	if s.main == old {
+		s.t.Errorf("process %d is still the main process", old)
+	}
+	s.awaitAnswers()
+	s.expectRunning()
+}
+
+func (s *service) stop() {
+	group := "/sys/fs/cgroup" + s.show()["ControlGroup"]
+	if _, err := os.Stat(group); err != nil {
+		s.t.Error(err)
+	}
+	response := s.hold("drain")
+	s.systemctl(append([]string{"stop"}, s.units()...)...)
+	expectAnswer(s.t, response, s.version, s.main)
+	s.expect(map[string]string{
+		"MainPID":              "0",
+		"ActiveState":          "inactive",
+		"SubState":             "dead",
+		"Result":               "success",
+		"NFileDescriptorStore": "0",
+	})
+	if got := processes(); len(got) > 0 {
+		s.t.Errorf("processes %v are left", got)
+	}
+	gone := []string{group, "/run/web.pid"}
+	if s.socket == "" {
+		gone = append(gone, unixPath)
+	} else if _, err := os.Lstat(unixPath); err != nil {
+		s.t.Errorf("the socket file that systemd made is gone: %v", err)
+	}
+	for _, path := range gone {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			s.t.Errorf("%s is left behind: %v", path, err)
+		}
+	}
+	if conn, err := net.Dial("tcp", tcpAddr); err == nil {
+		conn.Close()
+		s.t.Error("somebody still listens")
+	}
+}

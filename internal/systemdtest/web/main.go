@@ -1,0 +1,163 @@
+//go:build unix
+
+// Command web is the service that the tests run under systemd: HTTP over TCP and a
+// Unix socket, and an echo over UDP. Every answer begins with the version and the
+// process ID.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/service"
+)
+
+// version is "version-NUMBER-BEHAVIOUR". The behaviour is what this version does
+// when it takes over from another: "good", "fail" or "hang" before it is ready, or
+// "quit" as soon as it is in charge. The tests write over it in the binary, so that
+// it must be set by -ldflags -X.
+var version = "version-000000-good"
+
+// upgradeTimeout is short, as the tests have to wait for it.
+const upgradeTimeout = 4 * time.Second
+
+func main() {
+	pidFile := flag.String("pid-file", "", "`file` for the process ID")
+	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
+	flag.Parse()
+	log.SetFlags(0)
+
+	upg, err := tableflip.New(tableflip.Options{
+		PIDFile:         *pidFile,
+		UpgradeTimeout:  upgradeTimeout,
+		DescriptorStore: *store,
+		Command:         wrap,
+		Logger:          slog.Default(),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	behaviour := "good"
+	if upg.HasParent() {
+		behaviour = version[strings.LastIndexByte(version, '-')+1:]
+	}
+	switch behaviour {
+	case "fail":
+		log.Fatal("this version fails")
+	case "hang":
+		select {}
+	}
+
+	datagrams, err := listenPacket(upg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	echoed := make(chan error, 1)
+	ready := func() {
+		if behaviour == "quit" {
+			log.Fatal("this version quits")
+		}
+		go func() { echoed <- echo(upg, datagrams) }()
+	}
+	err = service.Run(&readyUpgrader{upg, ready}, service.Options{},
+		&http.Server{Addr: ":8080", Handler: answer(upg)},
+		&http.Server{Addr: "/run/web.sock", Handler: answer(upg)},
+	)
+	if err == nil {
+		err = <-echoed
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// wrap has the next version started by the script in the variable WRAPPER, if it is
+// set, which gets the command as its arguments.
+func wrap(command *exec.Cmd) {
+	if script := os.Getenv("WRAPPER"); script != "" {
+		command.Args = append([]string{"sh", "-c", script, "wrapper", command.Path}, command.Args[1:]...)
+		command.Path = "/bin/sh"
+	}
+}
+
+// listenPacket asks for the socket by the name that a socket unit gives it.
+func listenPacket(upg *tableflip.Upgrader) (net.PacketConn, error) {
+	conn, err := upg.PacketConn("systemd", "web")
+	if err != nil || conn != nil {
+		return conn, err
+	}
+	return upg.ListenPacket("udp", ":8053")
+}
+
+// A readyUpgrader calls ready once the process is in charge.
+type readyUpgrader struct {
+	*tableflip.Upgrader
+	ready func()
+}
+
+func (u *readyUpgrader) Ready() error {
+	err := u.Upgrader.Ready()
+	if err == nil {
+		u.ready()
+	}
+	return err
+}
+
+// answer returns the request's body: at once, once the process is to exit if the
+// query is "hold=drain", or never if it is "hold=forever".
+func answer(upg *tableflip.Upgrader) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the client is gone
+		}
+		if hold := r.URL.Query().Get("hold"); hold != "" {
+			// Tell the client that its request has arrived.
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				return
+			}
+			exit := upg.Exit()
+			if hold == "forever" {
+				exit = nil
+			}
+			select {
+			case <-exit:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		fmt.Fprintf(w, "%s %d %s", version, os.Getpid(), body)
+	}
+}
+
+// echo answers datagrams until the process is to exit.
+func echo(upg *tableflip.Upgrader, conn net.PacketConn) error {
+	go func() {
+		<-upg.Exit()
+		conn.SetReadDeadline(time.Unix(1, 0))
+	}()
+	datagram := make([]byte, 1500)
+	for {
+		n, from, err := conn.ReadFrom(datagram)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := conn.WriteTo(fmt.Appendf(nil, "%s %d %s", version, os.Getpid(), datagram[:n]), from); err != nil {
+			return err
+		}
+	}
+}
