@@ -71,11 +71,20 @@
 // Options.DescriptorStore, systemd keeps copies of the sockets over a crash:
 //
 //	FileDescriptorStoreMax=16
-//	Restart=on-failure
+//	Restart=always
+//
+// Restart=always, as systemd may see nothing but the successful end of the old process
+// if the new one fails right after the commit.
 //
 // With Type=simple or forking, let systemd learn the new main process from the PID
 // file, PIDFile=/run/service.pid, with the same path in Options.PIDFile. Ready
 // replaces the file before the old process may exit, which is when systemd reads it.
+//
+// # Other supervisors
+//
+// To containers, runit, supervisord, launchd and shells the end of the first
+// generation is the end of the service. Package supervise, and the command
+// tableflip-supervise, both in this repository, stay in its place.
 //
 // # Moving over from github.com/cloudflare/tableflip
 //

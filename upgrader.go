@@ -74,7 +74,8 @@ type Options struct {
 	// (FileDescriptorStoreMax= in the unit must allow for as many), so that they
 	// outlive a crash: connections wait in their queues until Restart= has
 	// started a new first generation, whose Listen returns the same sockets.
-	// Stop and the Remove methods have the copies closed.
+	// Stop and the Remove methods have the copies closed, so that a restart by
+	// systemctl is none the better for them.
 	DescriptorStore bool
 
 	// Logger, if not nil, is told which inherited descriptors nobody claimed,
