@@ -73,6 +73,7 @@ func (b *bench) measureUpgrade(ctx context.Context, n, samples, round int) error
 			}
 			b.add(upgrade, string(c), about, "ready", "ms", round, milliseconds(t.Ready))
 			b.add(upgrade, string(c), about, "commit", "ms", round, milliseconds(t.Commit))
+			b.add(upgrade, string(c), about, "serve", "ms", round, milliseconds(t.Serve))
 		}
 	}
 	for c, ch := range chains {

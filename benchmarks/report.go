@@ -77,17 +77,20 @@ const (
 	failedText = `## Failed requests per upgrade
 
 Failed requests divided by upgrades, of all rounds; in the last column the range over
-rounds. 16 clients. A dash: the peer has no such clients.`
+rounds. 16 clients. A dash: the peer has no such clients, or tableflip lost nothing.`
 
 	handoverText = `## Who answers, from the signal on
 
-Median and range, in ms, under the same clients.`
+Median and range, in ms, under the same clients; the ratio is to tableflip. A process
+that httpdrain drains goes on answering those who have a connection, and tells them to
+leave, until they have left or are silent: that is how it loses nothing.`
 
 	upgradeText = `## Time of an upgrade
 
-From the signal to the new process's call of ` + "`Ready`" + `, and to the old one's commit; medians
-and ranges in ms. The floor is a bare exec of the same binary with the same
-descriptors, whose child calls ` + "`net.FileListener`" + ` for each.`
+In ms from the signal on: to the new process's call of ` + "`Ready`" + `; to the commit, when
+` + "`Exit`" + ` is closed in the old one, which may drain from then on; to the return of ` + "`Ready`" + `,
+after which the new one serves. Medians, and ranges of the last two. The floor is a bare
+exec of the same binary with the same descriptors, whose child calls ` + "`net.FileListener`" + ` for each.`
 
 	latencyText = `## Latency under one upgrade per second
 
@@ -204,7 +207,8 @@ func (r *results) failedTable() string {
 	for _, k := range kinds {
 		header = append(header, k.name)
 	}
-	header = append(header, "all", "upgrades", "requests", "failed without upgrades")
+	header = append(header, "all", "all / tableflip", "upgrades", "requests", "failed without upgrades")
+	tableflips, _ := r.failedPerUpgrade(tableflip, "")
 	var rows [][]any
 	for _, name := range r.measured(requests) {
 		row := []any{title(name)}
@@ -225,7 +229,11 @@ func (r *results) failedTable() string {
 		if low, high := perUpgrade(slices.Min(rounds)), perUpgrade(slices.Max(rounds)); low != high {
 			text += " (" + low + "–" + high + ")"
 		}
-		rows = append(rows, append(row, text, len(r.of(handover, name, "", "upgrades")), sent,
+		comparison := "–"
+		if tableflips > 0 {
+			comparison = ratio(all, tableflips)
+		}
+		rows = append(rows, append(row, text, comparison, len(r.of(handover, name, "", "upgrades")), sent,
 			fmt.Sprintf("%g of %g", controlFailed, controlSent)))
 	}
 	return markdown(header, rows)
@@ -251,11 +259,21 @@ func (r *results) handoverTable() string {
 	var rows [][]any
 	for _, name := range r.measured(handover) {
 		get := func(metric string) string { return r.sample(handover, name, "", metric).format("%.0f") }
-		rows = append(rows, []any{title(name), get("new answers"), get("old answers last"), get("old exits"),
+		rows = append(rows, []any{title(name), get("new answers"), r.ratioTo(handover, tableflip, name, "", "new answers"), get("old answers last"), get("old exits"),
 			r.sum(handover, name, "", "old remains"), r.sum(handover, name, "", "without a new process")})
 	}
-	return markdown([]any{"", "first answer of the new process", "last answer of the old", "exit of the old",
+	return markdown([]any{"", "first answer of the new process", "ratio", "last answer of the old", "exit of the old",
 		"old did not exit in 8 s", "upgrades without a new process"}, rows)
+}
+
+// ratioTo divides a peer's median by another's.
+func (r *results) ratioTo(measure, other, name, about, metric string) string {
+	theirs := r.sample(measure, other, about, metric)
+	mine := r.sample(measure, name, about, metric)
+	if mine.empty() || theirs.empty() {
+		return "–"
+	}
+	return ratio(mine.median(), theirs.median())
 }
 
 func (r *results) sizes() []string { return r.abouts(upgrade, contenderOurs) }
@@ -269,15 +287,19 @@ func (r *results) upgradeTable() string {
 	for _, size := range sizes {
 		row := []any{size}
 		for _, c := range contenders {
-			for _, metric := range []string{"ready", "commit"} {
-				row = append(row, r.sample(upgrade, c, size, metric).format("%.2f"))
-			}
+			row = append(row,
+				fmt.Sprintf("%.2f", r.sample(upgrade, c, size, "ready").median()),
+				r.sample(upgrade, c, size, "commit").format("%.2f"),
+				r.sample(upgrade, c, size, "serve").format("%.2f"))
 		}
-		commit := func(c string) float64 { return r.sample(upgrade, c, size, "commit").median() }
-		rows = append(rows, append(row, ratio(commit(contenderOurs), commit(contenderTableflip)), ratio(commit(contenderOurs), commit(contenderFloor))))
+		for _, metric := range []string{"commit", "serve"} {
+			of := func(c string) float64 { return r.sample(upgrade, c, size, metric).median() }
+			row = append(row, ratio(of(contenderOurs), of(contenderTableflip)), ratio(of(contenderOurs), of(contenderFloor)))
+		}
+		rows = append(rows, row)
 	}
-	return markdown([]any{"listeners", "this: ready", "commit", "tableflip: ready", "commit", "floor: ready", "commit",
-		"this / tableflip", "this / floor"}, rows)
+	return markdown([]any{"listeners", "this: ready", "commit", "serves", "tableflip: ready", "commit", "serves",
+		"floor: ready", "commit", "serves", "commit: this / tableflip", "this / floor", "serves: this / tableflip", "this / floor"}, rows)
 }
 
 func number(s string) int {
@@ -294,16 +316,19 @@ func (r *results) slopeTable() string {
 	}
 	least := slices.MinFunc(sizes, func(a, b string) int { return number(a) - number(b) })
 	most := slices.MaxFunc(sizes, func(a, b string) int { return number(a) - number(b) })
-	slope := func(c string) float64 {
-		more := r.sample(upgrade, c, most, "commit").median() - r.sample(upgrade, c, least, "commit").median()
-		return more * 1000 / float64(number(most)-number(least))
+	var rows [][]any
+	for _, metric := range []string{"ready", "commit", "serve"} {
+		slope := func(c string) float64 {
+			more := r.sample(upgrade, c, most, metric).median() - r.sample(upgrade, c, least, metric).median()
+			return more * 1000 / float64(number(most)-number(least))
+		}
+		row := []any{metric}
+		for _, c := range contenders {
+			row = append(row, fmt.Sprintf("%.2f", slope(c)))
+		}
+		rows = append(rows, append(row, ratio(slope(contenderOurs), slope(contenderTableflip)), ratio(slope(contenderOurs), slope(contenderFloor))))
 	}
-	var row []any
-	for _, c := range contenders {
-		row = append(row, fmt.Sprintf("%.2f µs", slope(c)))
-	}
-	return markdown([]any{"each listener between " + least + " and " + most + ": this", "tableflip", "floor", "this / tableflip", "this / floor"},
-		[][]any{append(row, ratio(slope(contenderOurs), slope(contenderTableflip)), ratio(slope(contenderOurs), slope(contenderFloor)))})
+	return markdown([]any{"µs for each listener between " + least + " and " + most, "this", "tableflip", "floor", "this / tableflip", "this / floor"}, rows)
 }
 
 func (r *results) latencyTable() string {
@@ -311,7 +336,7 @@ func (r *results) latencyTable() string {
 	for _, q := range []string{"p50", "p99", "p99.9", "max"} {
 		header = append(header, q+" without", "with")
 	}
-	header = append(header, "p99 with / without", "failed", "new processes, of upgrades asked for")
+	header = append(header, "p99 with / without", "p99 with / tableflip's", "failed", "new processes, of upgrades asked for")
 	var rows [][]any
 	for _, name := range r.measured(latency) {
 		row := []any{title(name)}
@@ -320,7 +345,7 @@ func (r *results) latencyTable() string {
 				row = append(row, fmt.Sprintf("%.2f", r.sample(latency, name, phase, q).median()))
 			}
 		}
-		rows = append(rows, append(row, r.latencyRatio(name).format("%.2f"), r.sum(latency, name, "upgrades", "failed"),
+		rows = append(rows, append(row, r.latencyRatio(name).format("%.2f"), r.ratioTo(latency, tableflip, name, "upgrades", "p99"), r.sum(latency, name, "upgrades", "failed"),
 			fmt.Sprintf("%g of %g", r.sum(latency, name, "upgrades", "new processes"), r.sum(latency, name, "upgrades", "asked"))))
 	}
 	return markdown(header, rows)
@@ -341,15 +366,17 @@ func (r *results) steadyTable() string {
 	floor := r.sample(steady, contenderFloor, "", "accepted").median()
 	for _, c := range contenders {
 		accepted := r.sample(steady, c, "", "accepted")
-		rows = append(rows, []any{contenderTitle(c), accepted.format("%.0f"), r.sample(steady, c, "", "CPU time").format("%.1f"), fmt.Sprintf("%.3f", accepted.median()/floor)})
+		rows = append(rows, []any{contenderTitle(c), accepted.format("%.0f"), r.sample(steady, c, "", "CPU time").format("%.1f"), r.ratioTo(steady, contenderTableflip, c, "", "accepted"), fmt.Sprintf("%.3f", accepted.median()/floor)})
 	}
-	return markdown([]any{"", "connections/s", "server's CPU time per connection, µs", "connections / floor"}, rows)
+	return markdown([]any{"", "connections/s", "server's CPU time per connection, µs", "connections / tableflip", "connections / floor"}, rows)
 }
 
 func (r *results) memoryTable() string {
 	var rows [][]any
 	sizes := r.abouts(memory, contenderOurs)
 	slices.SortFunc(sizes, func(a, b string) int { return number(a) - number(b) })
+	// Of few listeners, the difference is chance.
+	sizes = slices.DeleteFunc(sizes, func(size string) bool { return 1 < number(size) && number(size) < 100 })
 	for _, c := range contenders {
 		row := []any{contenderTitle(c)}
 		for _, metric := range []string{"resident", "descriptors"} {
@@ -432,7 +459,8 @@ func (r *results) worse() string {
 	}
 	for _, c := range contenders[1:] {
 		for _, size := range r.sizes() {
-			compare("upgrade with "+size+" listeners, ms", upgrade, contenderOurs, c, size, "commit", "%.2f", false)
+			compare("commit of an upgrade with "+size+" listeners, ms", upgrade, contenderOurs, c, size, "commit", "%.2f", false)
+			compare("serving after an upgrade with "+size+" listeners, ms", upgrade, contenderOurs, c, size, "serve", "%.2f", false)
 		}
 		compare("accepted connections per second", steady, contenderOurs, c, "", "accepted", "%.0f", true)
 		compare("upgrades in a row, ms", series, contenderOurs, c, "", "commit", "%.2f", false)

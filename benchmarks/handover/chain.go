@@ -76,10 +76,10 @@ func (ch *Chain) Close() error {
 
 // A Timing is what one upgrade took.
 type Timing struct {
-	Ready   time.Duration // from the command to the child's call of Ready
-	Commit  time.Duration // from the command to the return of Upgrade
-	Upgrade time.Duration // the call of Upgrade
-	Serving time.Duration // from the command to when the parent has exited
+	Ready  time.Duration // from the command to the child's call of Ready
+	Commit time.Duration // from the command to when Exit was closed
+	Serve  time.Duration // from the command to the return of the child's Ready
+	Call   time.Duration // the call of Upgrade in the parent
 }
 
 // Upgrade replaces the generation in charge. When it returns, that process has
@@ -89,18 +89,18 @@ func (ch *Chain) Upgrade() (t Timing, err error) {
 	if err := ch.command(commandUpgrade); err != nil {
 		return t, err
 	}
-	var called, returned int64
-	if err := ch.answer("upgraded %d %d\n", &called, &returned); err != nil {
+	var called, committed, returned int64
+	if err := ch.answer("upgraded %d %d %d\n", &called, &committed, &returned); err != nil {
 		return t, err
 	}
 	if err := ch.awaitServing(); err != nil {
 		return t, err
 	}
 	return Timing{
-		Ready:   time.Duration(ch.Serving.ready - begin),
-		Commit:  time.Duration(returned - begin),
-		Upgrade: time.Duration(returned - called),
-		Serving: time.Duration(monotonic() - begin),
+		Ready:  time.Duration(ch.Serving.ready - begin),
+		Commit: time.Duration(committed - begin),
+		Serve:  time.Duration(ch.Serving.served - begin),
+		Call:   time.Duration(returned - called),
 	}, nil
 }
 
@@ -122,7 +122,7 @@ func (ch *Chain) command(command byte) error {
 func (ch *Chain) awaitServing() error {
 	s := &ch.Serving
 	*s = Serving{}
-	return ch.answer(servingFormat, &s.PID, &s.Inherited, &s.TCP, &s.UDP, &s.ready)
+	return ch.answer(servingFormat, &s.PID, &s.Inherited, &s.TCP, &s.UDP, &s.ready, &s.served)
 }
 
 func (ch *Chain) answer(format string, values ...any) error {

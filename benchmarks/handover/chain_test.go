@@ -60,5 +60,5 @@ func upgrade(tb testing.TB, ch *Chain) time.Duration {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return timing.Upgrade
+	return timing.Call
 }

@@ -56,10 +56,12 @@ type Serving struct {
 	PID       int
 	Inherited bool
 	TCP, UDP  string // addresses
-	ready     int64  // when it was about to say so, by CLOCK_MONOTONIC
+
+	// When Ready was called, and when it returned, by CLOCK_MONOTONIC.
+	ready, served int64
 }
 
-const servingFormat = "serving %d %t %s %s %d\n"
+const servingFormat = "serving %d %t %s %s %d %d\n"
 
 // Main is a generation, if the process was started as one by Start or an upgrade.
 // Then it does not return.
@@ -92,6 +94,7 @@ type upgrader interface {
 	Ready() error
 	WaitForParent(ctx context.Context) error
 	Upgrade() error
+	Exit() <-chan struct{}
 	Stop()
 }
 
@@ -144,13 +147,14 @@ func generation(c Contender) error {
 	if err := upg.Ready(); err != nil {
 		return err
 	}
+	served := monotonic()
 	if err := upg.WaitForParent(context.Background()); err != nil {
 		return err
 	}
 	var greeter sync.WaitGroup
 	greeter.Go(func() { greet(listeners[0]) })
 	go echo(packets)
-	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready)
+	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready, served)
 
 	command := make([]byte, 1)
 	for {
@@ -162,13 +166,18 @@ func generation(c Contender) error {
 		}
 		switch command[0] {
 		case commandUpgrade:
-			begin := monotonic()
+			committed := make(chan int64, 1)
+			go func() {
+				<-upg.Exit()
+				committed <- monotonic()
+			}()
+			called := monotonic()
 			err := upg.Upgrade()
-			end := monotonic()
+			returned := monotonic()
 			if err != nil {
 				return err
 			}
-			fmt.Printf("upgraded %d %d\n", begin, end)
+			fmt.Printf("upgraded %d %d %d\n", called, <-committed, returned)
 			// What it has accepted is its own to finish.
 			listeners[0].Close()
 			greeter.Wait()
@@ -233,6 +242,7 @@ type floor struct {
 	next   uintptr                                 // the next inherited descriptor
 	files  []*os.File                              // what was inherited
 	own    []interface{ File() (*os.File, error) } // what was not
+	exit   chan struct{}
 }
 
 // The descriptors of the floor's child.
@@ -243,7 +253,7 @@ const (
 )
 
 func newFloor() *floor {
-	f := &floor{}
+	f := &floor{exit: make(chan struct{})}
 	if _, inherited := os.LookupEnv(floorVariable); inherited {
 		syscall.CloseOnExec(floorReady)
 		syscall.CloseOnExec(floorParent)
@@ -331,7 +341,10 @@ func (f *floor) Upgrade() error {
 	}
 	readyWrite.Close()
 	_, err = readyRead.Read(make([]byte, 1))
+	close(f.exit)
 	return err
 }
+
+func (f *floor) Exit() <-chan struct{} { return f.exit }
 
 func (f *floor) Stop() {}
