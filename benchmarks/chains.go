@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +23,13 @@ import (
 
 func (b *bench) startChain(c hand.Contender, n int) (*hand.Chain, error) {
 	return hand.Start(filepath.Join(b.built, "chain"), c, n)
+}
+
+// shuffled returns the contenders in random order, so that none is always the first.
+func shuffled() []hand.Contender {
+	contenders := slices.Clone(hand.Contenders)
+	rand.Shuffle(len(contenders), func(i, j int) { contenders[i], contenders[j] = contenders[j], contenders[i] })
+	return contenders
 }
 
 // startChains starts one chain of each contender, and upgrades it, so that all its
@@ -62,11 +70,10 @@ func (b *bench) measureUpgrade(ctx context.Context, n, samples, round int) error
 	defer end()
 	about := strconv.Itoa(n)
 	for range samples {
-		for _, i := range rand.Perm(len(hand.Contenders)) {
+		for _, c := range shuffled() {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			c := hand.Contenders[i]
 			t, err := chains[c].Upgrade()
 			if err != nil {
 				return fmt.Errorf("%s with %d listeners: %w", c, n, err)
@@ -118,11 +125,11 @@ func (b *bench) measureSteady(ctx context.Context, samples, round int) error {
 	defer end()
 	const clients, connections = 2, 200
 	for range samples {
-		for _, i := range rand.Perm(len(hand.Contenders)) {
+		for _, c := range shuffled() {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			ch := chains[hand.Contenders[i]]
+			ch := chains[c]
 			usedBefore, err := ch.CPU()
 			if err != nil {
 				return err
@@ -146,9 +153,8 @@ func (b *bench) measureSteady(ctx context.Context, samples, round int) error {
 			if err != nil {
 				return err
 			}
-			c := string(hand.Contenders[i])
-			b.add(steady, c, "", "accepted", "1/s", round, clients*connections/took.Seconds())
-			b.add(steady, c, "", "CPU time", "µs", round, float64((used-usedBefore).Microseconds())/(clients*connections))
+			b.add(steady, string(c), "", "accepted", "1/s", round, clients*connections/took.Seconds())
+			b.add(steady, string(c), "", "CPU time", "µs", round, float64((used-usedBefore).Microseconds())/(clients*connections))
 		}
 	}
 	return nil
@@ -181,11 +187,10 @@ func (b *bench) measureSeries(ctx context.Context, upgrades int) error {
 	}
 	every := max(1, upgrades/100)
 	for n := range upgrades {
-		for _, i := range rand.Perm(len(hand.Contenders)) {
+		for _, c := range shuffled() {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			c := hand.Contenders[i]
 			t, err := chains[c].Upgrade()
 			if err != nil {
 				return fmt.Errorf("%s, upgrade %d in a row: %w", c, n+1, err)

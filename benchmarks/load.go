@@ -262,7 +262,7 @@ func (c *client) exchange(begin time.Time) {
 	c.load.requests = append(c.load.requests, r)
 }
 
-func (c *client) answer() (pid int, err error) {
+func (c *client) request() (*http.Request, error) {
 	url := "http://" + c.load.server.plain
 	if c.tls {
 		url = "https://" + c.load.server.tls
@@ -275,7 +275,11 @@ func (c *client) answer() (pid int, err error) {
 	if c.tls && c.fresh && c.sent%10 == 0 {
 		c.http.CloseIdleConnections()
 	}
-	req, err := http.NewRequest(method, url+"/", body)
+	return http.NewRequest(method, url+"/", body)
+}
+
+func (c *client) answer() (pid int, err error) {
+	req, err := c.request()
 	if err != nil {
 		return 0, err
 	}

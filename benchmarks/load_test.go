@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -63,6 +64,31 @@ func TestLossesAreCounted(t *testing.T) {
 				t.Errorf("counted %d requests, want %d", len(l.copyRequests()), answered.Load())
 			}
 		})
+	}
+}
+
+// Net/http must not hide a loss by sending a POST again, except by HTTP/2, where the
+// server says that it has not processed it.
+func TestBodiesCannotBeReplayed(t *testing.T) {
+	posts := 0
+	for _, k := range slices.Concat(kinds, steadyKinds) {
+		c := &client{load: &load{server: &server{}}, kind: k, http: &http.Client{}}
+		for range 2 {
+			req, err := c.request()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if req.Method != "POST" {
+				continue
+			}
+			posts++
+			if replayable := req.GetBody != nil; replayable != k.http2 {
+				t.Errorf("%s: the body can be replayed: %t", k.name, replayable)
+			}
+		}
+	}
+	if posts == 0 {
+		t.Error("no kind of client sends a POST")
 	}
 }
 

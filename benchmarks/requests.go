@@ -107,7 +107,7 @@ func (b *bench) observeHandovers(p *peer, round int, l *load, upgrades []time.Du
 		var appeared *process
 		for _, process := range l.processes {
 			switch {
-			case process.seen <= begin && (process.exit == 0 || process.exit > begin):
+			case process.seen <= begin:
 				old[process.pid] = process
 			case process.seen > begin && process.seen <= end && appeared == nil:
 				appeared = process

@@ -13,13 +13,14 @@ import (
 )
 
 // played returns a run of one peer in which what happened is known: a request per
-// millisecond, two upgrades, at 1 s and 2 s, the first of which loses two requests.
+// millisecond, two upgrades, at 1 s and 2 s, the first of which loses two requests, and
+// whose old process outlives the next one's.
 func played(t *testing.T) *bench {
 	t.Helper()
 	const ms = time.Millisecond
 	l := &load{began: time.Now().Add(-3 * time.Second)}
 	l.processes = []*process{
-		{pid: 1, seen: 1 * ms, exit: 1500 * ms},
+		{pid: 1, seen: 1 * ms, exit: 2500 * ms},
 		{pid: 2, seen: 1010 * ms, exit: 2300 * ms},
 		{pid: 3, seen: 2020 * ms},
 	}
@@ -28,9 +29,9 @@ func played(t *testing.T) *bench {
 		switch {
 		case at == 1100*ms || at == 1200*ms:
 			r.pid, r.failure = 0, "connection reset"
-		case at > 2020*ms:
+		case at > 2020*ms && at != 2100*ms:
 			r.pid = 3
-		case at > 1010*ms && at != 1400*ms:
+		case at > 1010*ms && at != 1400*ms && at != 2100*ms:
 			r.pid = 2
 		}
 		l.requests = append(l.requests, r)
@@ -61,9 +62,9 @@ func TestHandoversAreObserved(t *testing.T) {
 	b := played(t)
 	for metric, want := range map[string][]float64{
 		"new answers":      {10, 20},
-		"old answers last": {400.5, 20.5},
-		"old exits":        {500, 300},
-		"old remains":      {0, 0},
+		"old answers last": {400.5, 100.5},
+		"old exits":        {500},
+		"old remains":      {1, 0},
 	} {
 		if got := values(b.of(handover, ours, "", metric)); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %v, want %v", metric, got, want)

@@ -3,6 +3,7 @@
 package answer
 
 import (
+	"context"
 	"crypto/tls"
 	"flag"
 	"fmt"
@@ -10,6 +11,9 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -47,4 +51,27 @@ func TLS() *http.Server {
 		// A client that gives up in a handshake is no news.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
+}
+
+// UpgradeOnHangup calls upgrade for each SIGHUP.
+func UpgradeOnHangup(upgrade func() error) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	go func() {
+		for range hangup {
+			if err := upgrade(); err != nil {
+				log.Println("upgrade failed:", err)
+			}
+		}
+	}()
+}
+
+// Shutdown drains both servers side by side, for as long as they may.
+func Shutdown(plain, tls interface{ Shutdown(context.Context) error }) {
+	ctx, cancel := context.WithTimeout(context.Background(), *Drain)
+	defer cancel()
+	var wait sync.WaitGroup
+	wait.Go(func() { plain.Shutdown(ctx) })
+	wait.Go(func() { tls.Shutdown(ctx) })
+	wait.Wait()
 }

@@ -3,14 +3,8 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"log"
-	"net/http"
-	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 
 	"example.com/tableflip"
 	"example.com/tableflip/benchmarks/servers/answer"
@@ -23,15 +17,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer upg.Stop()
-	go func() {
-		hangup := make(chan os.Signal, 1)
-		signal.Notify(hangup, syscall.SIGHUP)
-		for range hangup {
-			if err := upg.Upgrade(); err != nil {
-				log.Println("upgrade failed:", err)
-			}
-		}
-	}()
+	answer.UpgradeOnHangup(upg.Upgrade)
 	plain, tls := answer.Plain(), answer.TLS()
 	plainListener, err := upg.Listen("tcp", plain.Addr)
 	if err != nil {
@@ -47,12 +33,5 @@ func main() {
 	go plain.Serve(plainListener)
 	go tls.ServeTLS(tlsListener, "", "")
 	<-upg.Exit()
-
-	ctx, cancel := context.WithTimeout(context.Background(), *answer.Drain)
-	defer cancel()
-	var wait sync.WaitGroup
-	for _, server := range []*http.Server{plain, tls} {
-		wait.Go(func() { server.Shutdown(ctx) })
-	}
-	wait.Wait()
+	answer.Shutdown(plain, tls)
 }

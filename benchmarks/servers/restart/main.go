@@ -8,7 +8,6 @@ import (
 	"log"
 	"net/http"
 	"os/signal"
-	"sync"
 	"syscall"
 
 	"example.com/tableflip/benchmarks/servers/answer"
@@ -30,12 +29,5 @@ func main() {
 		}
 	}()
 	<-terminated.Done()
-
-	ctx, cancel := context.WithTimeout(context.Background(), *answer.Drain)
-	defer cancel()
-	var wait sync.WaitGroup
-	for _, server := range []*http.Server{plain, tls} {
-		wait.Go(func() { server.Shutdown(ctx) })
-	}
-	wait.Wait()
+	answer.Shutdown(plain, tls)
 }

@@ -3,13 +3,8 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"log"
-	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 
 	"example.com/tableflip/benchmarks/servers/answer"
 	"example.com/tableflip/httpdrain"
@@ -23,15 +18,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer upg.Stop()
-	go func() {
-		hangup := make(chan os.Signal, 1)
-		signal.Notify(hangup, syscall.SIGHUP)
-		for range hangup {
-			if err := upg.Upgrade(); err != nil {
-				log.Println("upgrade failed:", err)
-			}
-		}
-	}()
+	answer.UpgradeOnHangup(upg.Upgrade)
 	plain, tls := answer.Plain(), answer.TLS()
 	plainListener, err := upg.Listen("tcp", plain.Addr)
 	if err != nil {
@@ -49,12 +36,5 @@ func main() {
 		log.Fatal(err)
 	}
 	<-upg.Exit()
-
-	ctx, cancel := context.WithTimeout(context.Background(), *answer.Drain)
-	defer cancel()
-	var wait sync.WaitGroup
-	for _, drainer := range []*httpdrain.Drainer{plainDrainer, tlsDrainer} {
-		wait.Go(func() { drainer.Shutdown(ctx) })
-	}
-	wait.Wait()
+	answer.Shutdown(plainDrainer, tlsDrainer)
 }

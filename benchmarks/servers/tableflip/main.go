@@ -2,14 +2,8 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"log"
-	"net/http"
-	"os"
-	"os/signal"
-	"sync"
-	"syscall"
 
 	"example.com/tableflip/benchmarks/servers/answer"
 	"github.com/cloudflare/tableflip"
@@ -22,15 +16,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer upg.Stop()
-	go func() {
-		hangup := make(chan os.Signal, 1)
-		signal.Notify(hangup, syscall.SIGHUP)
-		for range hangup {
-			if err := upg.Upgrade(); err != nil {
-				log.Println("upgrade failed:", err)
-			}
-		}
-	}()
+	answer.UpgradeOnHangup(upg.Upgrade)
 	plain, tls := answer.Plain(), answer.TLS()
 	plainListener, err := upg.Listen("tcp", plain.Addr)
 	if err != nil {
@@ -46,12 +32,5 @@ func main() {
 		log.Fatal(err)
 	}
 	<-upg.Exit()
-
-	ctx, cancel := context.WithTimeout(context.Background(), *answer.Drain)
-	defer cancel()
-	var wait sync.WaitGroup
-	for _, server := range []*http.Server{plain, tls} {
-		wait.Go(func() { server.Shutdown(ctx) })
-	}
-	wait.Wait()
+	answer.Shutdown(plain, tls)
 }
