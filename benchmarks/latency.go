@@ -24,8 +24,8 @@ const (
 // timelineBin is the resolution of the latency over time.
 const timelineBin = 20 * time.Millisecond
 
-// measureLatency compares the latency without upgrades to that with one upgrade per
-// second, in one process after the other.
+// measureLatency compares the latency without upgrades, before and after, to that with
+// one upgrade per second.
 func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	s, err := p.start(ctx, b.built, latencyGrace)
 	if err != nil {
@@ -38,18 +38,20 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	}
 	defer l.stop()
 	sleep(ctx, 300*time.Millisecond)
-	control := l.now()
-	sleep(ctx, b.plan.latency)
+	start := l.now()
+	sleep(ctx, b.plan.latency/2)
 	begin := l.now()
 	var upgrades []time.Duration
 	for i := range int(b.plan.latency / time.Second) {
-		sleep(ctx, begin+time.Duration(i)*time.Second+500*time.Millisecond-l.now())
+		sleep(ctx, begin+time.Duration(i)*time.Second+250*time.Millisecond-l.now())
 		upgrades = append(upgrades, l.now())
 		if err := p.upgrade(ctx, s, l.serving()); err != nil {
 			return fmt.Errorf("%s: upgrade: %w", p.name, err)
 		}
 	}
 	sleep(ctx, begin+b.plan.latency-l.now())
+	end := l.now()
+	sleep(ctx, b.plan.latency/2)
 	l.stop()
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -61,9 +63,9 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	for _, r := range l.requests {
 		phase := withoutUpgrades
 		switch {
-		case r.begin < control:
+		case r.begin < start:
 			continue
-		case r.begin >= begin:
+		case r.end > begin && r.begin < end:
 			phase = withUpgrades
 		}
 		if r.failure != "" {
@@ -88,7 +90,7 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	}
 	b.add(latency, p.name, withUpgrades, "asked", "", round, float64(len(upgrades)))
 	b.add(latency, p.name, withUpgrades, "new processes", "", round, appeared)
-	b.drawTimeline(p, round, l, begin, upgrades)
+	b.drawTimeline(p, round, l, start, upgrades)
 	return nil
 }
 
@@ -106,15 +108,15 @@ func quantile(sorted []float64, q float64) float64 {
 }
 
 // drawTimeline keeps the slowest answer of each moment, of the last round only.
-func (b *bench) drawTimeline(p *peer, round int, l *load, begin time.Duration, upgrades []time.Duration) {
+func (b *bench) drawTimeline(p *peer, round int, l *load, start time.Duration, upgrades []time.Duration) {
 	b.rows = slices.DeleteFunc(b.rows, func(row row) bool { return row.measure == timeline && row.peer == p.name })
 	slowest := make(map[time.Duration]float64)
 	failed := make(map[time.Duration]float64)
 	for _, r := range l.requests {
-		if r.begin < begin {
+		if r.begin < start {
 			continue
 		}
-		at := (r.begin - begin).Truncate(timelineBin)
+		at := (r.begin - start).Truncate(timelineBin)
 		if r.failure != "" {
 			failed[at]++
 		} else {
@@ -124,7 +126,7 @@ func (b *bench) drawTimeline(p *peer, round int, l *load, begin time.Duration, u
 	add := func(metric, unit string, at time.Duration, value float64) {
 		b.add(timeline, p.name, strconv.Itoa(int(at.Milliseconds())), metric, unit, round, value)
 	}
-	for at := time.Duration(0); at < b.plan.latency; at += timelineBin {
+	for at := time.Duration(0); at < 2*b.plan.latency; at += timelineBin {
 		if slowest[at] > 0 {
 			add("slowest", "ms", at, slowest[at])
 		}
@@ -133,6 +135,6 @@ func (b *bench) drawTimeline(p *peer, round int, l *load, begin time.Duration, u
 		}
 	}
 	for _, at := range upgrades {
-		add("upgrade", "", at-begin, 1)
+		add("upgrade", "", at-start, 1)
 	}
 }

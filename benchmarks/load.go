@@ -95,7 +95,7 @@ type load struct {
 }
 
 // requestLimit is how long a client waits for an answer.
-const requestLimit = 10 * time.Second
+const requestLimit = 20 * time.Second
 
 // startLoad returns when every client has had an answer.
 func startLoad(ctx context.Context, s *server, kinds []kind) (*load, error) {

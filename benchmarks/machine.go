@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,20 @@ func (b *bench) describeMachine() {
 	}
 	b.set("date", time.Now().Format("2 January 2006"))
 	b.set("rounds", fmt.Sprint(b.plan.rounds))
+}
+
+// watchForStalls returns a function that says for how long this process, or the
+// machine, did not get to run: what the clients saw then is not the servers' doing.
+func watchForStalls() func() time.Duration {
+	const tick = 10 * time.Millisecond
+	var longest atomic.Int64
+	go func() {
+		for last := time.Now(); ; last = time.Now() {
+			time.Sleep(tick)
+			longest.Store(max(longest.Load(), int64(time.Since(last)-tick)))
+		}
+	}()
+	return func() time.Duration { return time.Duration(longest.Load()) }
 }
 
 // field returns the value of the first line that begins with the name.

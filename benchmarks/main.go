@@ -36,7 +36,7 @@ type plan struct {
 	rounds   int
 	control  time.Duration // without upgrades, before those that requests are counted under
 	upgrades time.Duration // in which upgrades begin, one when the last is over, after the control
-	latency  time.Duration // without upgrades, and with one per second
+	latency  time.Duration // with one upgrade per second, and as long without
 	sizes    []int         // numbers of listeners
 	samples  int           // of what takes milliseconds, per round
 	series   int
@@ -116,12 +116,14 @@ func run() (status int, err error) {
 		return 0, err
 	}
 	b.describeMachine()
+	stalled := watchForStalls()
 	selected = b.installed(selected)
 	begin := time.Now()
 	if err := b.carryOut(ctx, b.tasks(selected, groups, *short)); err != nil {
 		return 0, err
 	}
 	b.set("duration", time.Since(begin).Round(time.Second).String())
+	b.set("longest stall", stalled().Round(time.Millisecond).String())
 	if err := b.save(*out); err != nil {
 		return 0, err
 	}

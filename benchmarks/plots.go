@@ -227,13 +227,16 @@ func (r *results) plotTimeline(path string) error {
 		}
 		p.Add(bars)
 		if len(failed) > 0 {
-			crosses.Shape, crosses.Color, crosses.Radius = draw.CrossGlyph{}, colorFailed, 2
+			crosses.Shape, crosses.Color, crosses.Radius = draw.CrossGlyph{}, colorFailed, 3
 			p.Add(crosses)
 		}
-		p.X.Min, p.X.Max = 0, math.Ceil(end)
+		p.X.Min, p.X.Max = 0, math.Round(end)
 		p.Y.Min, p.Y.Max = least, most*1.5
 		p.Y.Tick.Marker = decades{}
-		if i == len(names)-1 {
+		p.X.Tick.Marker = seconds{}
+		if i < len(names)-1 {
+			p.HideX()
+		} else {
 			p.X.Label.Text = "seconds; dashed lines: an upgrade begins; red crosses: failed requests"
 		}
 		plots = append(plots, p)
@@ -241,7 +244,17 @@ func (r *results) plotTimeline(path string) error {
 	if len(plots) == 0 {
 		return nil
 	}
-	return save(path, 720, vg.Length(30+115*len(plots)), plots...)
+	return save(path, 720, vg.Length(50+95*len(plots)), plots...)
+}
+
+type seconds struct{}
+
+func (seconds) Ticks(least, most float64) []plot.Tick {
+	var ticks []plot.Tick
+	for at := math.Ceil(least); at <= most; at++ {
+		ticks = append(ticks, plot.Tick{Value: at, Label: strconv.FormatFloat(at, 'f', 0, 64)})
+	}
+	return ticks
 }
 
 // decades are ticks at 0.1, 1, 10, …

@@ -96,11 +96,12 @@ exec of the same binary with the same descriptors, whose child calls ` + "`net.F
 
 In ms, medians over rounds; the last ratio is the median of the rounds' ratios. What a
 slow answer delays counts as slow, too. The plot shows the slowest answer of each 20 ms
-of the last round; crosses are failed requests.`
+of the last round.`
 
 	steadyText = `## Accepted connections per second
 
-After an upgrade; the floor is a bare ` + "`net.Listen`" + `. Medians and ranges.`
+After an upgrade; the floor is a bare ` + "`net.Listen`" + `. Medians and ranges; the ratios are
+medians of those of samples that were taken right after each other.`
 
 	memoryText = `## Memory and descriptors per listener
 
@@ -128,9 +129,9 @@ func (r *results) text(metric string) string {
 
 func (r *results) preamble() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s, %s, %s, %s of memory; load average %s at the start; %s; %s rounds in %s.\n",
+	fmt.Fprintf(&out, "%s, %s, %s, %s of memory; load average %s at the start; %s; %s rounds in %s.\nThe clients themselves did not get to run for %s at most.\n",
 		r.text("system"), r.text("go"), r.text("processors"), r.text("memory"), r.text("load average at the start"),
-		r.text("date"), r.text("rounds"), r.text("duration"))
+		r.text("date"), r.text("rounds"), r.text("duration"), r.text("longest stall"))
 	var versions []string
 	for _, p := range peers {
 		version, skipped := r.text("version "+p.name), r.text("skipped "+p.name)
@@ -363,12 +364,24 @@ func (r *results) latencyRatio(name string) sample {
 
 func (r *results) steadyTable() string {
 	var rows [][]any
-	floor := r.sample(steady, contenderFloor, "", "accepted").median()
 	for _, c := range contenders {
-		accepted := r.sample(steady, c, "", "accepted")
-		rows = append(rows, []any{contenderTitle(c), accepted.format("%.0f"), r.sample(steady, c, "", "CPU time").format("%.1f"), r.ratioTo(steady, contenderTableflip, c, "", "accepted"), fmt.Sprintf("%.3f", accepted.median()/floor)})
+		row := []any{contenderTitle(c), r.sample(steady, c, "", "accepted").format("%.0f"), r.sample(steady, c, "", "CPU time").format("%.1f")}
+		for _, other := range contenders[1:] {
+			row = append(row, fmt.Sprintf("%.3f", r.paired(steady, c, other, "", "accepted").median()))
+		}
+		rows = append(rows, row)
 	}
 	return markdown([]any{"", "connections/s", "server's CPU time per connection, µs", "connections / tableflip", "connections / floor"}, rows)
+}
+
+// paired divides what was measured right after each other.
+func (r *results) paired(measure, name, other, about, metric string) sample {
+	var ratios []float64
+	theirs := r.of(measure, other, about, metric)
+	for i, mine := range r.of(measure, name, about, metric) {
+		ratios = append(ratios, mine.value/theirs[i].value)
+	}
+	return sampleOf(ratios)
 }
 
 func (r *results) memoryTable() string {
