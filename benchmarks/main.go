@@ -64,7 +64,9 @@ func main() {
 	status, err := run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "benchmarks:", err)
-		status = 2
+		if status == 0 {
+			status = 2
+		}
 	}
 	os.Exit(status)
 }

@@ -28,6 +28,8 @@ type peer struct {
 	title string // as in the report
 	lacks string // the kind of client that it has no answer for
 
+	daemon bool // nginx: the process that is started ends when the service runs
+
 	// command returns what starts the server in s.dir.
 	command func(s *server) *exec.Cmd
 	// upgrade replaces the process that answers at present, or begins to.
@@ -48,8 +50,8 @@ var peers = []*peer{
 	goPeer("tableflip-httpdrain", "tableflip, our httpdrain", "github.com/cloudflare/tableflip", signalServing(syscall.SIGHUP)),
 	goPeer("overseer", "overseer", "github.com/jpillora/overseer", signalFirst(syscall.SIGUSR2)),
 	goPeer("endless", "endless", "github.com/fvbock/endless", signalServing(syscall.SIGHUP)),
-	{name: "nginx", title: "nginx, reload", command: nginx, version: firstLine("nginx", "-v"), upgrade: reloadNginx},
-	{name: "nginx-binary", title: "nginx, new binary", command: nginx, version: firstLine("nginx", "-v"), upgrade: replaceNginx},
+	{name: "nginx", title: "nginx, reload", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: reloadNginx},
+	{name: "nginx-binary", title: "nginx, new binary", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: replaceNginx},
 	{name: "haproxy", title: "HAProxy, reload", command: haproxy, version: firstLine("haproxy", "-v"), upgrade: signalFirst(syscall.SIGUSR2)},
 	goPeer("restart", "net/http, stop and start", "std", stopAndStart),
 }
@@ -151,13 +153,14 @@ func replaceNginx(ctx context.Context, s *server, _ int) error {
 	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		if master, err := nginxMaster(s); err == nil && master != old {
-			break
-		}
-		if time.Now().After(deadline) || !sleep(ctx, time.Millisecond) {
+	err = retry(ctx, func() error {
+		if master, err := nginxMaster(s); err != nil || master == old {
 			return errors.New("no new nginx wrote its PID file")
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return syscall.Kill(old, syscall.SIGQUIT)
 }
@@ -174,8 +177,7 @@ func firstLine(program, flag string) func(string) (string, error) {
 	}
 }
 
-// A server is a running peer. All of its processes are in one process group, the
-// first one's, or that of nginx's first master process.
+// A server is a running peer. All of its processes are in one process group.
 type server struct {
 	*peer
 	built      string // the directory of the Go servers' binaries
@@ -187,8 +189,8 @@ type server struct {
 
 	first *exec.Cmd
 	ended chan struct{} // closed when first has ended
+	group int           // its process group
 
-	daemon int // the process group of nginx's daemon
 }
 
 func (p *peer) start(ctx context.Context, built string, grace time.Duration) (*server, error) {
@@ -225,9 +227,6 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.startup = time.Since(begin)
-	if master, err := nginxMaster(s); err == nil {
-		s.daemon = master
-	}
 	return nil
 }
 
@@ -248,36 +247,52 @@ func (s *server) launch() error {
 		defer close(ended)
 		cmd.Wait()
 	}()
-	s.first, s.ended = cmd, ended
+	s.first, s.ended, s.group = cmd, ended, cmd.Process.Pid
 	return nil
 }
 
-// await returns when both addresses are listened on.
+// await returns when both addresses are listened on, and a daemon has told its PID.
 func (s *server) await(ctx context.Context) error {
 	for _, addr := range []string{s.plain, s.tls} {
-		for deadline := time.Now().Add(10 * time.Second); ; {
+		err := retry(ctx, func() error {
 			conn, err := net.Dial("tcp", addr)
 			if err == nil {
 				conn.Close()
-				break
 			}
-			if time.Now().After(deadline) || !sleep(ctx, 100*time.Microsecond) {
-				log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-				return fmt.Errorf("does not serve: %w; its log: %s", err, log)
-			}
+			return err
+		})
+		if err != nil {
+			log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
+			return fmt.Errorf("does not serve: %w; its log: %s", err, log)
 		}
 	}
-	return nil
+	if !s.daemon {
+		return nil
+	}
+	return retry(ctx, func() (err error) {
+		s.group, err = nginxMaster(s)
+		return err
+	})
+}
+
+// retry tries something until it succeeds, or ten seconds have passed.
+func retry(ctx context.Context, try func() error) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) || !sleep(ctx, 100*time.Microsecond) {
+			return err
+		}
+	}
 }
 
 // stop kills what is left of the server: the process group that it began.
 func (s *server) stop() {
 	if s.first != nil {
-		syscall.Kill(-s.first.Process.Pid, syscall.SIGKILL)
+		syscall.Kill(-s.group, syscall.SIGKILL)
 		<-s.ended
-	}
-	if s.daemon != 0 {
-		syscall.Kill(-s.daemon, syscall.SIGKILL)
 	}
 	os.RemoveAll(s.dir)
 }
