@@ -46,8 +46,8 @@ var kinds = []kind{
 	{name: "new POST", clients: 2, fresh: true, post: true, pause: upTo(10)},
 	{name: "keep-alive GET", clients: 2, pause: upTo(10)},
 	{name: "keep-alive POST", clients: 2, post: true, pause: upTo(10)},
-	// Less than the idle grace of a second, for which httpdrain promises something.
-	{name: "thinking POST", clients: 4, post: true, pause: func() time.Duration { return 100*time.Millisecond + upTo(700)() }},
+	// Well below the idle grace of a second, up to which httpdrain promises something.
+	{name: "thinking POST", clients: 4, post: true, pause: func() time.Duration { return 100*time.Millisecond + upTo(500)() }},
 	{name: "TLS POST", clients: 2, post: true, fresh: true, tls: true, pause: upTo(10)},
 	{name: http2, clients: 2, post: true, tls: true, http2: true, pause: upTo(10)},
 }

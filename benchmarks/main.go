@@ -118,6 +118,7 @@ func run() (status int, err error) {
 		return 0, err
 	}
 	b.describeMachine()
+	b.set("command", command())
 	stalled := watchForStalls()
 	selected = b.installed(selected)
 	begin := time.Now()
@@ -133,6 +134,17 @@ func run() (status int, err error) {
 		return 1, fmt.Errorf("this library lost %g requests: see %s", lost, filepath.Join(*out, "report.md"))
 	}
 	return 0, nil
+}
+
+// command repeats the command line, except for where the report goes.
+func command() string {
+	words := []string{"go run ."}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "out" {
+			words = append(words, "-"+f.Name+"="+f.Value.String())
+		}
+	})
+	return strings.Join(words, " ")
 }
 
 func namesOf(peers []*peer) string {

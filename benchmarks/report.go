@@ -61,6 +61,7 @@ func (r *results) report(dir string) error {
 		}
 	}
 	fmt.Fprintf(&out, "# Benchmarks against the field\n\n%s\n", r.preamble())
+	section(requests, "", nil, summaryText, r.summaryTable)
 	section(requests, "failed.svg", r.plotFailed, failedText, r.failedTable, r.failuresTable)
 	section(handover, "", nil, handoverText, r.handoverTable)
 	section(upgrade, "upgrade.svg", r.plotUpgrade, upgradeText, r.upgradeTable, r.slopeTable)
@@ -70,10 +71,16 @@ func (r *results) report(dir string) error {
 	section(imported, "", nil, importText, r.importTable)
 	section(series, "series.svg", r.plotSeries, seriesText, r.seriesTable)
 	fmt.Fprintf(&out, "## Where this library is worse\n\n%s\n", r.worse())
-	return errors.Join(errs, os.WriteFile(filepath.Join(dir, "report.md"), bytes.TrimRight(out.Bytes(), "\n"), 0o644))
+	return errors.Join(errs, os.WriteFile(filepath.Join(dir, "report.md"), append(bytes.TrimSpace(out.Bytes()), '\n'), 0o644))
 }
 
 const (
+	summaryText = `## In short
+
+Failed requests per upgrade; from the signal on, in ms: the first answer of the new
+process, the last one of the old, its end; the 99th percentile of latency under one
+upgrade per second, divided by that without. Medians; in brackets the range.`
+
 	failedText = `## Failed requests per upgrade
 
 Failed requests divided by upgrades, of all rounds; in the last column the range over
@@ -94,7 +101,8 @@ exec of the same binary with the same descriptors, whose child calls ` + "`net.F
 
 	latencyText = `## Latency under one upgrade per second
 
-In ms, medians over rounds; the last ratio is the median of the rounds' ratios. What a
+In ms, medians over rounds; the ratio to that without is the median of the
+rounds'. What a
 slow answer delays counts as slow, too. The plot shows the slowest answer of each 20 ms
 of the last round.`
 
@@ -129,6 +137,7 @@ func (r *results) text(metric string) string {
 
 func (r *results) preamble() string {
 	var out strings.Builder
+	fmt.Fprintf(&out, "    cd benchmarks && %s\n\n", r.text("command"))
 	fmt.Fprintf(&out, "%s, %s, %s, %s of memory; load average %s at the start; %s; %s rounds in %s.\nThe clients themselves did not get to run for %s at most.\n",
 		r.text("system"), r.text("go"), r.text("processors"), r.text("memory"), r.text("load average at the start"),
 		r.text("date"), r.text("rounds"), r.text("duration"), r.text("longest stall"))
@@ -238,6 +247,19 @@ func (r *results) failedTable() string {
 			fmt.Sprintf("%g of %g", controlFailed, controlSent)))
 	}
 	return markdown(header, rows)
+}
+
+func (r *results) summaryTable() string {
+	var rows [][]any
+	for _, name := range r.measured(requests) {
+		failed, _ := r.failedPerUpgrade(name, "")
+		row := []any{title(name), "**" + perUpgrade(failed) + "**"}
+		for _, metric := range []string{"new answers", "old answers last", "old exits"} {
+			row = append(row, r.sample(handover, name, "", metric).format("%.0f"))
+		}
+		rows = append(rows, append(row, r.latencyRatio(name).format("%.2f")))
+	}
+	return markdown([]any{"", "failed requests", "new answers", "old answers last", "old exits", "p99"}, rows)
 }
 
 // failuresTable says how requests failed.
