@@ -1,6 +1,9 @@
-//go:build unix
+//go:build linux
 
-package benchmarks
+// Package handover replaces one process after another, each of which hands its
+// listeners to the next by this library, by github.com/cloudflare/tableflip, or by
+// the least that could do the same (the floor), and times it.
+package handover
 
 import (
 	"context"
@@ -10,27 +13,31 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
-	"testing"
-	"time"
 
 	ours "example.com/tableflip"
 	theirs "github.com/cloudflare/tableflip"
+	"golang.org/x/sys/unix"
 )
 
-// This file is what runs in the processes of a chain. They are all this test
-// binary, whoever hands over, so that starting one costs the same.
+// This file is what runs in the processes of a chain. They are all of one binary,
+// whoever hands over, so that starting one costs the same.
 
-// A contender is a way to hand listeners over to the next generation.
-type contender string
+// A Contender is a way to hand listeners over to the next generation.
+type Contender string
 
 const (
-	contenderOurs      contender = "ours"
-	contenderTableflip contender = "tableflip"
-	contenderFloor     contender = "floor"
+	Ours      Contender = "ours"
+	Tableflip Contender = "tableflip"
+	Floor     Contender = "floor"
 )
+
+// Contenders are all of them. The first is the one that is compared to the others.
+var Contenders = []Contender{Ours, Tableflip, Floor}
 
 const (
 	contenderVariable = "BENCHMARK_CONTENDER"
@@ -44,25 +51,39 @@ const (
 	commandCPU     = 'c'
 )
 
-// A serving is what a generation says of itself once it is in charge.
-type serving struct {
-	pid       int
-	inherited bool
-	tcp, udp  string // addresses
+// A Serving is what a generation says of itself once it is in charge.
+type Serving struct {
+	PID       int
+	Inherited bool
+	TCP, UDP  string // addresses
+
+	// When Ready was called, and when it returned, by CLOCK_MONOTONIC.
+	ready, served int64
 }
 
-const servingFormat = "serving %d %t %s %s\n"
+const servingFormat = "serving %d %t %s %s %d %d\n"
 
-func TestMain(m *testing.M) {
-	c := contender(os.Getenv(contenderVariable))
+// Main is a generation, if the process was started as one by Start or an upgrade.
+// Then it does not return.
+func Main() {
+	c := Contender(os.Getenv(contenderVariable))
 	if c == "" {
-		os.Exit(m.Run())
+		return
 	}
 	if err := generation(c); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", c, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// monotonic returns nanoseconds that all processes of the machine count alike.
+func monotonic() int64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		panic(err)
+	}
+	return now.Nano()
 }
 
 // An upgrader is what a generation needs of a contender.
@@ -73,24 +94,30 @@ type upgrader interface {
 	Ready() error
 	WaitForParent(ctx context.Context) error
 	Upgrade() error
+	Exit() <-chan struct{}
 	Stop()
 }
 
-func (c contender) new() (upgrader, error) {
+// host is a loopback address of its own, as one has fewer than 30,000 free ports.
+func (c Contender) host() string {
+	return fmt.Sprintf("127.0.0.%d", 1+slices.Index(Contenders, c))
+}
+
+func (c Contender) new() (upgrader, error) {
 	switch c {
-	case contenderOurs:
+	case Ours:
 		return ours.New(ours.Options{})
-	case contenderTableflip:
+	case Tableflip:
 		upg, err := theirs.New(theirs.Options{})
 		return patient{upg}, err
-	case contenderFloor:
+	case Floor:
 		return newFloor(), nil
 	}
 	return nil, fmt.Errorf("no contender %q", c)
 }
 
 // generation is the life of one process: it takes its sockets, serves, and obeys.
-func generation(c contender) error {
+func generation(c Contender) error {
 	upg, err := c.new()
 	if err != nil {
 		return err
@@ -104,27 +131,30 @@ func generation(c contender) error {
 		// The name has the shape of what most names are. The kernel chooses the
 		// port, as that one may be taken.
 		listeners[i], err = upg.ListenWithCallback("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+i), func(network, _ string) (net.Listener, error) {
-			return net.Listen(network, "127.0.0.1:0")
+			return net.Listen(network, c.host()+":0")
 		})
 		if err != nil {
 			return err
 		}
 	}
 	packets, err := upg.ListenPacketWithCallback("udp", "127.0.0.1:10000", func(network, _ string) (net.PacketConn, error) {
-		return net.ListenPacket(network, "127.0.0.1:0")
+		return net.ListenPacket(network, c.host()+":0")
 	})
 	if err != nil {
 		return err
 	}
+	ready := monotonic()
 	if err := upg.Ready(); err != nil {
 		return err
 	}
+	served := monotonic()
 	if err := upg.WaitForParent(context.Background()); err != nil {
 		return err
 	}
-	go greet(listeners[0])
+	var greeter sync.WaitGroup
+	greeter.Go(func() { greet(listeners[0]) })
 	go echo(packets)
-	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr())
+	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready, served)
 
 	command := make([]byte, 1)
 	for {
@@ -136,13 +166,21 @@ func generation(c contender) error {
 		}
 		switch command[0] {
 		case commandUpgrade:
-			begin := time.Now()
+			committed := make(chan int64, 1)
+			go func() {
+				<-upg.Exit()
+				committed <- monotonic()
+			}()
+			called := monotonic()
 			err := upg.Upgrade()
-			took := time.Since(begin)
+			returned := monotonic()
 			if err != nil {
 				return err
 			}
-			fmt.Printf("upgraded %d\n", took.Nanoseconds())
+			fmt.Printf("upgraded %d %d %d\n", called, <-committed, returned)
+			// What it has accepted is its own to finish.
+			listeners[0].Close()
+			greeter.Wait()
 			return nil
 		case commandCPU:
 			var usage syscall.Rusage
@@ -204,6 +242,7 @@ type floor struct {
 	next   uintptr                                 // the next inherited descriptor
 	files  []*os.File                              // what was inherited
 	own    []interface{ File() (*os.File, error) } // what was not
+	exit   chan struct{}
 }
 
 // The descriptors of the floor's child.
@@ -214,7 +253,7 @@ const (
 )
 
 func newFloor() *floor {
-	f := &floor{}
+	f := &floor{exit: make(chan struct{})}
 	if _, inherited := os.LookupEnv(floorVariable); inherited {
 		syscall.CloseOnExec(floorReady)
 		syscall.CloseOnExec(floorParent)
@@ -302,7 +341,10 @@ func (f *floor) Upgrade() error {
 	}
 	readyWrite.Close()
 	_, err = readyRead.Read(make([]byte, 1))
+	close(f.exit)
 	return err
 }
+
+func (f *floor) Exit() <-chan struct{} { return f.exit }
 
 func (f *floor) Stop() {}

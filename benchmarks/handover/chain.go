@@ -1,0 +1,163 @@
+//go:build linux
+
+package handover
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is the driver's side of a chain: a line of processes, each started
+// by an upgrade of the one before. All of them share one standard input, from
+// which the generation in charge reads commands, and one standard output, on
+// which it answers. generation.go is the other side.
+
+// patience bounds every wait for a peer. Nothing passes because of it.
+const patience = 30 * time.Second
+
+// A Chain is driven by one goroutine.
+type Chain struct {
+	Serving Serving // the generation in charge
+
+	first    *exec.Cmd
+	commands *os.File
+	output   *os.File
+	answers  *bufio.Reader // of output
+}
+
+// Start starts the first generation of c, which listens on n TCP listeners and one
+// UDP socket, and waits until it serves. The binary must call Main.
+func Start(binary string, c Contender, n int) (*Chain, error) {
+	commandsRead, commandsWrite, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer commandsRead.Close()
+	answersRead, answersWrite, err := os.Pipe()
+	if err != nil {
+		commandsWrite.Close()
+		return nil, err
+	}
+	cmd := exec.Command(binary)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", contenderVariable, c), fmt.Sprintf("%s=%d", countVariable, n))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = commandsRead, answersWrite, os.Stderr
+	ch := &Chain{first: cmd, commands: commandsWrite, output: answersRead, answers: bufio.NewReader(answersRead)}
+	err = cmd.Start()
+	answersWrite.Close()
+	if err != nil {
+		commandsWrite.Close()
+		answersRead.Close()
+		return nil, err
+	}
+	if err := ch.awaitServing(); err != nil {
+		return nil, errors.Join(err, ch.Close())
+	}
+	return ch, nil
+}
+
+// Close ends the generation in charge and waits for its end.
+func (ch *Chain) Close() error {
+	ch.commands.Close() // a generation without commands exits
+	err := ch.awaitEnd()
+	ch.output.Close()
+	ch.first.Process.Kill()
+	ch.first.Wait()
+	return err
+}
+
+// A Timing is what one upgrade took.
+type Timing struct {
+	Ready  time.Duration // from the command to the child's call of Ready
+	Commit time.Duration // from the command to when Exit was closed
+	Serve  time.Duration // from the command to the return of the child's Ready
+	Call   time.Duration // the call of Upgrade in the parent
+}
+
+// Upgrade replaces the generation in charge. When it returns, that process has
+// exited and the next one serves.
+func (ch *Chain) Upgrade() (t Timing, err error) {
+	begin := monotonic()
+	if err := ch.command(commandUpgrade); err != nil {
+		return t, err
+	}
+	var called, committed, returned int64
+	if err := ch.answer("upgraded %d %d %d\n", &called, &committed, &returned); err != nil {
+		return t, err
+	}
+	if err := ch.awaitServing(); err != nil {
+		return t, err
+	}
+	return Timing{
+		Ready:  time.Duration(ch.Serving.ready - begin),
+		Commit: time.Duration(committed - begin),
+		Serve:  time.Duration(ch.Serving.served - begin),
+		Call:   time.Duration(returned - called),
+	}, nil
+}
+
+// CPU returns the CPU time that the generation in charge has used.
+func (ch *Chain) CPU() (time.Duration, error) {
+	if err := ch.command(commandCPU); err != nil {
+		return 0, err
+	}
+	var nanoseconds int64
+	err := ch.answer("cpu %d\n", &nanoseconds)
+	return time.Duration(nanoseconds), err
+}
+
+func (ch *Chain) command(command byte) error {
+	_, err := ch.commands.Write([]byte{command})
+	return err
+}
+
+func (ch *Chain) awaitServing() error {
+	s := &ch.Serving
+	*s = Serving{}
+	return ch.answer(servingFormat, &s.PID, &s.Inherited, &s.TCP, &s.UDP, &s.ready, &s.served)
+}
+
+func (ch *Chain) answer(format string, values ...any) error {
+	ch.output.SetReadDeadline(time.Now().Add(patience))
+	line, err := ch.answers.ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("waiting for %q: %w", strings.TrimSpace(format), err)
+	}
+	if _, err := fmt.Sscanf(line, format, values...); err != nil {
+		return fmt.Errorf("waiting for %q: got %q: %w", strings.TrimSpace(format), line, err)
+	}
+	return nil
+}
+
+// awaitEnd waits until no process of the chain has its standard output open.
+func (ch *Chain) awaitEnd() error {
+	ch.output.SetReadDeadline(time.Now().Add(patience))
+	_, err := io.Copy(io.Discard, ch.answers)
+	if err != nil && ch.Serving.PID > 0 {
+		syscall.Kill(ch.Serving.PID, syscall.SIGKILL)
+		return fmt.Errorf("process %d did not exit: %w", ch.Serving.PID, err)
+	}
+	return err
+}
+
+// DescriptorsFor returns how many descriptors a process may need for n listeners:
+// in a child that is about to be started, the parent's duplicates and the listeners,
+// and os/exec's own duplicates of what is passed on.
+func DescriptorsFor(n int) int { return 3*n + 50 }
+
+// MostListeners returns the largest n that the limit of open files allows.
+func MostListeners() (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, err
+	}
+	return (int(min(uint64(limit.Cur), 1<<30)) - DescriptorsFor(0)) / 3, nil
+}

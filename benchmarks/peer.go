@@ -1,0 +1,352 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"debug/buildinfo"
+	_ "embed"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/template"
+	"time"
+)
+
+// A peer is a way to replace a server by another.
+type peer struct {
+	name  string // as in -peers
+	title string // as in the report
+	lacks string // the kind of client that it has no answer for
+
+	daemon bool // nginx: the process that is started ends when the service runs
+
+	// command returns what starts the server in s.dir.
+	command func(s *server) *exec.Cmd
+	// upgrade replaces the process that answers at present, or begins to.
+	upgrade func(ctx context.Context, s *server, serving int) error
+	// version fails if the peer is not installed.
+	version func(built string) (string, error)
+}
+
+const (
+	ours      = "ours"
+	tableflip = "tableflip"
+)
+
+var peers = []*peer{
+	goPeer(ours, "this library, httpdrain", "example.com/tableflip", signalServing(syscall.SIGHUP)),
+	goPeer("ours-shutdown", "this library, Shutdown", "example.com/tableflip", signalServing(syscall.SIGHUP)),
+	goPeer(tableflip, "tableflip, Shutdown", "github.com/cloudflare/tableflip", signalServing(syscall.SIGHUP)),
+	goPeer("tableflip-httpdrain", "tableflip, our httpdrain", "github.com/cloudflare/tableflip", signalServing(syscall.SIGHUP)),
+	goPeer("overseer", "overseer", "github.com/jpillora/overseer", signalFirst(syscall.SIGUSR2)),
+	goPeer("endless", "endless", "github.com/fvbock/endless", signalServing(syscall.SIGHUP)),
+	{name: "nginx", title: "nginx, reload", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: reloadNginx},
+	{name: "nginx-binary", title: "nginx, new binary", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: replaceNginx},
+	{name: "haproxy", title: "HAProxy, reload", command: haproxy, version: firstLine("haproxy", "-v"), upgrade: signalFirst(syscall.SIGUSR2)},
+	goPeer("restart", "net/http, stop and start", "std", stopAndStart),
+}
+
+func peerOf(name string) *peer {
+	for _, p := range peers {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// goPeer is the server in servers/NAME.
+func goPeer(name, title, module string, upgrade func(context.Context, *server, int) error) *peer {
+	p := &peer{name: name, title: title, upgrade: upgrade}
+	if name == "endless" {
+		p.lacks = http2 // its TLS listener does not offer it
+	}
+	p.command = func(s *server) *exec.Cmd {
+		return exec.Command(filepath.Join(s.built, name), "-plain", s.plain, "-tls", s.tls,
+			"-cert", filepath.Join(s.dir, certFile), "-key", filepath.Join(s.dir, keyFile), "-grace", s.grace.String())
+	}
+	p.version = func(built string) (string, error) {
+		info, err := buildinfo.ReadFile(filepath.Join(built, name))
+		if err != nil {
+			return "", err
+		}
+		for _, dep := range info.Deps {
+			if dep.Path == module && dep.Replace == nil {
+				return dep.Path + " " + dep.Version, nil
+			}
+		}
+		return info.GoVersion, nil
+	}
+	return p
+}
+
+// signalServing sends a signal to the process that answers.
+func signalServing(sig syscall.Signal) func(context.Context, *server, int) error {
+	return func(_ context.Context, _ *server, serving int) error { return syscall.Kill(serving, sig) }
+}
+
+// signalFirst sends a signal to the process that was started: a master process.
+func signalFirst(sig syscall.Signal) func(context.Context, *server, int) error {
+	return func(_ context.Context, s *server, _ int) error { return s.first.Process.Signal(sig) }
+}
+
+func stopAndStart(ctx context.Context, s *server, _ int) error {
+	if err := s.first.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-s.ended
+	return s.launch()
+}
+
+var (
+	//go:embed servers/nginx/nginx.conf
+	nginxConfig string
+	//go:embed servers/haproxy/haproxy.cfg
+	haproxyConfig string
+)
+
+// nginx ends when its master process runs. That one is a daemon, because only a
+// daemon obeys USR2.
+func nginx(s *server) *exec.Cmd {
+	cmd := exec.Command("nginx", "-c", s.configure("nginx.conf", nginxConfig), "-e", filepath.Join(s.dir, "nginx.log"))
+	cmd.Args[0] = cmd.Path // what it executes on USR2
+	return cmd
+}
+
+func nginxMaster(s *server) (int, error) {
+	content, err := os.ReadFile(filepath.Join(s.dir, "nginx.pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(content)))
+}
+
+func reloadNginx(_ context.Context, s *server, _ int) error {
+	master, err := nginxMaster(s)
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(master, syscall.SIGHUP)
+}
+
+func haproxy(s *server) *exec.Cmd {
+	return exec.Command("haproxy", "-W", "-f", s.configure("haproxy.cfg", haproxyConfig))
+}
+
+// replaceNginx follows "Upgrading Executable on the Fly" in nginx's documentation:
+// USR2 starts the new master process, QUIT ends the old one.
+func replaceNginx(ctx context.Context, s *server, _ int) error {
+	old, err := nginxMaster(s)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		return err
+	}
+	err = retry(ctx, func() error {
+		if master, err := nginxMaster(s); err != nil || master == old {
+			return errors.New("no new nginx wrote its PID file")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(old, syscall.SIGQUIT)
+}
+
+var versionNumber = regexp.MustCompile(`\d+\.\d+\S*`)
+
+func firstLine(program, flag string) func(string) (string, error) {
+	return func(string) (string, error) {
+		output, err := exec.Command(program, flag).CombinedOutput()
+		if err != nil {
+			return "", err
+		}
+		return program + " " + versionNumber.FindString(string(output)), nil
+	}
+}
+
+// A server is a running peer. All of its processes are in one process group.
+type server struct {
+	*peer
+	built      string // the directory of the Go servers' binaries
+	dir        string // its own
+	plain, tls string // addresses
+	roots      *x509.CertPool
+	grace      time.Duration
+	startup    time.Duration // from its start to when it listened
+
+	first *exec.Cmd
+	ended chan struct{} // closed when first has ended
+	group int           // its process group
+
+}
+
+func (p *peer) start(ctx context.Context, built string, grace time.Duration) (*server, error) {
+	dir, err := os.MkdirTemp("", "benchmark")
+	if err != nil {
+		return nil, err
+	}
+	s := &server{peer: p, built: built, dir: dir, grace: grace}
+	if err := s.open(ctx); err != nil {
+		s.stop()
+		return nil, fmt.Errorf("%s: %w", p.name, err)
+	}
+	return s, nil
+}
+
+func (s *server) open(ctx context.Context) error {
+	// nginx's workers may run as another user.
+	if err := os.Chmod(s.dir, 0o755); err != nil {
+		return err
+	}
+	addrs, err := freeAddresses(2)
+	if err != nil {
+		return err
+	}
+	s.plain, s.tls = addrs[0], addrs[1]
+	if s.roots, err = writeCertificate(s.dir); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := s.launch(); err != nil {
+		return err
+	}
+	if err := s.await(ctx); err != nil {
+		return err
+	}
+	s.startup = time.Since(begin)
+	return nil
+}
+
+func (s *server) launch() error {
+	cmd := s.command(s)
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait()
+	}()
+	s.first, s.ended, s.group = cmd, ended, cmd.Process.Pid
+	return nil
+}
+
+// await returns when both addresses are listened on, and a daemon has told its PID.
+func (s *server) await(ctx context.Context) error {
+	for _, addr := range []string{s.plain, s.tls} {
+		err := retry(ctx, func() error {
+			conn, err := net.Dial("tcp", addr)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if err != nil {
+			log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
+			return fmt.Errorf("does not serve: %w; its log: %s", err, log)
+		}
+	}
+	if !s.daemon {
+		return nil
+	}
+	return retry(ctx, func() (err error) {
+		s.group, err = nginxMaster(s)
+		return err
+	})
+}
+
+// retry tries something until it succeeds, or ten seconds have passed.
+func retry(ctx context.Context, try func() error) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) || !sleep(ctx, 100*time.Microsecond) {
+			return err
+		}
+	}
+}
+
+// stop kills what is left of the server: the process group that it began.
+func (s *server) stop() {
+	if s.first != nil {
+		syscall.Kill(-s.group, syscall.SIGKILL)
+		<-s.ended
+	}
+	os.RemoveAll(s.dir)
+}
+
+// configure writes a configuration file from its template.
+func (s *server) configure(name, content string) string {
+	path := filepath.Join(s.dir, name)
+	file, err := os.Create(path)
+	if err != nil {
+		panic(err)
+	}
+	defer file.Close()
+	values := struct{ Dir, Plain, TLS string }{s.dir, s.plain, s.tls}
+	if err := template.Must(template.New(name).Parse(content)).Execute(file, values); err != nil {
+		panic(err)
+	}
+	return path
+}
+
+// freeAddresses returns n free addresses. Their ports are below those that the
+// kernel gives to clients, so that nobody takes them while a server restarts.
+func freeAddresses(n int) ([]string, error) {
+	var addrs []string
+	for range 1000 {
+		if len(addrs) == n {
+			return addrs, nil
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
+		if err != nil {
+			continue
+		}
+		defer ln.Close() // not before all are found, lest one be found twice
+		addrs = append(addrs, ln.Addr().String())
+	}
+	return nil, errors.New("no free ports")
+}
+
+// buildServers compiles the servers into dir.
+func buildServers(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", "./servers/...")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("building the servers (run this in the folder benchmarks): %w", err)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
