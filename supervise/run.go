@@ -68,6 +68,7 @@ type supervision struct {
 	saidStop      bool          // and that
 	duringUpgrade []unix.Signal // that it got meanwhile
 	held          []unix.Signal // for the main process to come
+	claims        []message     // of orphans to be it, while the old one seems to live
 }
 
 func (s Supervisor) run(path string, self bool) (int, error) {
@@ -239,6 +240,15 @@ func (v *supervision) heed(m message) {
 		case v.phase > abandoned:
 			v.Logger.Warn("ignored MAINPID, which comes too late", "value", value)
 			return
+		case !fromMain && v.phase == running:
+			// Something else in the service may upgrade itself by the same means.
+			// But an orphan sees its parent's descriptors closed before this
+			// process can see its end.
+			v.Logger.Warn("ignored MAINPID while the main process lives", "value", value, "from", m.pid)
+			if m.pid == pid && v.upgrading {
+				v.claims = append(v.claims, message{lines: m.lines, pid: m.pid, uid: m.uid})
+			}
+			return
 		}
 		// Who names itself has lost its parent, whose end may not be known yet.
 		v.follow(pid, v.phase == running && m.pid != pid)
@@ -257,7 +267,7 @@ func (v *supervision) heed(m message) {
 	}
 	if m.field("RELOADING") == "1" {
 		v.Logger.Info("upgrading", "pid", v.main)
-		v.upgrading, v.duringUpgrade = true, nil
+		v.upgrading, v.duringUpgrade, v.claims = true, nil, nil
 	}
 	if m.field("STOPPING") == "1" {
 		v.Logger.Info("stopping", "pid", v.main)
@@ -287,7 +297,7 @@ func (v *supervision) follow(pid int, handedOver bool) {
 	v.watch.close()
 	v.main, v.status, v.watch, v.gone = pid, nil, nil, nil
 	v.phase, v.deadline = running, nil
-	v.upgrading, v.saidStop = false, false
+	v.upgrading, v.saidStop, v.claims = false, false, nil
 	if status, ok := v.reaped[pid]; ok {
 		v.status = &status
 		return
@@ -329,6 +339,13 @@ func (v *supervision) lost() {
 	if v.upgrading && v.maySucceed() {
 		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
 		v.Logger.Info("waiting for a new main process")
+		claims := v.claims
+		v.claims = nil
+		for _, m := range claims {
+			if v.phase == abandoned {
+				v.heed(m)
+			}
+		}
 		return
 	}
 	v.end()

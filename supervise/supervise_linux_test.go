@@ -286,6 +286,20 @@ func init() {
 	}
 }
 
+// A part of the service that upgrades itself is not the service.
+func TestOnlyTheMainProcessHandsOver(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	part := main.spawn(b)
+	next := part.spawn(b)
+	part.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", next.pid))
+	part.barrier()
+	b.signal(syscall.SIGUSR1)
+	main.gets("SIGUSR1")
+	next.getsNoMore()
+}
+
 // A signal that arrives with the news that the main process is another is not for
 // the old one.
 func TestSignalsMeetHandOvers(t *testing.T) {
