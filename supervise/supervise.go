@@ -8,6 +8,8 @@
 // It is to the service what systemd is to one of Type=notify: it offers
 // NOTIFY_SOCKET, and learns from MAINPID which process is the main one, as
 // sd_notify(3) says. A service on package tableflip says so without any code for it.
+// While the main process lives only that is heard, as systemd does by default: a
+// start script must exec the server.
 // Signals that the supervisor gets go to the main process of the moment: HUP, TERM,
 // INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While the main process has died in an
 // upgrade, and its child may be about to take over, they wait for that one, which
