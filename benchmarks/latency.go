@@ -90,7 +90,9 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	}
 	b.add(latency, p.name, withUpgrades, "asked", "", round, float64(len(upgrades)))
 	b.add(latency, p.name, withUpgrades, "new processes", "", round, appeared)
-	b.drawTimeline(p, round, l, start, upgrades)
+	if slices.Contains(timelinePeers, p.name) {
+		b.drawTimeline(p, round, l, start, upgrades)
+	}
 	return nil
 }
 

@@ -83,8 +83,8 @@ upgrade per second, divided by that without. Medians; in brackets the range.`
 
 	failedText = `## Failed requests per upgrade
 
-Failed requests divided by upgrades, of all rounds; in the last column the range over
-rounds. 16 clients. A dash: the peer has no such clients, or tableflip lost nothing.`
+Failed requests divided by upgrades; of all kinds with the range
+over rounds. 16 clients. A dash: the peer has no such clients, or tableflip lost nothing.`
 
 	handoverText = `## Who answers, from the signal on
 
@@ -101,9 +101,8 @@ exec of the same binary with the same descriptors, whose child calls ` + "`net.F
 
 	latencyText = `## Latency under one upgrade per second
 
-In ms, medians over rounds; the ratio to that without is the median of the
-rounds'. What a
-slow answer delays counts as slow, too. The plot shows the slowest answer of each 20 ms
+In ms, medians over rounds; the ratio to that without is the median of the rounds'.
+What a slow answer delays counts as slow, too. The plot shows the slowest answer of each 20 ms
 of the last round.`
 
 	steadyText = `## Accepted connections per second
