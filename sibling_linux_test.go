@@ -46,7 +46,11 @@ func init() {
 // startUnderSystemd also takes what the test has not waited for at its end.
 func startUnderSystemd(t *testing.T, arg string) *service {
 	t.Helper()
-	s, _ := startService(t, "sibling", withArg(arg), "INVOCATION_ID=1", fmt.Sprint("MANAGERPID=", os.Getpid()))
+	s, first := startService(t, "sibling", withArg(arg), "INVOCATION_ID=1", fmt.Sprint("MANAGERPID=", os.Getpid()))
+	t.Cleanup(func() {
+		terminate(t, first.Process.Pid) // so that what it has executed is counted
+		s.awaitEnd()
+	})
 	return s
 }
 
