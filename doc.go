@@ -99,6 +99,10 @@
 // package compiles, and New returns ErrNotSupported; package testing has a stub
 // that can take the Upgrader's place there, and in tests.
 //
+// A new binary whose version of this package speaks another handover than the old
+// one's fails in New, which leaves the old process as it was: restart the service
+// once.
+//
 // The new process must keep the network namespace, or at least the descriptors, of
 // the old one. It runs as the same user unless Options.Command chooses another. The
 // names of the descriptors travel in the environment, which systems limit: on

@@ -310,7 +310,7 @@ func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 	})
 }
 
-// unlinkDead unlinks the file of a Unix listener that no process has open. One
+// unlinkDead unlinks the file of a Unix socket that no process has open. One
 // that was killed leaves its file, and that of a failed upgrade must not fail the
 // next one.
 func unlinkDead(network, addr string) bool {
@@ -392,10 +392,15 @@ func (f *Fds) RemoveListener(network, addr string) error {
 // creates a new one with Options.ListenConfig. Parent and child both receive
 // from the same queue until one of them closes its packet conn.
 //
-// The caller owns the packet conn. Stop unlinks a Unix socket's file.
+// The caller owns the packet conn. Stop unlinks a Unix socket's file. Where a process
+// that was killed has left one, which nobody has open, it is replaced.
 func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return f.ListenPacketWithCallback(network, addr, func(network, addr string) (net.PacketConn, error) {
-		return f.listenConfig.ListenPacket(context.Background(), network, addr)
+		conn, err := f.listenConfig.ListenPacket(context.Background(), network, addr)
+		if isAddressInUse(err) && unlinkDead(network, addr) {
+			conn, err = f.listenConfig.ListenPacket(context.Background(), network, addr)
+		}
+		return conn, err
 	})
 }
 

@@ -1801,3 +1801,20 @@ func TestListenReplacesFileOfKilledProcess(t *testing.T) {
 	}
 	conn.Close()
 }
+
+func TestListenPacketReplacesFileOfKilledProcess(t *testing.T) {
+	path := filepath.Join(socketDir(t), "socket")
+	dead := opened[*net.UnixConn](t)(net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"}))
+	upg := newUpgrader(t, tableflip.Options{})
+	if _, err := upg.ListenPacket("unixgram", path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("while it is open: %v, want that the address is in use", err)
+	}
+	require(t, dead.Close()) // which leaves the file
+	conn := opened[net.PacketConn](t)(upg.ListenPacket("unixgram", path))
+	sender := opened[net.Conn](t)(net.Dial("unixgram", path))
+	must(sender.Write([]byte("x")))
+	conn.SetDeadline(time.Now().Add(patience))
+	if n, _, err := conn.ReadFrom(make([]byte, 1)); n != 1 {
+		t.Error(err)
+	}
+}

@@ -30,8 +30,10 @@ func duplicate(fd uintptr) (int, error) {
 // replace makes the close-on-exec descriptor target, which must be open, refer
 // to the open file of fd instead.
 func replace(target, fd uintptr) error {
-	// dup3, which would do it in one call, is missing on Darwin. The lock
-	// keeps a fork out of the moment before close-on-exec is set.
+	if dup3 != nil {
+		return dup3(target, fd)
+	}
+	// The lock keeps a fork out of the moment before close-on-exec is set.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	err := unix.Dup2(int(fd), int(target))
@@ -44,6 +46,9 @@ func replace(target, fd uintptr) error {
 	unix.CloseOnExec(int(target))
 	return nil
 }
+
+// dup3 does what replace does in one call. It is nil where that is missing.
+var dup3 func(target, fd uintptr) error
 
 // setCloseOnExec fails if fd is not open.
 func setCloseOnExec(fd uintptr) error {

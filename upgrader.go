@@ -66,8 +66,8 @@ type Options struct {
 	// the service, or starts it in the background and exits, if that keeps
 	// descriptors from 3 on, and environment variables, intact. A wrapper that
 	// stays would keep the sockets open, and be killed in the service's place
-	// when an upgrade fails. Output must go to files, as this process will not be there to
-	// copy it.
+	// when an upgrade fails. Output must go to files, as this process will not be
+	// there to copy it. It must not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
 	// DescriptorStore has systemd keep a copy of every listener and packet conn
@@ -119,6 +119,7 @@ type Upgrader struct {
 	cancelUpgrade context.CancelCauseFunc // valid while upgrading
 	upgradeEnded  chan struct{}           // valid while upgrading, closed at its end
 	released      bool                    // Stop has made room for another Upgrader
+	preparing     sync.WaitGroup          // prepareNext is running
 }
 
 // New creates the Upgrader of this process. It takes over what a parent passes
@@ -250,7 +251,7 @@ func (u *Upgrader) Ready() error {
 	if u.parent == nil {
 		u.prepareNext()
 	} else {
-		go u.prepareNext() // while this process begins to serve
+		u.preparing.Go(u.prepareNext) // while this process begins to serve
 	}
 	u.state = ready
 	u.tellReady()
@@ -329,7 +330,8 @@ func (u *Upgrader) askParent() error {
 
 // WaitForParent blocks until the parent has exited, or ctx is done, whose cause
 // it then returns. Without a parent it returns at once. If the parent has aborted
-// the upgrade, it returns an error.
+// the upgrade, it returns an error. Call it after Ready: the parent does not exit
+// before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -361,8 +363,10 @@ func (u *Upgrader) Upgrade() error {
 // once that knows its new main process, or takes too long to read (seconds).
 //
 // After an error everything is as it was, the new process has been killed and
-// reaped, and UpgradeContext can be called again. The deadline of ctx, if it has
-// one, takes the place of Options.UpgradeTimeout. The error is, or wraps,
+// reaped, and UpgradeContext can be called again, unless it is ErrUpgraded or
+// ErrStopped. The deadline of ctx, if it has one, takes the place of
+// Options.UpgradeTimeout. An error that does not just say in words what the new
+// process did is, or wraps,
 //
 //   - ErrNotReady, ErrUpgradeInProgress, ErrParentRunning, ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
@@ -372,7 +376,11 @@ func (u *Upgrader) Upgrade() error {
 //     child it is;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(caller context.Context) (err error) {
+func (u *Upgrader) UpgradeContext(ctx context.Context) error {
+	return u.upgrade(ctx)
+}
+
+func (u *Upgrader) upgrade(caller context.Context) (err error) {
 	ctx, err := u.beginUpgrade(caller)
 	if err != nil {
 		return err
@@ -552,6 +560,7 @@ func (u *Upgrader) Stop() {
 		if inCharge {
 			u.manager.notify("STOPPING=1")
 		}
+		u.preparing.Wait()
 		u.Fds.stop(inCharge)
 		if inCharge {
 			u.Fds.log(u.pidFile.remove())

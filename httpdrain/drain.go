@@ -128,7 +128,7 @@ func (d *Drainer) Context() context.Context { return d.ctx }
 //
 // When ctx ends first, it calls Server.Close, and returns a *CutError if that
 // closed a connection before its time. Otherwise it returns nil, or what closing
-// the listeners returned.
+// the listeners returned. Handlers that were cut may be running still.
 //
 // Further calls, concurrent ones too, join the drain and return its result. It
 // is cut when the context of any of them ends, so that a second signal can make

@@ -62,6 +62,14 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // or the path of a Unix socket, which begins with a slash. A server whose TLSConfig
 // is not nil serves TLS, with the certificates that are in it.
 //
+// An upgrade while the previous process still drains is refused
+// (tableflip.ErrParentRunning), and only logged: send SIGHUP again once it has ended.
+//
+// Handlers of long-lived responses (streams, server-sent events) end when upg.Exit is
+// closed; the functions of Server.RegisterOnShutdown are called too late for that.
+// Hijacked connections are not waited for. A sender that signals the process and its
+// group, as timeout(1) does, has sent two signals.
+//
 // The error is nil if nothing went wrong and nothing was cut. Otherwise it says
 // why the service could not start or go on, or wraps the *httpdrain.CutError of a
 // drain that took too long. A failed upgrade is logged, and is no reason to return.

@@ -94,12 +94,12 @@ type Supervisor struct {
 	Command []string
 
 	// TakeoverTimeout is how long the new process may take to say that it is the
-	// main one if the old one has died in the middle of an upgrade. Zero means
+	// main one if the old one has died in the middle of an upgrade. Zero, and less, means
 	// DefaultTakeoverTimeout.
 	TakeoverTimeout time.Duration
 
 	// StopTimeout is how long older generations, and processes that the service
-	// left behind, may live on once the main process has ended. Zero means
+	// left behind, may live on once the main process has ended. Zero, and less, means
 	// DefaultStopTimeout.
 	StopTimeout time.Duration
 
@@ -173,8 +173,8 @@ func (s Supervisor) Self() error {
 
 // start fills in the defaults.
 func (s Supervisor) start(path string, self bool) (int, error) {
-	s.TakeoverTimeout = cmp.Or(s.TakeoverTimeout, DefaultTakeoverTimeout)
-	s.StopTimeout = cmp.Or(s.StopTimeout, DefaultStopTimeout)
+	s.TakeoverTimeout = cmp.Or(max(s.TakeoverTimeout, 0), DefaultTakeoverTimeout)
+	s.StopTimeout = cmp.Or(max(s.StopTimeout, 0), DefaultStopTimeout)
 	s.Logger = cmp.Or(s.Logger, slog.New(slog.DiscardHandler))
 	status, err := s.run(path, self)
 	if err != nil {
