@@ -302,12 +302,17 @@ func newFds(opts Options, m *manager, first uintptr, inherited []*descriptor) (*
 // embeds it and applies them.
 func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 	return f.ListenWithCallback(network, addr, func(network, addr string) (net.Listener, error) {
-		ln, err := f.listenConfig.Listen(context.Background(), network, addr)
-		if isAddressInUse(err) && unlinkDead(network, addr) {
-			ln, err = f.listenConfig.Listen(context.Background(), network, addr)
-		}
-		return ln, err
+		return bind(f.listenConfig.Listen, network, addr)
 	})
+}
+
+// bind creates a socket, in the place of a dead one if that has left its file.
+func bind[T any](create func(ctx context.Context, network, addr string) (T, error), network, addr string) (T, error) {
+	socket, err := create(context.Background(), network, addr)
+	if isAddressInUse(err) && unlinkDead(network, addr) {
+		socket, err = create(context.Background(), network, addr)
+	}
+	return socket, err
 }
 
 // unlinkDead unlinks the file of a Unix socket that no process has open. One
@@ -396,11 +401,7 @@ func (f *Fds) RemoveListener(network, addr string) error {
 // that was killed has left one, which nobody has open, it is replaced.
 func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return f.ListenPacketWithCallback(network, addr, func(network, addr string) (net.PacketConn, error) {
-		conn, err := f.listenConfig.ListenPacket(context.Background(), network, addr)
-		if isAddressInUse(err) && unlinkDead(network, addr) {
-			conn, err = f.listenConfig.ListenPacket(context.Background(), network, addr)
-		}
-		return conn, err
+		return bind(f.listenConfig.ListenPacket, network, addr)
 	})
 }
 
