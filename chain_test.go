@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 	"golang.org/x/sys/unix"
 )
 
@@ -152,7 +153,7 @@ func (w *wire) hang() {
 func init() {
 	roles["generation"] = func() {
 		w := openWire()
-		*tableflip.Reached = w.step
+		step.SetHook(func(s step.Step) { w.step(s.String()) })
 		w.step("started")
 		w.step("before New")
 

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file is the parent's side of the conversation with its child: it owns
@@ -79,7 +81,7 @@ func startChild(cmd *exec.Cmd, sibling bool, descriptors []*descriptor, files []
 		c.close()
 		return nil, err
 	}
-	reached("child started")
+	step.Reached(step.ChildStarted)
 	return c, nil
 }
 
@@ -128,7 +130,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("tableflip: the new process did not say that it is ready: %w", err)
 	}
-	reached("ready received")
+	step.Reached(step.ReadyReceived)
 	return nil
 }
 
@@ -169,14 +171,14 @@ func (c *child) exitError() error {
 
 // commit puts the child in charge. After an error it is not.
 func (c *child) commit(logger *slog.Logger) error {
-	reached("before commit")
+	step.Reached(step.BeforeCommit)
 	if c.hungUp() {
 		return errors.New("tableflip: the new process was ready, and has died or was stopped")
 	}
 	if _, err := c.verdict.Write([]byte{verdictCommit}); err != nil {
 		return fmt.Errorf("tableflip: the new process was ready, and died: %w", err)
 	}
-	reached("after commit")
+	step.Reached(step.AfterCommit)
 	handedOver = append(handedOver, c.verdict)
 	c.ready.Close()
 	exited := c.process.exited() // so that it is no zombie until this process ends

@@ -1,8 +1,5 @@
 package tableflip
 
-// Reached is called at the steps of a handover.
-var Reached = &reached
-
 // How long a service manager may keep this process waiting.
 var (
 	NotifyTimeout  = &notifyTimeout

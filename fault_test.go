@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 )
 
 // What happens to the service when one of the two processes of an upgrade dies,
@@ -48,11 +49,11 @@ func init() {
 		},
 		"Stop after saying ready": func(w *wire, upg *tableflip.Upgrader) {
 			said := make(chan struct{})
-			*tableflip.Reached = func(step string) {
-				if step == "ready said" {
+			step.SetHook(func(s step.Step) {
+				if s == step.ReadySaid {
 					close(said)
 				}
-			}
+			})
 			go func() {
 				<-said
 				upg.Stop()

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 )
 
 // newUpgrader is for tests that need no child.
@@ -856,7 +857,7 @@ func TestChangesWaitForTheEndOfAnUpgrade(t *testing.T) {
 		require(t, upg.AddConn("tcp", "early", server))
 		ready(t, upg)
 		results := make(chan result, len(changes))
-		during(t, "child started", func() {
+		during(t, step.ChildStarted, func() {
 			for change, call := range changes {
 				begun := make(chan struct{})
 				go func() {
@@ -908,7 +909,7 @@ func TestListenTakesNoAddressDuringAnUpgrade(t *testing.T) {
 	upg, s := newParent(t, tableflip.Options{}, "listen-first", withArg(path))
 	ready(t, upg)
 	failed := make(chan error, 1)
-	during(t, "child started", func() {
+	during(t, step.ChildStarted, func() {
 		begun := make(chan struct{})
 		go func() {
 			close(begun)
@@ -941,7 +942,7 @@ func TestSocketThatCameTooLateForAnUpgradeIsGone(t *testing.T) {
 	var upgraded <-chan error
 	beginUpgrade := func() {
 		started := make(chan struct{})
-		during(t, "child started", func() { close(started) })
+		during(t, step.ChildStarted, func() { close(started) })
 		upgraded = inBackground(upg.Upgrade)
 		<-started
 	}
@@ -1221,7 +1222,7 @@ func TestUnclaimedDescriptorsAreClosedAfterTheCommit(t *testing.T) {
 	server, client := connect(t)
 	require(t, upg.AddConn("tcp", "a", server))
 	require(t, upg.AddFile("a", os.Stderr))
-	during(t, "before commit", func() {
+	during(t, step.BeforeCommit, func() {
 		dialAll(t, 1, tcp.Addr())
 		dialAll(t, 1, local.Addr())
 		opened[net.Conn](t)(net.Dial("unixgram", gram))
@@ -1307,7 +1308,7 @@ func TestListenerRemovedBeforeReadyIsUnlinkedAfterTheCommit(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	upg, s := newParent(t, tableflip.Options{}, "remove-before-ready", withArg(path))
 	local := opened[net.Listener](t)(upg.Listen("unix", path))
-	during(t, "before commit", func() { dialAll(t, 1, local.Addr()) })
+	during(t, step.BeforeCommit, func() { dialAll(t, 1, local.Addr()) })
 	upgrade(t, upg)
 	if m := s.await("exists"); m.text != "true false" {
 		t.Errorf("the socket exists before and after Ready: %s", m.text)
@@ -1332,7 +1333,7 @@ func TestListenerReplacedBeforeReadyIsUnlinkedAfterTheCommit(t *testing.T) {
 	path, next := filepath.Join(dir, "s"), filepath.Join(dir, "next")
 	upg, s := newParent(t, tableflip.Options{}, "replace-before-ready", withArg(path+"\n"+next))
 	local := opened[net.Listener](t)(upg.Listen("unix", path))
-	during(t, "before commit", func() { dialAll(t, 1, local.Addr()) })
+	during(t, step.BeforeCommit, func() { dialAll(t, 1, local.Addr()) })
 	upgrade(t, upg)
 	if m := s.await("exists"); m.text != "true true false true" {
 		t.Errorf("the old and the new socket exist before and after Ready: %s", m.text)

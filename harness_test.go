@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 )
 
 // The tests' processes are this binary, started again with a role: the name of a
@@ -46,13 +47,13 @@ func TestMain(m *testing.M) {
 	if role == "" {
 		os.Exit(m.Run())
 	}
-	if step := os.Getenv(faultVariable); step != "" {
-		*tableflip.Reached = func(at string) {
-			if at == step {
+	if fault := os.Getenv(faultVariable); fault != "" {
+		step.SetHook(func(at step.Step) {
+			if at.String() == fault {
 				syscall.Kill(os.Getpid(), syscall.SIGKILL)
 				select {}
 			}
-		}
+		})
 	}
 	run, ok := roles[role]
 	if !ok {

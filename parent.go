@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file is the child's side of the conversation with its parent: it owns
@@ -113,7 +115,7 @@ func (p *parent) watch() {
 func (p *parent) sayReady() {
 	p.saidReady = true
 	_, _ = p.ready.Write(append(ownPID(), '\n'))
-	reached("ready said")
+	step.Reached(step.ReadySaid)
 }
 
 // putInCharge reports whether this process is in charge by now.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file owns what the operating system calls a process: how one is started,
@@ -222,7 +224,7 @@ func (path pidFile) write(content []byte) error {
 	if err == nil {
 		_, err = file.Write(content)
 		err = errors.Join(err, file.Close())
-		reached("pid file written")
+		step.Reached(step.PIDFileWritten)
 		if err == nil {
 			err = os.Rename(temporary, string(path))
 		}
@@ -284,7 +286,3 @@ func (path pidFile) remove() error {
 func ownPID() []byte {
 	return strconv.AppendInt(nil, int64(os.Getpid()), 10)
 }
-
-// reached is called at the steps of a handover at which a process could die.
-// Tests have it kill the process there.
-var reached = func(step string) {}

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 )
 
 // What systemd is told, by whom and in which order, and what a systemd that does
@@ -278,7 +279,7 @@ func TestSystemdHearsOfAnUpgradeThatLeftNoDescriptor(t *testing.T) {
 	upg, s := newParent(t, tableflip.Options{}, "succeed")
 	var before unix.Rlimit
 	require(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
-	during(t, "after commit", func() {
+	during(t, step.AfterCommit, func() {
 		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max})
 	})
 	ready(t, upg)
@@ -314,12 +315,12 @@ func TestSystemdHearsWhyAnUpgradeFailed(t *testing.T) {
 		name, role string
 		opts       tableflip.Options
 		ctx        context.Context
-		step       string // at which the context ends
+		step       step.Step // at which the context ends
 	}{
 		{name: "exit status", role: "fail"},
 		{name: "timeout", role: "hang", opts: tableflip.Options{UpgradeTimeout: time.Second}},
 		{name: "crash", role: "crash"},
-		{name: "cancelled", role: "succeed", step: "ready received"},
+		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
 		{name: "not startable", opts: tableflip.Options{Command: unstartable}},
 		{name: "files of its own", opts: tableflip.Options{Command: func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{os.Stderr} }}},
@@ -517,7 +518,7 @@ func TestSystemdHearsOneStoryIfStopMeetsTheCommit(t *testing.T) {
 		upg, s := newParent(t, tableflip.Options{}, "hold-socket", withArg(filepath.Join(socketDir(t), "s")))
 		ready(t, upg)
 		var stopping sync.WaitGroup
-		restore := when("ready received", func() { stopping.Go(upg.Stop) })
+		restore := when(step.ReadyReceived, func() { stopping.Go(upg.Stop) })
 		err := upg.Upgrade()
 		restore()
 		within(t, "Stop", waited(&stopping))
@@ -565,9 +566,9 @@ func TestSystemdFollowsFiftyGenerations(t *testing.T) {
 // does, an orphan is the service.
 func TestSystemdHearsOfAnOrphan(t *testing.T) {
 	t.Parallel()
-	for _, step := range []string{"child started", "before commit", "after commit"} {
+	for _, at := range []step.Step{step.ChildStarted, step.BeforeCommit, step.AfterCommit} {
 		m := newSystemd(t)
-		c, parent, reaped := startChain(t, m.variable(), faultVariable+"="+step)
+		c, parent, reaped := startChain(t, m.variable(), faultVariable+"="+at.String())
 		parent.order("upgrade")
 		child := c.next()
 		<-reaped
@@ -619,7 +620,7 @@ func TestOldProcessWaitsForSystemdNotForEver(t *testing.T) {
 	logger, logbook := newLogger()
 	upg, s := newParent(t, tableflip.Options{Logger: logger}, "succeed")
 	var committed time.Time
-	during(t, "after commit", func() { committed = time.Now() })
+	during(t, step.AfterCommit, func() { committed = time.Now() })
 	upgrade(t, upg)
 	if waited := time.Since(committed); waited < *tableflip.BarrierTimeout {
 		t.Errorf("Upgrade returned %v after the commit", waited)
@@ -650,10 +651,10 @@ func TestUpgradeNeedsNoSystemd(t *testing.T) {
 			require(t, os.Remove(m.socket))
 			require(t, os.WriteFile(m.socket, nil, 0o600))
 		},
-		"dead at the start of the child": func(t *testing.T, m *systemd) { during(t, "child started", m.die) },
-		"dead when the child is ready":   func(t *testing.T, m *systemd) { during(t, "ready received", m.die) },
-		"dead before the commit":         func(t *testing.T, m *systemd) { during(t, "before commit", m.die) },
-		"dead after the commit":          func(t *testing.T, m *systemd) { during(t, "after commit", m.die) },
+		"dead at the start of the child": func(t *testing.T, m *systemd) { during(t, step.ChildStarted, m.die) },
+		"dead when the child is ready":   func(t *testing.T, m *systemd) { during(t, step.ReadyReceived, m.die) },
+		"dead before the commit":         func(t *testing.T, m *systemd) { during(t, step.BeforeCommit, m.die) },
+		"dead after the commit":          func(t *testing.T, m *systemd) { during(t, step.AfterCommit, m.die) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := startedBySystemd(t)

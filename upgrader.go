@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file owns the states of an Upgrader and the transitions between them.
@@ -323,7 +325,7 @@ func (u *Upgrader) askParent() error {
 		return ErrStopped
 	}
 	<-u.parent.decided
-	reached("verdict received")
+	step.Reached(step.VerdictReceived)
 	u.parent.hangUp()
 	return u.parent.refusal
 }

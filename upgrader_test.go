@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/step"
 )
 
 // argVariable holds what a test has to tell a role: a path, names, which of its
@@ -77,21 +78,23 @@ func wrap(script string) func(*exec.Cmd) {
 }
 
 // when has this process call hook at a step of a handover.
-func when(step string, hook func()) (restore func()) {
-	before := *tableflip.Reached
-	*tableflip.Reached = func(reached string) {
-		before(reached)
-		if reached == step {
+func when(at step.Step, hook func()) (restore func()) {
+	before := step.SetHook(nil)
+	step.SetHook(func(reached step.Step) {
+		if before != nil {
+			before(reached)
+		}
+		if reached == at {
 			hook()
 		}
-	}
-	return func() { *tableflip.Reached = before }
+	})
+	return func() { step.SetHook(before) }
 }
 
 // during is when, for tests. No upgrade may be under way when the test ends.
-func during(t *testing.T, step string, hook func()) {
+func during(t *testing.T, at step.Step, hook func()) {
 	t.Helper()
-	t.Cleanup(when(step, hook))
+	t.Cleanup(when(at, hook))
 }
 
 // openDescriptors counts the descriptors of this process. Counts are compared
@@ -447,7 +450,7 @@ func TestStopEndsAChildsWaitInReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	ready(t, upg)
-	during(t, "ready received", func() {
+	during(t, step.ReadyReceived, func() {
 		if m := s.await("ready"); m.text != "true" {
 			t.Error("Ready did not return ErrStopped in the child")
 		}
@@ -465,7 +468,7 @@ func init() {
 		upg := must(tableflip.New(tableflip.Options{}))
 		must(upg.Listen("unix", arg()))
 		stopped := make(chan struct{})
-		when("ready said", func() {
+		when(step.ReadySaid, func() {
 			go func() {
 				upg.Stop()
 				close(stopped)
@@ -492,7 +495,7 @@ func TestRefusedChildIsTold(t *testing.T) {
 	}
 	ready(t, upg)
 	ctx, cancel := context.WithCancel(t.Context())
-	during(t, "ready received", cancel)
+	during(t, step.ReadyReceived, cancel)
 	wantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
 	first := s.await("Ready").text
 	if !strings.Contains(first, "aborted") {
@@ -800,7 +803,7 @@ func TestUpgradeIsCancelledUpToTheCommit(t *testing.T) {
 	ready(t, upg)
 	for range 5 {
 		ctx, cancel := context.WithCancel(t.Context())
-		restore := when("ready received", cancel)
+		restore := when(step.ReadyReceived, cancel)
 		wantError(t, "UpgradeContext", upg.UpgradeContext(ctx), context.Canceled)
 		restore()
 		if !reaped(child.Process.Pid) {
@@ -956,7 +959,7 @@ func TestKilledChildIsReaped(t *testing.T) {
 	ready(t, upg)
 	for range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
-		restore := when("child started", cancel)
+		restore := when(step.ChildStarted, cancel)
 		wantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
 		restore()
 		if !reaped(child.Process.Pid) {
@@ -1108,7 +1111,7 @@ func TestStopAndCommitHaveOneWinner(t *testing.T) {
 		}
 		ready(t, upg)
 		var stopping sync.WaitGroup
-		restore := when("ready received", func() { stopping.Go(upg.Stop) })
+		restore := when(step.ReadyReceived, func() { stopping.Go(upg.Stop) })
 		err := upg.Upgrade()
 		restore()
 		within(t, "Stop", waited(&stopping))
@@ -1597,7 +1600,7 @@ func TestPIDFileNamesTheProcessInCharge(t *testing.T) {
 	requireContent("after Ready", os.Getpid())
 
 	ctx, cancel := context.WithCancel(t.Context())
-	restore := when("ready received", func() {
+	restore := when(step.ReadyReceived, func() {
 		requireContent("before the commit", child.Process.Pid)
 		cancel()
 	})
@@ -1696,7 +1699,7 @@ func TestFailedUpgradeRemovesANewPIDFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	during(t, "ready received", func() {
+	during(t, step.ReadyReceived, func() {
 		if !exists(path) {
 			t.Error("the child has written no PID file")
 		}
@@ -1744,7 +1747,7 @@ func TestLoggerHearsOfAPIDFileThatCannotBeRestored(t *testing.T) {
 	upg, _ := newParent(t, tableflip.Options{Logger: logger, PIDFile: path}, "hang")
 	ready(t, upg)
 	ctx, cancel := context.WithCancel(t.Context())
-	during(t, "child started", func() {
+	during(t, step.ChildStarted, func() {
 		// A directory is not replaced by a file.
 		if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
 			t.Error(err)

@@ -1,0 +1,70 @@
+// Package step names the steps of a handover, so that tests can let a process die,
+// wait, or look around at each of them.
+package step
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// A Step is one of the variables below. No other package can make one, so that a
+// test with a misspelt step does not compile.
+type Step struct{ name string }
+
+// The steps of a parent, in the order of a handover.
+var (
+	ChildStarted  = Step{"child started"}
+	ReadyReceived = Step{"ready received"}
+	BeforeCommit  = Step{"before commit"}
+	AfterCommit   = Step{"after commit"}
+)
+
+// The steps of a child, in the order of a handover.
+var (
+	PIDFileWritten  = Step{"pid file written"}
+	ReadySaid       = Step{"ready said"}
+	VerdictReceived = Step{"verdict received"}
+)
+
+// All are the steps of a handover.
+var All = []Step{
+	ChildStarted, ReadyReceived, BeforeCommit, AfterCommit,
+	PIDFileWritten, ReadySaid, VerdictReceived,
+}
+
+func (s Step) String() string { return s.name }
+
+// Parse returns the step of this name, which a test's process may have received by
+// its environment.
+func Parse(name string) (Step, error) {
+	for _, s := range All {
+		if s.name == name {
+			return s, nil
+		}
+	}
+	return Step{}, fmt.Errorf("no step of a handover is named %q", name)
+}
+
+var hook atomic.Pointer[func(Step)]
+
+// SetHook has every Reached call f, in place of what was set before, which it
+// returns. It is for tests. A nil f is not called.
+func SetHook(f func(Step)) (before func(Step)) {
+	var old *func(Step)
+	if f == nil {
+		old = hook.Swap(nil)
+	} else {
+		old = hook.Swap(&f)
+	}
+	if old == nil {
+		return nil
+	}
+	return *old
+}
+
+// Reached reports that this process has come to s.
+func Reached(s Step) {
+	if f := hook.Load(); f != nil {
+		(*f)(s)
+	}
+}
