@@ -14,7 +14,11 @@ import (
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/systemd"
 )
 
 // This file is the parent's side of the conversation with its child: it owns
@@ -25,8 +29,8 @@ const (
 	verdictCommit = 'c'
 	verdictAbort  = 'a'
 
-	// managerTold follows a commit.
-	managerTold = 't'
+	// managerNotified follows a commit.
+	managerNotified = 't'
 )
 
 // exitGrace is how long a child that has given up gets to exit by itself, so
@@ -40,7 +44,7 @@ var handedOver []*os.File
 
 // A child is a new process that has not been put in charge yet.
 type child struct {
-	process *process
+	process *process.Process
 	pid     int // of the one that said it is ready, which a wrapper may have started
 	ready   *os.File
 	verdict *os.File
@@ -48,34 +52,34 @@ type child struct {
 
 // startChild starts cmd, as a child or a sibling of this process, with files as its
 // descriptors from 5 on. The caller keeps files.
-func startChild(cmd *exec.Cmd, sibling bool, descriptors []*descriptor, files []*os.File) (*child, error) {
+func startChild(cmd *exec.Cmd, sibling bool, entries []*nametable.Entry, files []*os.File) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
 	}
 	defer readyWrite.Close()
 	verdictRead, verdictWrite, err := os.Pipe()
 	if err != nil {
 		readyRead.Close()
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, adviseStart(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
 	}
 	defer verdictRead.Close()
 	c := &child{ready: readyRead, verdict: verdictWrite}
 
-	names := table{descriptors: descriptors}
-	names.ready, err = identify(readyWrite)
+	table := nametable.Table{Entries: entries}
+	table.Ready, err = identify(readyWrite)
 	if err == nil {
-		names.verdict, err = identify(verdictRead)
+		table.Verdict, err = identify(verdictRead)
 	}
 	if err == nil {
 		// Options.Command may have brought back what New has removed.
 		cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
 			name, _, _ := strings.Cut(variable, "=")
-			return isTableVariable(name)
+			return nametable.IsVariable(name)
 		})
-		cmd.Env = append(withoutWatchdogPID(cmd.Env), names.encode()...)
+		cmd.Env = append(systemd.WithoutWatchdogPID(cmd.Env), table.Encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = startProcess(cmd, sibling)
+		c.process, err = process.Start(cmd, sibling)
 	}
 	if err != nil {
 		c.close()
@@ -85,8 +89,8 @@ func startChild(cmd *exec.Cmd, sibling bool, descriptors []*descriptor, files []
 	return c, nil
 }
 
-func identify(pipe *os.File) (id identity, err error) {
-	err = control(pipe, func(fd uintptr) error {
+func identify(pipe *os.File) (id nametable.PipeID, err error) {
+	err = descriptor.Control(pipe, func(fd uintptr) error {
 		id, err = identifyPipe(fd)
 		return err
 	})
@@ -107,10 +111,10 @@ func (c *child) awaitReady(ctx context.Context) error {
 	// the pipe open: but for that, no thread needs to wait while the child starts.
 	watch := time.AfterFunc(exitGrace, func() {
 		select {
-		case <-c.process.exited():
+		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background.
-			if err := c.process.exitErr; err != nil && err != errStatusUnknown {
+			if err := c.process.Err(); err != nil && err != process.ErrStatusUnknown {
 				fail(c.exitError())
 			}
 		case <-ctx.Done():
@@ -126,7 +130,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, io.EOF):
-		return c.gaveUp(ctx)
+		return c.waitExit(ctx)
 	case err != nil:
 		return fmt.Errorf("tableflip: the new process did not say that it is ready: %w", err)
 	}
@@ -148,12 +152,12 @@ func readPID(ready io.Reader) (int, error) {
 	return pid, nil
 }
 
-// gaveUp waits for a child that has closed its ready pipe to exit.
-func (c *child) gaveUp(ctx context.Context) error {
+// waitExit waits for a child that has closed its ready pipe to exit.
+func (c *child) waitExit(ctx context.Context) error {
 	grace := time.NewTimer(exitGrace)
 	defer grace.Stop()
 	select {
-	case <-c.process.exited():
+	case <-c.process.Exited():
 		return c.exitError()
 	case <-grace.C:
 		return errors.New("tableflip: the new process gave up, and was killed as it did not exit")
@@ -163,16 +167,16 @@ func (c *child) gaveUp(ctx context.Context) error {
 }
 
 func (c *child) exitError() error {
-	if c.process.exitErr == nil {
+	if c.process.Err() == nil {
 		return errors.New("tableflip: the new process exited before it was ready: exit status 0")
 	}
-	return fmt.Errorf("tableflip: the new process exited before it was ready: %w", c.process.exitErr)
+	return fmt.Errorf("tableflip: the new process exited before it was ready: %w", c.process.Err())
 }
 
 // commit puts the child in charge. After an error it is not.
 func (c *child) commit(logger *slog.Logger) error {
 	step.Reached(step.BeforeCommit)
-	if c.hungUp() {
+	if c.hasClosedReady() {
 		return errors.New("tableflip: the new process was ready, and has died or was stopped")
 	}
 	if _, err := c.verdict.Write([]byte{verdictCommit}); err != nil {
@@ -181,35 +185,35 @@ func (c *child) commit(logger *slog.Logger) error {
 	step.Reached(step.AfterCommit)
 	handedOver = append(handedOver, c.verdict)
 	c.ready.Close()
-	exited := c.process.exited() // so that it is no zombie until this process ends
+	exited := c.process.Exited() // so that it is no zombie until this process ends
 	if logger != nil {
 		go func() {
 			<-exited
-			if c.process.exitErr == nil && c.pid != c.process.cmd.Process.Pid {
+			if c.process.Err() == nil && c.pid != c.process.PID() {
 				return // a wrapper that has started the service in the background
 			}
 			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
-				"started", c.process.cmd.Process.Pid, "ready", c.pid, "error", c.process.exitErr)
+				"started", c.process.PID(), "ready", c.pid, "error", c.process.Err())
 		}()
 	}
 	return nil
 }
 
-// managerTold tells the child that the service manager knows it.
-func (c *child) managerTold() {
-	_, _ = c.verdict.Write([]byte{managerTold})
+// managerNotified tells the child that the service manager knows it.
+func (c *child) managerNotified() {
+	_, _ = c.verdict.Write([]byte{managerNotified})
 }
 
-// hungUp reports whether the child has closed its end of the ready pipe, as its
+// hasClosedReady reports whether the child has closed its end of the ready pipe, as its
 // death does.
-func (c *child) hungUp() bool {
+func (c *child) hasClosedReady() bool {
 	raw, err := c.ready.SyscallConn()
 	if err != nil {
 		return true
 	}
 	ended := false
 	err = raw.Read(func(fd uintptr) bool {
-		ended = atEnd(fd)
+		ended = descriptor.AtEOF(fd)
 		return true
 	})
 	return ended || err != nil
@@ -219,6 +223,6 @@ func (c *child) hungUp() bool {
 // and returns once it has been killed and reaped.
 func (c *child) abort() {
 	_, _ = c.verdict.Write([]byte{verdictAbort})
-	c.process.kill()
+	c.process.Kill()
 	c.close()
 }

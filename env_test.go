@@ -1,200 +1,24 @@
 package tableflip
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"reflect"
-	"runtime/metrics"
-	"strings"
 	"testing"
+
+	"example.com/tableflip/internal/nametable"
 )
 
-// The name table has no face of its own: what travels between two generations
-// is tested here, and that it gets there by TestLargeTableReachesTheChild.
-
-// maxVariable is MAX_ARG_STRLEN of Linux, which counts the name, the equals sign
-// and the final NUL.
-const maxVariable = 32 * 4096
-
-// environment makes a map of variables as encode returns them.
-func environment(t testing.TB, variables []string) map[string]string {
-	t.Helper()
-	env := map[string]string{}
-	for _, variable := range variables {
-		name, value, found := strings.Cut(variable, "=")
-		if !found || !isTableVariable(name) {
-			t.Fatalf("%.80q is not a variable of the table", variable)
-		}
-		if strings.ContainsRune(variable, 0) {
-			t.Fatalf("%.80q holds a NUL", variable)
-		}
-		if size := len(variable) + 1; size > maxVariable {
-			t.Fatalf("%s takes %d bytes, more than %d", name, size, maxVariable)
-		}
-		if _, ok := env[name]; ok {
-			t.Fatalf("%s twice", name)
-		}
-		env[name] = value
-	}
-	return env
-}
-
-func requireRoundTrip(t testing.TB, before table) {
-	t.Helper()
-	after, err := decodeTable(environment(t, before.encode()))
-	if err != nil {
-		t.Fatalf("decode(encode(%.1000q)): %v", show(before), err)
-	}
-	if !reflect.DeepEqual(after, before) {
-		t.Fatalf("decode(encode(x)) = %.1000q, want %.1000q", show(after), show(before))
-	}
-}
-
-func show(t table) string {
-	text := fmt.Sprint(t.ready, t.verdict)
-	for _, d := range t.descriptors {
-		text += fmt.Sprintf(" %+v", *d)
-	}
-	return text
-}
-
-func tableOf(descriptors ...descriptor) table {
-	t := table{ready: identity{1, 2}, verdict: identity{1<<64 - 1, 0}}
-	for _, d := range descriptors {
-		t.descriptors = append(t.descriptors, &d)
-	}
-	return t
-}
-
-func manyDescriptors(count, nameSize int) []descriptor {
-	descriptors := make([]descriptor, count)
-	for i := range descriptors {
-		descriptors[i].kind = kindFile
-		descriptors[i].network = fmt.Sprintf("%0*d", nameSize, i)
-	}
-	return descriptors
-}
-
-func TestTableSurvivesTheEnvironment(t *testing.T) {
-	every := make([]byte, 256)
-	for i := range every {
-		every[i] = byte(i)
-	}
-	for story, descriptors := range map[string][]descriptor{
-		"nothing passed on":             nil,
-		"one descriptor without a name": {{}},
-		"several without a name":        make([]descriptor, 3),
-		"all fields":                    {{name{kindListener, "unix", ""}, "@00001", "/run/a.sock", "a.socket"}},
-		"some fields":                   {{name: name{kindFile, "log", ""}}, {path: "/only"}, {name: name{addr: "only"}}},
-		"every byte":                    {{name{string(every), string(every), string(every)}, string(every), string(every), string(every)}},
-		"separators":                    {{name: name{";", ",", "%"}}, {name: name{" ", "=", "+"}}, {name: name{",,,,,", ";;;", "\n"}}},
-		"not UTF-8":                     {{name: name{kindFile, "\xff\xfe\x80", "\xc3"}}},
-		"many":                          manyDescriptors(5000, 10),
-		"one name of 1 MiB":             manyDescriptors(1, 1<<20),
-	} {
-		t.Run(story, func(t *testing.T) {
-			requireRoundTrip(t, tableOf(descriptors...))
-		})
-	}
-}
-
-// The sizes around the end of a part, each with bytes that are escaped, so that
-// the cut goes through escapes as well.
-func TestTableIsSpreadOverVariables(t *testing.T) {
-	for _, size := range []int{maxPart - 10, maxPart, maxPart + 10, 2*maxPart + 10} {
-		for shift := range 3 {
-			before := tableOf(descriptor{name: name{kindFile, strings.Repeat("a", shift) + strings.Repeat(";", size/3), ""}})
-			requireRoundTrip(t, before)
-			if got, least := len(before.encode()), size/maxPart+1; got < least {
-				t.Errorf("%d bytes in %d variables, want at least %d", size, got, least)
-			}
-		}
-	}
-}
-
-func TestGarbledTableIsRefused(t *testing.T) {
-	const header = tableVariable
-	const part = tableVariable + "_0"
-	for _, test := range []struct {
-		story     string
-		variables map[string]string
-		want      string
-	}{
-		{"no header", map[string]string{part: "fd,a"}, "fields"},
-		{"empty header", map[string]string{header: ""}, "fields"},
-		{"random text", map[string]string{header: "what is this"}, "not a device and an inode"},
-		{"header too short", map[string]string{header: "1 1:2 3:4 0"}, "4 fields"},
-		{"header too long", map[string]string{header: "1 1:2 3:4 0 0 0"}, "6 fields"},
-		{"no pipe", map[string]string{header: "1 12 3:4 0 0"}, "not a device and an inode"},
-		{"pipe is text", map[string]string{header: "1 1:a 3:4 0 0"}, "pipes"},
-		{"pipe is negative", map[string]string{header: "1 1:2 -3:4 0 0"}, "pipes"},
-		{"pipe is out of range", map[string]string{header: "1 1:2 3:18446744073709551616 0 0"}, "out of range"},
-		{"count is text", map[string]string{header: "1 1:2 3:4 x 0"}, "invalid syntax"},
-		{"count is negative", map[string]string{header: "1 1:2 3:4 -1 0"}, "invalid syntax"},
-		{"count is out of range", map[string]string{header: "1 1:2 3:4 99999999999 0"}, "out of range"},
-		{"parts out of range", map[string]string{header: "1 1:2 3:4 0 99999999999"}, "out of range"},
-		{"count too large", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a"}, "2 descriptors announced, 1 found"},
-		{"count too small", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,a;fd,b"}, "1 descriptors announced, 2 found"},
-		{"count of zero", map[string]string{header: "1 1:2 3:4 0 1", part: "fd,a"}, "no descriptors announced"},
-		{"huge count", map[string]string{header: "1 1:2 3:4 2147483647 1", part: "fd,a"}, "2147483647 descriptors announced, 1 found"},
-		{"missing part", map[string]string{header: "1 1:2 3:4 1 1"}, part + ", one of 1 parts, is missing"},
-		{"missing second part", map[string]string{header: "1 1:2 3:4 1 2", part: "fd,a"}, "_1, one of 2 parts, is missing"},
-		{"huge number of parts", map[string]string{header: "1 1:2 3:4 1 2147483647", part: "fd,a"}, "is missing"},
-		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f,g"}, "more than 6 fields"},
-		{"broken escape", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a;fd,%zz"}, "descriptor 1"},
-		{"cut escape", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,%4"}, "descriptor 0"},
-	} {
-		t.Run(test.story, func(t *testing.T) {
-			got, err := decodeTable(test.variables)
-			if err == nil {
-				t.Fatalf("accepted: %+v", got)
-			}
-			for _, want := range []string{"tableflip: ", tableVariable, "unset it", test.want} {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("%q lacks %q", err, want)
-				}
-			}
-			var version unknownVersion
-			if errors.As(err, &version) {
-				t.Errorf("taken for version %q", version)
-			}
-		})
-	}
-}
-
-// Whatever another version writes after the pipes, it is told apart from a
-// garbled table, and the pipes are readable.
-func TestTableOfAnotherVersionNamesBothVersions(t *testing.T) {
-	for _, header := range []string{"2 1:2 3:4", "2 1:2 3:4 0 0", "2 1:2 3:4 ? any thing more"} {
-		got, err := decodeTable(map[string]string{tableVariable: header})
-		var version unknownVersion
-		if !errors.As(err, &version) {
-			t.Errorf("%q: got %v, want an unknown version", header, err)
-			continue
-		}
-		for _, want := range []string{`"2"`, `"1"`} {
-			if !strings.Contains(err.Error(), want) {
-				t.Errorf("%q: %q lacks %s", header, err, want)
-			}
-		}
-		if want := (table{ready: identity{1, 2}, verdict: identity{3, 4}}); !reflect.DeepEqual(got, want) {
-			t.Errorf("%q: got %+v, want %+v", header, got, want)
-		}
-	}
-}
-
-func TestVariablesAreTakenOutOfTheEnvironmentOnce(t *testing.T) {
+func TestVariablesTakenOnce(t *testing.T) {
 	t.Cleanup(forgetVariables)
-	foreign := []string{tableVariable + "S", "X" + tableVariable, "TABLEFLIP_OTHER"}
-	for _, variable := range append(foreign, tableVariable, tableVariable+"_0", tableVariable+"_17") {
+	foreign := []string{nametable.Variable + "S", "X" + nametable.Variable, "TABLEFLIP_OTHER"}
+	for _, variable := range append(foreign, nametable.Variable, nametable.Variable+"_0", nametable.Variable+"_17") {
 		t.Setenv(variable, "value of "+variable)
 	}
 	first, err := takeVariables()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(first) != 3 || first[tableVariable+"_17"] != "value of "+tableVariable+"_17" {
+	if len(first) != 3 || first[nametable.Variable+"_17"] != "value of "+nametable.Variable+"_17" {
 		t.Errorf("took %v", first)
 	}
 	for variable := range first {
@@ -215,58 +39,4 @@ func TestVariablesAreTakenOutOfTheEnvironmentOnce(t *testing.T) {
 	if third, err := takeVariables(); err != nil || third != nil {
 		t.Errorf("after they were used, there are still %v, %v", third, err)
 	}
-}
-
-func allocatedBytes() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
-}
-
-// FuzzDecode shows that no environment makes a process panic or fill its memory.
-func FuzzDecode(f *testing.F) {
-	for _, descriptors := range [][]descriptor{nil, {{}}, {{name{kindListener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyDescriptors(100, 3)} {
-		env := environment(f, tableOf(descriptors...).encode())
-		f.Add(env[tableVariable], env[tableVariable+"_0"], "")
-	}
-	f.Add("1 1:2 3:4 2147483647 2", "fd,a", ";;;;;")
-	f.Add("1 1:2 3:4 2147483647 2147483647", "", "")
-	f.Add("2 1:2 3:4", "", "")
-	f.Add("", "%", ",,,,,,")
-	f.Fuzz(func(t *testing.T, header, first, second string) {
-		before := allocatedBytes()
-		got, err := decodeTable(map[string]string{
-			tableVariable:        header,
-			tableVariable + "_0": first,
-			tableVariable + "_1": second,
-		})
-		// The runtime counts by spans, so that a small input looks large.
-		if used, limit := allocatedBytes()-before, uint64(1<<20+200*(len(header)+len(first)+len(second))); used > limit {
-			t.Errorf("%d bytes allocated, want at most %d", used, limit)
-		}
-		if err == nil {
-			requireRoundTrip(t, got)
-		}
-	})
-}
-
-// FuzzRoundTrip shows that names are arbitrary bytes.
-func FuzzRoundTrip(f *testing.F) {
-	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "")
-	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "")
-	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "")
-	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b")
-	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "")
-	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fdName string) {
-		before := table{ready: identity{device, inode}, verdict: identity{inode, device}}
-		for i := range count % 100 {
-			// Rotated, so that each field is empty in some descriptors.
-			fields := []string{kind, network, addr, given, path, fdName}
-			at := int(i) % len(fields)
-			fields = append(fields[at:], fields[:at]...)
-			before.descriptors = append(before.descriptors,
-				&descriptor{name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5]})
-		}
-		requireRoundTrip(t, before)
-	})
 }

@@ -1,17 +1,22 @@
 package tableflip
 
+import (
+	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/systemd"
+)
+
 // How long a service manager may keep this process waiting.
 var (
-	NotifyTimeout  = &notifyTimeout
-	BarrierTimeout = &barrierTimeout
+	NotifyTimeout  = &systemd.NotifyTimeout
+	BarrierTimeout = &systemd.BarrierTimeout
 )
 
 // StoreName and ParseStoreName are each other's inverse.
 func StoreName(kind, network, addr string) string {
-	return storeName(name{kind, network, addr})
+	return nametable.StoreName(nametable.Name{Kind: kind, Network: network, Addr: addr})
 }
 
 func ParseStoreName(fdName string) (kind, network, addr string, ok bool) {
-	n, ok := parseStoreName(fdName)
-	return n.kind, n.network, n.addr, ok
+	n, ok := nametable.ParseStoreName(fdName)
+	return n.Kind, n.Network, n.Addr, ok
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/step"
 )
 
@@ -34,24 +36,25 @@ type parent struct {
 	orphan  bool          // the parent died before it decided
 
 	exited chan struct{} // closed once the parent's process has ended, and then:
-	told   bool          // it had told the service manager that this is the main process
+	notified bool // it had told the service manager that this is the main process
 }
 
 // findTable returns the table that a parent left in the environment, or nil if
 // this process is the first generation.
-func findTable() (*table, error) {
+func findTable() (*nametable.Table, error) {
 	variables, err := takeVariables()
 	if variables == nil || err != nil {
 		return nil, err
 	}
-	t, err := decodeTable(variables)
-	var version unknownVersion
+	t, err := nametable.Decode(variables)
+	var version nametable.UnknownVersionError
 	if err != nil && !errors.As(err, &version) {
 		return nil, err
 	}
+
 	ready, readyErr := identifyPipe(readyDescriptor)
 	verdict, verdictErr := identifyPipe(verdictDescriptor)
-	if readyErr != nil || verdictErr != nil || ready != t.ready || verdict != t.verdict {
+	if readyErr != nil || verdictErr != nil || ready != t.Ready || verdict != t.Verdict {
 		// The variables were meant for an ancestor of this process that is not
 		// a generation of the same service.
 		return nil, nil
@@ -59,16 +62,21 @@ func findTable() (*table, error) {
 	return &t, err
 }
 
+func identifyPipe(fd uintptr) (nametable.PipeID, error) {
+	device, inode, err := descriptor.IdentifyPipe(fd)
+	return nametable.PipeID{Device: device, Inode: inode}, err
+}
+
 // newParent adopts the ends of the pipes and begins to listen to the parent.
 func newParent() (*parent, error) {
 	for _, fd := range []uintptr{readyDescriptor, verdictDescriptor} {
-		if err := setCloseOnExec(fd); err != nil {
+		if err := descriptor.SetCloseOnExec(fd); err != nil {
 			return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 		}
 	}
 	// This end of the pipe is shared with no one. Non-blocking, waiting for the
 	// parent to exit takes no thread.
-	if err := setNonblock(verdictDescriptor, true); err != nil {
+	if err := descriptor.SetNonblock(verdictDescriptor, true); err != nil {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
@@ -103,9 +111,9 @@ func (p *parent) watch() {
 		return
 	}
 	if err == nil {
-		// Nothing follows a commit but managerTold and the end of the file.
+		// Nothing follows a commit but managerNotified and the end of the file.
 		n, _ := io.Copy(io.Discard, p.verdict)
-		p.told = n > 0
+		p.notified = n > 0
 	}
 	close(p.exited)
 }
@@ -140,18 +148,18 @@ func (p *parent) hasExited() bool {
 		return false
 	}
 	ended := false
-	err := control(p.verdict, func(fd uintptr) error {
-		ended = atEnd(fd)
+	err := descriptor.Control(p.verdict, func(fd uintptr) error {
+		ended = descriptor.AtEOF(fd)
 		return nil
 	})
-	return ended || isNotOpen(err)
+	return ended || descriptor.IsClosed(err)
 }
 
-// giveUp hangs up and reports whether the parent has put this process in charge
+// waitAbandoned closes the ready pipe, which means giving up, and reports whether the parent has put this process in charge
 // all the same. A parent that has heard that the child is ready decides at once,
 // unless it is suspended.
-func (p *parent) giveUp() bool {
-	p.hangUp()
+func (p *parent) waitAbandoned() bool {
+	p.closeReady()
 	if p.saidReady {
 		select {
 		case <-p.decided:
@@ -161,7 +169,7 @@ func (p *parent) giveUp() bool {
 	return p.putInCharge()
 }
 
-// hangUp ends this side of the conversation. Before Ready it means giving up.
-func (p *parent) hangUp() {
+// closeReady ends this side of the conversation. Before Ready it means giving up.
+func (p *parent) closeReady() {
 	p.closeOnce.Do(func() { p.ready.Close() })
 }

@@ -1,7 +1,6 @@
 package tableflip
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,15 +9,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
 )
 
-// This file owns what the operating system calls a process: how one is started,
-// killed and reaped, and the file that names the one in charge. It knows nothing
-// of the handover.
+// This file owns the description of a new process, and the file that names the one
+// in charge. How a process is started and killed is internal/process.
 
 // initialDir is where relative paths were meant, whatever os.Chdir did since.
 var initialDir, initialDirErr = os.Getwd()
@@ -84,130 +82,6 @@ func findSelf() (string, error) {
 	return path, nil
 }
 
-// A process is one that this process started.
-type process struct {
-	cmd     *exec.Cmd
-	reap    func()        // begins to wait for the process to exit, once
-	reaped  chan struct{} // closed when it has
-	exitErr error         // nil for status 0, valid once reaped is closed
-}
-
-// errStatusUnknown is the exitErr of a sibling whose status the kernel tells only
-// to its parent.
-var errStatusUnknown = errors.New("with a status that only the service manager knows")
-
-// asSibling has cmd start a child of this process's parent, if the system can do
-// that, and returns what is to be called in place of cmd.Wait, which is for parents.
-// It is nil except on Linux.
-var asSibling func(cmd *exec.Cmd) (wait func() error)
-
-// startProcess starts cmd, as a child of this process or of its parent. The caller
-// keeps cmd.ExtraFiles.
-func startProcess(cmd *exec.Cmd, sibling bool) (*process, error) {
-	var duplicates []*os.File
-	defer func() {
-		for _, file := range duplicates {
-			file.Close()
-		}
-	}()
-	err := errors.Join(
-		passStream(&cmd.Stdin, &duplicates),
-		passStream(&cmd.Stdout, &duplicates),
-		passStream(&cmd.Stderr, &duplicates),
-	)
-	wait := cmd.Wait
-	if sibling && asSibling != nil {
-		wait = asSibling(cmd)
-	}
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, cmp.Or(adviseMissing(cmd, err), adviseStart(err)))
-	}
-	p := &process{cmd: cmd, reaped: make(chan struct{})}
-	p.reap = sync.OnceFunc(func() {
-		go func() {
-			p.exitErr = wait()
-			close(p.reaped)
-		}()
-	})
-	return p, nil
-}
-
-// exited returns a channel that is closed once the process has been reaped. From
-// the first call on, a thread waits for that.
-func (p *process) exited() <-chan struct{} {
-	p.reap()
-	return p.reaped
-}
-
-// prepareStart does what os/exec would do at the first start of a process: to try
-// whether the kernel knows pidfds, which takes a process of its own.
-func prepareStart() {
-	if self, err := os.FindProcess(os.Getpid()); err == nil {
-		_ = self.Release()
-	}
-}
-
-// adviseMissing says what was missing when cmd could not be started, unless it was
-// the binary: execve(2) and chdir(2) have one error for all, and os/exec reports it
-// with the binary's name.
-func adviseMissing(cmd *exec.Cmd, err error) string {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	path := cmd.Path
-	if cmd.Dir != "" {
-		if _, err := os.Stat(cmd.Dir); err != nil {
-			return "; create the working directory " + cmd.Dir + " again, or choose another by Options.Command"
-		}
-		if !strings.HasPrefix(path, "/") {
-			path = cmd.Dir + "/" + path
-		}
-	}
-	if _, err := os.Stat(path); err == nil {
-		return "; the binary is there: install the interpreter or the loader that it names"
-	}
-	return ""
-}
-
-// passStream replaces a standard stream that is a file by a duplicate, and one
-// that was closed by nil, which is the null device. os/exec would refuse a closed
-// file, and might change a file's blocking mode.
-func passStream[T any](stream *T, duplicates *[]*os.File) error {
-	file, ok := any(*stream).(*os.File)
-	if !ok {
-		return nil
-	}
-	var passed *os.File
-	err := control(file, func(fd uintptr) error {
-		dup, err := duplicate(fd)
-		if err == nil {
-			passed = os.NewFile(uintptr(dup), file.Name())
-			*duplicates = append(*duplicates, passed)
-		}
-		return err
-	})
-	switch {
-	case err == nil:
-		*stream = any(passed).(T)
-	case isNotOpen(err) || errors.Is(err, os.ErrInvalid):
-		var none T
-		*stream = none
-	default:
-		return err
-	}
-	return nil
-}
-
-// kill ends the process and returns once it has been reaped.
-func (p *process) kill() {
-	// It fails if the process has ended, which is what it is for.
-	_ = p.cmd.Process.Kill()
-	<-p.exited()
-}
-
 // A pidFile is the path of the file that names the process in charge. The empty
 // one does nothing.
 type pidFile string
@@ -250,7 +124,7 @@ func (path pidFile) read() ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't read the PID file: %w%s", err, adviseLimit(err))
+		return nil, fmt.Errorf("tableflip: can't read the PID file: %w%s", err, process.LimitHint(err))
 	}
 	return content, nil
 }

@@ -12,7 +12,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/systemd"
 )
 
 // This file owns the states of an Upgrader and the transitions between them.
@@ -109,19 +113,18 @@ type Upgrader struct {
 	pidFile        pidFile
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
-	parent         *parent  // nil in the first generation
-	manager        *manager // nil if nobody wants to be told
+	parent         *parent           // nil in the first generation
+	notifier       *systemd.Notifier // nil if nobody wants to be notified
 
-	readying sync.Mutex    // held by Ready, that of calls at once all return the one result
-	stop     chan struct{} // closed when Stop begins
-	exit     chan struct{} // closed when the process is to drain and exit
+	readyMu sync.Mutex    // held by Ready, so that calls at once all return one result
+	stop    chan struct{} // closed when Stop begins
+	exit    chan struct{} // closed when the process is to drain and exit
 
 	mu            sync.Mutex
 	state         state
 	cancelUpgrade context.CancelCauseFunc // valid while upgrading
 	upgradeEnded  chan struct{}           // valid while upgrading, closed at its end
 	released      bool                    // Stop has made room for another Upgrader
-	preparing     sync.WaitGroup          // prepareNext is running
 }
 
 // New creates the Upgrader of this process. It takes over what a parent passes
@@ -134,7 +137,7 @@ type Upgrader struct {
 // possible. If a parent's word is unreadable, New fails every time: the process
 // should exit, which leaves the parent as it was.
 func New(opts Options) (*Upgrader, error) {
-	if !supported {
+	if !descriptor.Supported {
 		return nil, ErrNotSupported
 	}
 	path, err := fromInitialDir(opts.PIDFile)
@@ -144,8 +147,8 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
-	manager := findManager(opts.Logger)
-	fds, parent, err := inherit(opts, manager)
+	notifier := systemd.FindNotifier(opts.Logger)
+	registry, parent, err := inherit(opts, notifier)
 	if err != nil {
 		upgraderExists.Store(false)
 		return nil, err
@@ -155,13 +158,13 @@ func New(opts Options) (*Upgrader, error) {
 		timeout = DefaultUpgradeTimeout
 	}
 	return &Upgrader{
-		Fds:            fds,
+		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
 		pidFile:        pidFile(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
-		manager:        manager,
+		notifier:       notifier,
 		stop:           make(chan struct{}),
 		exit:           make(chan struct{}),
 	}, nil
@@ -169,24 +172,24 @@ func New(opts Options) (*Upgrader, error) {
 
 // inherit takes over what a parent left or, in the first generation, which has a
 // nil parent, what the service manager passed.
-func inherit(opts Options, m *manager) (*Fds, *parent, error) {
+func inherit(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
+	registryOpts := registry.Options{Logger: opts.Logger}
+	if opts.ListenConfig != nil {
+		registryOpts.ListenConfig = *opts.ListenConfig
+	}
+	if notifier != nil {
+		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
+	}
+
 	t, err := findTable()
 	if err != nil {
 		return nil, nil, err
 	}
 	if t == nil {
-		passed, err := findActivated()
-		if err != nil {
-			return nil, nil, err
-		}
-		fds, err := newFds(opts, m, firstActivated, passed)
-		if err != nil {
-			return nil, nil, err
-		}
-		forgetVariables()
-		return fds, nil, forgetActivated()
+		r, err := inheritActivated(registryOpts)
+		return r, nil, err
 	}
-	fds, err := newFds(opts, m, firstDescriptor, t.descriptors)
+	r, err := registry.New(registryOpts, firstDescriptor, t.Entries)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -195,7 +198,23 @@ func inherit(opts Options, m *manager) (*Fds, *parent, error) {
 		return nil, nil, err
 	}
 	forgetVariables()
-	return fds, p, nil
+	return r, p, nil
+}
+
+func inheritActivated(opts registry.Options) (*registry.Registry, error) {
+	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
+	if err != nil {
+		return nil, err
+	}
+	r, err := registry.New(opts, systemd.FirstFD, entries)
+	if err == nil {
+		err = r.DescribeStored()
+	}
+	if err != nil {
+		return nil, err
+	}
+	forgetVariables()
+	return r, systemd.ForgetActivatedFDs()
 }
 
 // HasParent reports whether this process was started by an upgrade. That stays
@@ -230,8 +249,8 @@ func (u *Upgrader) Exit() <-chan struct{} {
 // as soon as Stop is called. If it could not write the PID file, it can be tried
 // again.
 func (u *Upgrader) Ready() error {
-	u.readying.Lock()
-	defer u.readying.Unlock()
+	u.readyMu.Lock()
+	defer u.readyMu.Unlock()
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -246,55 +265,44 @@ func (u *Upgrader) Ready() error {
 		if err := u.askParent(); err != nil {
 			return err
 		}
-	} else if err := u.pidFile.write(ownPID()); err != nil {
-		return err
-	}
-	u.Fds.takeCharge()
-	if u.parent == nil {
-		u.prepareNext()
 	} else {
-		u.preparing.Go(u.prepareNext) // while this process begins to serve
+		if err := u.pidFile.write(ownPID()); err != nil {
+			return err
+		}
+		process.Prepare()
 	}
+	u.registry.TakeCharge()
 	u.state = ready
-	u.tellReady()
+	u.notifyReady()
 	return nil
 }
 
-// prepareNext takes work out of the next upgrade.
-func (u *Upgrader) prepareNext() {
-	u.Fds.prepare()
-	prepareStart()
-}
-
-// tellMainPID is for a child whose parent has died before it could do that. systemd
-// has ended the service then; other managers may have waited.
-func (u *Upgrader) tellMainPID() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	switch mainPID := "MAINPID=" + string(ownPID()); u.state {
-	case ready:
-		u.manager.notify(mainPID, "READY=1")
-	case upgrading:
-		u.manager.notify(mainPID)
-	}
-}
-
-// tellReady tells the service manager that this process is in charge, unless its
+// notifyReady tells the service manager that this process is in charge, unless its
 // parent does, to which the manager listens until it has exited.
-func (u *Upgrader) tellReady() {
+func (u *Upgrader) notifyReady() {
 	switch {
-	case u.manager == nil:
+	case u.notifier == nil:
 	case u.parent == nil:
-		u.manager.notify("READY=1")
-		u.Fds.openStore()
+		u.notifier.Ready()
+		u.registry.OpenStore()
 	default:
 		go func() {
 			<-u.parent.exited
-			if !u.parent.told {
-				u.tellMainPID()
+			if !u.parent.notified {
+				u.notifyMainPID()
 			}
-			u.Fds.openStore()
+			u.registry.OpenStore()
 		}()
+	}
+}
+
+// notifyMainPID is for a child whose parent has died before it could do that.
+// systemd has ended the service then; other managers may have waited.
+func (u *Upgrader) notifyMainPID() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.state == ready || u.state == upgrading {
+		u.notifier.MainPID(os.Getpid(), u.state == ready)
 	}
 }
 
@@ -315,6 +323,7 @@ func (u *Upgrader) askParent() error {
 	u.parent.sayReady()
 
 	u.mu.Unlock()
+	process.Prepare() // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -326,7 +335,7 @@ func (u *Upgrader) askParent() error {
 	}
 	<-u.parent.decided
 	step.Reached(step.VerdictReceived)
-	u.parent.hangUp()
+	u.parent.closeReady()
 	return u.parent.refusal
 }
 
@@ -382,8 +391,8 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 	return u.upgrade(ctx)
 }
 
-func (u *Upgrader) upgrade(caller context.Context) (err error) {
-	ctx, err := u.beginUpgrade(caller)
+func (u *Upgrader) upgrade(callerCtx context.Context) (err error) {
+	ctx, err := u.beginUpgrade(callerCtx)
 	if err != nil {
 		return err
 	}
@@ -411,36 +420,36 @@ func (u *Upgrader) upgrade(caller context.Context) (err error) {
 	if err := c.awaitReady(ctx); err != nil {
 		return err
 	}
-	handOver, err := u.manager.prepareHandOver()
+	mainPID, err := u.prepareMainPID()
 	if err != nil {
 		return err
 	}
-	defer handOver.close()
+	defer mainPID.Close()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	// Ctx follows its caller's from a goroutine, that may not have run yet.
-	if caller.Err() != nil {
-		return cancelled(caller)
+	if callerCtx.Err() != nil {
+		return cancelled(callerCtx)
 	}
 	if err := c.commit(u.logger); err != nil {
 		return err
 	}
 	committed = true
 	u.state = upgraded
-	if handOver.tell(c.pid) {
-		c.managerTold()
+	if mainPID.Notify(c.pid) {
+		c.managerNotified()
 	}
 	close(u.exit)
-	u.Fds.handedOver()
+	u.registry.HandOver(ErrUpgraded)
 	return nil
 }
 
 // beginUpgrade enters the state upgrading. The context that it returns ends when
 // the upgrade must.
-func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error) {
+func (u *Upgrader) beginUpgrade(callerCtx context.Context) (context.Context, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
@@ -448,7 +457,7 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 		return nil, ErrNotReady
 	case upgrading:
 		// It answers this reload, too.
-		u.manager.reloading()
+		u.notifier.Reloading()
 		return nil, ErrUpgradeInProgress
 	case upgraded:
 		return nil, ErrUpgraded
@@ -464,44 +473,44 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (context.Context, error)
 	switch {
 	case u.parent != nil && !u.parent.hasExited():
 		refusal = ErrParentRunning
-	case caller.Err() != nil:
-		refusal = cancelled(caller)
+	case callerCtx.Err() != nil:
+		refusal = cancelled(callerCtx)
 	}
 	if refusal != nil {
 		// The manager may have asked for it, and wait for an answer.
-		u.manager.reloading()
-		u.manager.reloadFailed(refusal)
+		u.notifier.Reloading()
+		u.notifier.ReloadFailed(refusal)
 		return nil, refusal
 	}
 
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(caller))
-	var late *time.Timer
-	disconnect := context.AfterFunc(caller, func() { cancel(cancelled(caller)) })
-	if _, ok := caller.Deadline(); !ok {
-		late = time.AfterFunc(u.upgradeTimeout, func() {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(callerCtx))
+	var timer *time.Timer
+	disconnect := context.AfterFunc(callerCtx, func() { cancel(cancelled(callerCtx)) })
+	if _, ok := callerCtx.Deadline(); !ok {
+		timer = time.AfterFunc(u.upgradeTimeout, func() {
 			cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", u.upgradeTimeout, os.ErrDeadlineExceeded))
 		})
 	}
 	u.state = upgrading
-	u.manager.reloading()
+	u.notifier.Reloading()
 	u.upgradeEnded = make(chan struct{})
 	u.cancelUpgrade = func(cause error) {
 		cancel(cause)
 		disconnect()
-		if late != nil {
-			late.Stop()
+		if timer != nil {
+			timer.Stop()
 		}
 	}
 	return ctx, nil
 }
 
-func cancelled(caller context.Context) error {
-	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(caller))
+func cancelled(callerCtx context.Context) error {
+	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(callerCtx))
 }
 
 // endUpgrade leaves the state upgrading, unless a commit has.
 func (u *Upgrader) endUpgrade(err error) {
-	u.Fds.thaw()
+	u.registry.Unfreeze()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.state == upgrading {
@@ -509,10 +518,19 @@ func (u *Upgrader) endUpgrade(err error) {
 		if err == nil {
 			err = errors.New("tableflip: Options.Command has panicked")
 		}
-		u.manager.reloadFailed(err)
+		u.notifier.ReloadFailed(err)
 	}
 	u.cancelUpgrade(nil)
 	close(u.upgradeEnded)
+}
+
+// prepareMainPID fails for lack of descriptors.
+func (u *Upgrader) prepareMainPID() (*systemd.MainPIDUpdate, error) {
+	update, err := u.notifier.PrepareMainPID()
+	if err != nil {
+		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
+	}
+	return update, nil
 }
 
 func (u *Upgrader) startChild() (*child, error) {
@@ -520,12 +538,12 @@ func (u *Upgrader) startChild() (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	descriptors, files, release, err := u.Fds.passOn()
+	entries, files, release, err := u.registry.FreezeForChild()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return startChild(cmd, isChildOfSystemd(), descriptors, files)
+	return startChild(cmd, systemd.IsParent(), entries, files)
 }
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what
@@ -557,20 +575,25 @@ func (u *Upgrader) Stop() {
 	if u.state != upgraded && u.state != stopped {
 		// A first generation that was never ready leaves what systemd has kept
 		// for it over a crash to the one after it.
-		inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.giveUp()
+		inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.waitAbandoned()
 		u.state = stopped
 		if inCharge {
-			u.manager.notify("STOPPING=1")
+			u.notifier.Stopping()
 		}
-		u.preparing.Wait()
-		u.Fds.stop(inCharge)
+		u.registry.Stop(inCharge, ErrStopped)
 		if inCharge {
-			u.Fds.log(u.pidFile.remove())
+			u.logCleanUp(u.pidFile.remove())
 		}
 		close(u.exit)
 	}
 	if !u.released {
 		u.released = true
 		upgraderExists.Store(false)
+	}
+}
+
+func (u *Upgrader) logCleanUp(err error) {
+	if err != nil && u.logger != nil {
+		u.logger.Warn("tableflip: cleaning up", "error", err)
 	}
 }

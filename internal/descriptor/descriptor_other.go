@@ -1,0 +1,34 @@
+//go:build !unix
+
+package descriptor
+
+import "errors"
+
+// Supported reports whether this system can pass sockets to another process.
+const Supported = false
+
+func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
+
+func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
+
+func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
+
+func Close(uintptr) error { return errors.ErrUnsupported }
+
+func AtEOF(uintptr) bool { return false }
+
+func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
+
+func IdentifySocket(uintptr) (Socket, error) { return Socket{}, errors.ErrUnsupported }
+
+func Rights(uintptr) []byte { return nil }
+
+func Send(uintptr, []byte, []byte) error { return errors.ErrUnsupported }
+
+func IsBlocked(error) bool { return false }
+
+func IsClosed(error) bool { return false }
+
+func IsAddrInUse(error) bool { return false }
+
+func IsRefused(error) bool { return false }

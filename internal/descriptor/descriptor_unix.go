@@ -1,0 +1,89 @@
+//go:build unix
+
+package descriptor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Supported reports whether this system can pass sockets to another process.
+const Supported = true
+
+// Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
+// open file, and so its blocking mode, with fd.
+func Duplicate(fd uintptr) (uintptr, error) {
+	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	return uintptr(dup), nil
+}
+
+// SetCloseOnExec fails if fd is not open.
+func SetCloseOnExec(fd uintptr) error {
+	_, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC)
+	return os.NewSyscallError("fcntl F_SETFD", err)
+}
+
+// SetNonblock sets the blocking mode of fd, and of all its duplicates.
+func SetNonblock(fd uintptr, nonblocking bool) error {
+	return os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(int(fd), nonblocking))
+}
+
+// Close closes fd.
+func Close(fd uintptr) error {
+	return os.NewSyscallError("close", unix.Close(int(fd)))
+}
+
+// AtEOF reports whether a read from fd, which does not block, finds the end of
+// the file.
+func AtEOF(fd uintptr) bool {
+	n, err := unix.Read(int(fd), make([]byte, 1))
+	return n == 0 && err == nil
+}
+
+// IdentifyPipe returns what tells the pipe of fd from others. It fails if fd is no
+// end of a pipe.
+func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(fd), &stat); err != nil {
+		return 0, 0, os.NewSyscallError("fstat", err)
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return 0, 0, fmt.Errorf("descriptor %d is not a pipe", fd)
+	}
+	return uint64(stat.Dev), uint64(stat.Ino), nil
+}
+
+// Rights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
+func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
+
+// Send sends a datagram from a connected socket. It does not wait: its error
+// satisfies IsBlocked if the receiver's queue is full.
+func Send(fd uintptr, message, rights []byte) error {
+	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
+	for err == unix.EINTR {
+		err = unix.Sendmsg(int(fd), message, rights, nil, 0)
+	}
+	return os.NewSyscallError("sendmsg", err)
+}
+
+// IsBlocked reports whether err says that a call would have had to wait.
+func IsBlocked(err error) bool { return errors.Is(err, unix.EAGAIN) }
+
+// IsClosed reports whether err says that a descriptor was not open.
+func IsClosed(err error) bool {
+	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)
+}
+
+// IsAddrInUse reports whether err says that an address is another socket's.
+func IsAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
+
+// IsRefused reports whether err says that nobody listens.
+func IsRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }

@@ -1,0 +1,227 @@
+package nametable
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// The variable TABLEFLIP_HANDOVER holds the header, fields separated by spaces:
+//
+//	VERSION READY VERDICT DESCRIPTORS PARTS
+//
+// READY and VERDICT are the device and inode, as DEVICE:INODE, of the pipes
+// that the child finds as its descriptors 3 and 4. Every version begins with
+// these three fields, so that any binary can tell a table that is meant for it
+// from one that leaked from an unrelated process.
+//
+// The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
+// descriptors from 5 on, separated by semicolons. The fields of each are
+// separated by commas, empty ones at the end left out:
+//
+//	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FDNAME
+//
+// Names are arbitrary bytes. Those that would be in the way are written as a
+// percent sign and two hexadecimal digits.
+
+const (
+	version = "1"
+
+	// Variable is the name of the header's variable.
+	Variable = "TABLEFLIP_HANDOVER"
+
+	// Linux refuses a longer string than 32 pages (MAX_ARG_STRLEN, execve(2)).
+	maxPart = 32*4096 - 1024
+)
+
+// A Table tells a child what its parent passed to it.
+type Table struct {
+	Ready, Verdict PipeID
+	Entries        []*Entry
+}
+
+// A PipeID tells a pipe from all others that are open.
+type PipeID struct {
+	Device, Inode uint64
+}
+
+func (id PipeID) String() string {
+	return fmt.Sprintf("%d:%d", id.Device, id.Inode)
+}
+
+func parsePipeID(text string) (PipeID, error) {
+	device, inode, found := strings.Cut(text, ":")
+	if !found {
+		return PipeID{}, fmt.Errorf("%q is not a device and an inode", text)
+	}
+
+	var id PipeID
+	var deviceErr, inodeErr error
+	id.Device, deviceErr = strconv.ParseUint(device, 10, 64)
+	id.Inode, inodeErr = strconv.ParseUint(inode, 10, 64)
+	return id, errors.Join(deviceErr, inodeErr)
+}
+
+// IsVariable reports whether an environment variable of this name is part of a table.
+func IsVariable(name string) bool {
+	return name == Variable || strings.HasPrefix(name, Variable+"_")
+}
+
+// Encode returns the variables that carry the table, as NAME=VALUE.
+func (t Table) Encode() []string {
+	text := encodeEntries(t.Entries)
+
+	parts := 0
+	variables := []string{""} // the header, which is known last
+	for rest := text; rest != ""; parts++ {
+		size := min(len(rest), maxPart)
+		variables = append(variables, fmt.Sprintf("%s_%d=%s", Variable, parts, rest[:size]))
+		rest = rest[size:]
+	}
+	variables[0] = fmt.Sprintf("%s=%s %s %s %d %d", Variable,
+		version, t.Ready, t.Verdict, len(t.Entries), parts)
+	return variables
+}
+
+func encodeEntries(entries []*Entry) string {
+	var text strings.Builder
+	text.Grow(64 * len(entries))
+	for i, e := range entries {
+		if i > 0 {
+			text.WriteByte(';')
+		}
+		fields := [...]string{e.Kind, e.Network, e.Addr, e.BoundAddr, e.Path, e.FDName}
+		last := len(fields)
+		for last > 0 && fields[last-1] == "" {
+			last--
+		}
+		for j, field := range fields[:last] {
+			if j > 0 {
+				text.WriteByte(',')
+			}
+			writeEscaped(&text, field)
+		}
+	}
+	return text.String()
+}
+
+// writeEscaped is the inverse of url.PathUnescape.
+func writeEscaped(text *strings.Builder, field string) {
+	plain := 0 // from here on, nothing has been written
+	for i := range len(field) {
+		if c := field[i]; c <= ' ' || c > '~' || c == '%' || c == ',' || c == ';' {
+			text.WriteString(field[plain:i])
+			fmt.Fprintf(text, "%%%02X", c)
+			plain = i + 1
+		}
+	}
+	text.WriteString(field[plain:])
+}
+
+// An UnknownVersionError is the error of a header whose remainder only another
+// version of this package can read.
+type UnknownVersionError string
+
+func (v UnknownVersionError) Error() string {
+	return fmt.Sprintf("tableflip: the parent hands over by version %.20q, and this binary knows version %q: "+
+		"stop the service and start it with this binary", string(v), version)
+}
+
+// Decode is the inverse of Encode. With an UnknownVersionError, the pipes of the
+// table are valid all the same.
+func Decode(variables map[string]string) (Table, error) {
+	t, count, parts, err := decodeHeader(variables[Variable])
+	if err != nil {
+		return t, err
+	}
+
+	var text strings.Builder
+	for i := range parts {
+		part, ok := variables[fmt.Sprintf("%s_%d", Variable, i)]
+		if !ok {
+			return Table{}, garbled("%s_%d, one of %d parts, is missing", Variable, i, parts)
+		}
+		text.WriteString(part)
+	}
+	t.Entries, err = decodeEntries(text.String(), count)
+	if err != nil {
+		return Table{}, err
+	}
+	return t, nil
+}
+
+func garbled(format string, args ...any) error {
+	return fmt.Errorf("tableflip: garbled environment variable %s: %w (to start without a parent, unset it)",
+		Variable, fmt.Errorf(format, args...))
+}
+
+func decodeHeader(text string) (t Table, count, parts uint64, err error) {
+	header := strings.Split(text, " ")
+	if len(header) < 3 {
+		return Table{}, 0, 0, garbled("%d fields in %.80q", len(header), text)
+	}
+
+	var readyErr, verdictErr error
+	t.Ready, readyErr = parsePipeID(header[1])
+	t.Verdict, verdictErr = parsePipeID(header[2])
+	if err := errors.Join(readyErr, verdictErr); err != nil {
+		return Table{}, 0, 0, garbled("pipes: %w", err)
+	}
+
+	if header[0] != version {
+		return t, 0, 0, UnknownVersionError(header[0])
+	}
+	if len(header) != 5 {
+		return Table{}, 0, 0, garbled("%d fields in %.80q", len(header), text)
+	}
+
+	count, countErr := strconv.ParseUint(header[3], 10, 31)
+	parts, partsErr := strconv.ParseUint(header[4], 10, 31)
+	if err := errors.Join(countErr, partsErr); err != nil {
+		return Table{}, 0, 0, garbled("%w", err)
+	}
+	return t, count, parts, nil
+}
+
+func decodeEntries(text string, count uint64) ([]*Entry, error) {
+	if count == 0 {
+		if text != "" {
+			return nil, garbled("no descriptors announced, and names found")
+		}
+		return nil, nil
+	}
+	// The text is at least as long as its separators, which bounds what a
+	// wrong count makes this allocate.
+	if separators := strings.Count(text, ";"); uint64(separators)+1 != count {
+		return nil, garbled("%d descriptors announced, %d found", count, separators+1)
+	}
+
+	entries := make([]Entry, count)
+	pointers := make([]*Entry, 0, count)
+	for encoded := range strings.SplitSeq(text, ";") {
+		e := &entries[len(pointers)]
+		if err := e.decode(encoded); err != nil {
+			return nil, garbled("descriptor %d: %w", len(pointers), err)
+		}
+		pointers = append(pointers, e)
+	}
+	return pointers, nil
+}
+
+func (e *Entry) decode(encoded string) error {
+	fields := [...]*string{&e.Kind, &e.Network, &e.Addr, &e.BoundAddr, &e.Path, &e.FDName}
+	next := 0
+	for field := range strings.SplitSeq(encoded, ",") {
+		if next == len(fields) {
+			return fmt.Errorf("more than %d fields", len(fields))
+		}
+		var err error
+		if *fields[next], err = url.PathUnescape(field); err != nil {
+			return err
+		}
+		next++
+	}
+	return nil
+}

@@ -1,0 +1,7 @@
+//go:build !unix
+
+package process
+
+func StartHint(error) string { return "" }
+
+func LimitHint(error) string { return "" }

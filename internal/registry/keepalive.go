@@ -1,0 +1,49 @@
+package registry
+
+import (
+	"net"
+	"time"
+)
+
+// withKeepAlive makes an inherited TCP listener give its connections the
+// keep-alive parameters of config, as a listener that config created does:
+// net.FileListener knows nothing of them.
+func withKeepAlive(ln net.Listener, config *net.ListenConfig) net.Listener {
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok || config.KeepAlive == 0 && !config.KeepAliveConfig.Enable {
+		return ln
+	}
+	return &keepAliveListener{tcp, config.KeepAlive, config.KeepAliveConfig}
+}
+
+type keepAliveListener struct {
+	*net.TCPListener
+	idle   time.Duration
+	config net.KeepAliveConfig
+}
+
+func (ln *keepAliveListener) Accept() (net.Conn, error) {
+	conn, err := ln.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// AcceptTCP applies the parameters as net.ListenConfig documents them. Like net,
+// it ignores errors: they mean that the connection is gone.
+func (ln *keepAliveListener) AcceptTCP() (*net.TCPConn, error) {
+	conn, err := ln.TCPListener.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case ln.config.Enable:
+		conn.SetKeepAliveConfig(ln.config)
+	case ln.idle < 0:
+		conn.SetKeepAlive(false)
+	default:
+		conn.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: ln.idle})
+	}
+	return conn, nil
+}

@@ -1,0 +1,170 @@
+// Package systemd owns the conversation with the service manager: what it is told
+// (sd_notify(3)), the sockets that it passed to the first generation
+// (sd_listen_fds(3)), and the copies that it stores of a registry's sockets (the
+// descriptor store of systemd.service(5)). That there is no manager is no special
+// case: a nil *Notifier does nothing.
+package systemd
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"example.com/tableflip/internal/descriptor"
+)
+
+// Tests make these shorter.
+var (
+	// NotifyTimeout bounds a message to a manager whose queue is full.
+	NotifyTimeout = time.Second
+
+	// BarrierTimeout is how long the manager may take to learn of a handover.
+	BarrierTimeout = 5 * time.Second
+)
+
+// maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
+const maxStatus = 1000
+
+// A Notifier tells the service manager, which started the first generation, which
+// process is the main one and how it is.
+type Notifier struct {
+	addr   *net.UnixAddr
+	logger *slog.Logger // nil for none
+}
+
+// FindNotifier returns nil if nobody wants to be notified.
+func FindNotifier(logger *slog.Logger) *Notifier {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	n := &Notifier{&net.UnixAddr{Net: "unixgram", Name: path}, logger}
+	if path[0] != '/' && path[0] != '@' {
+		n.log(fmt.Errorf("NOTIFY_SOCKET is %q, which is no Unix socket", path))
+		return nil
+	}
+	return n
+}
+
+// Ready tells the manager that the service is up.
+func (n *Notifier) Ready() { n.notify("READY=1") }
+
+// Stopping tells the manager that the service stops.
+func (n *Notifier) Stopping() { n.notify("STOPPING=1") }
+
+// MainPID tells the manager that pid is the main process, and whether it is ready.
+func (n *Notifier) MainPID(pid int, ready bool) {
+	fields := []string{mainPID(pid)}
+	if ready {
+		fields = append(fields, "READY=1")
+	}
+	n.notify(fields...)
+}
+
+func mainPID(pid int) string { return fmt.Sprintf("MAINPID=%d", pid) }
+
+// Reloading tells the manager that an upgrade begins.
+func (n *Notifier) Reloading() {
+	if n == nil {
+		return
+	}
+	fields := []string{"RELOADING=1"}
+	// Type=notify-reload finds out by it which SIGHUP is answered.
+	if now, err := monotonicClock(); err == nil {
+		fields = append(fields, fmt.Sprintf("MONOTONIC_USEC=%d", now.Microseconds()))
+	}
+	n.notify(fields...)
+}
+
+// ReloadFailed tells the manager that an upgrade has left this process in charge.
+func (n *Notifier) ReloadFailed(err error) {
+	if n != nil {
+		n.notify("READY=1", "STATUS="+status(err))
+	}
+}
+
+// status makes err fit into a field. systemd takes a carriage return, too, for the
+// end of a field, and ignores a message with a NUL in it, and a status that is not
+// UTF-8.
+func status(err error) string {
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, fmt.Sprintf("upgrade failed: %v", err))
+	if len(text) > maxStatus {
+		text = strings.ToValidUTF8(text[:maxStatus], "")
+	}
+	return text
+}
+
+// notify fails no upgrade: errors are logged.
+func (n *Notifier) notify(fields ...string) {
+	if n != nil {
+		n.log(n.send(nil, fields...))
+	}
+}
+
+func (n *Notifier) send(rights []byte, fields ...string) error {
+	conn, err := n.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return sendFields(conn, rights, fields...)
+}
+
+func (n *Notifier) dial() (*net.UnixConn, error) {
+	return net.DialUnix("unixgram", nil, n.addr)
+}
+
+func sendFields(conn *net.UnixConn, rights []byte, fields ...string) error {
+	if err := conn.SetWriteDeadline(time.Now().Add(NotifyTimeout)); err != nil {
+		return err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Not WriteMsgUnix, which refuses connected sockets: only these can wait for
+	// room in the manager's queue.
+	writeErr := raw.Write(func(fd uintptr) bool {
+		err = descriptor.Send(fd, []byte(strings.Join(fields, "\n")), rights)
+		return !descriptor.IsBlocked(err)
+	})
+	return cmp.Or(writeErr, err)
+}
+
+func (n *Notifier) log(err error) {
+	if err != nil && n.logger != nil {
+		n.logger.Warn("tableflip: can't talk to the service manager", "error", err)
+	}
+}
+
+// WithoutWatchdogPID removes a variable that, naming this process, would tell a
+// child that the watchdog (sd_watchdog_enabled(3)) is not for it.
+func WithoutWatchdogPID(env []string) []string {
+	own := "WATCHDOG_PID=" + strconv.Itoa(os.Getpid())
+	return slices.DeleteFunc(env, func(variable string) bool { return variable == own })
+}
+
+// IsParent reports whether systemd is the parent of this process. New processes are
+// then started as its children, too. It says of a main process that is none
+// ("Supervising process which is not our child") that it does not wait for it: it
+// sends it SIGKILL right after SIGTERM when the unit is stopped, and does not notice
+// if it dies.
+func IsParent() bool {
+	if os.Getenv("INVOCATION_ID") == "" {
+		return false
+	}
+	parent := os.Getppid()
+	return parent == 1 || strconv.Itoa(parent) == os.Getenv("MANAGERPID") // systemd.exec(5)
+}
