@@ -7,9 +7,11 @@
 package handovertest
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -30,6 +32,7 @@ func NewUpgrader(t *testing.T, opts tableflip.Options) *tableflip.Upgrader {
 // and env, which may be changed between upgrades.
 func NewParent(t *testing.T, opts tableflip.Options, role string, env ...string) (*tableflip.Upgrader, *proctest.Service) {
 	t.Helper()
+	proctest.Environment(role) // there must be one
 	s := proctest.NewService(t)
 	customize := opts.Command
 	opts.Command = func(cmd *exec.Cmd) {
@@ -55,5 +58,70 @@ func MustBeReady(upg *tableflip.Upgrader) { proctest.Must(0, upg.Ready()) }
 func Variables() []string {
 	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return !strings.HasPrefix(variable, "TABLEFLIP_")
+	})
+}
+
+func init() {
+	// answer serves its own PID on the listener that it inherits, once.
+	proctest.Role("answer", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		ln := proctest.Must(upg.Listener("tcp", "localhost:0"))
+		MustBeReady(upg)
+		proctest.Report("ready", upg.HasParent())
+		conn := proctest.Must(ln.Accept())
+		proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+		conn.Close()
+	})
+	// succeed becomes ready and exits.
+	proctest.Role("succeed", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Report("ready")
+	})
+	proctest.Role("fail", func() { os.Exit(7) })
+	// hang never becomes ready.
+	proctest.Role("hang", func() {
+		proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("hanging")
+		proctest.UntilKilled()
+	})
+	// answer-all takes the listeners whose networks and addresses it is told,
+	// and answers on each of them with its index. It takes packet conns too, from
+	// which it reports what it receives.
+	proctest.Role("answer-all", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		var serve []func()
+		for i, line := range strings.Split(proctest.Arg(), "\n") {
+			network, addr, _ := strings.Cut(line, " ")
+			if strings.HasPrefix(network, "udp") || network == "unixgram" {
+				conn := proctest.Must(upg.PacketConn(network, addr))
+				serve = append(serve, func() {
+					datagram := make([]byte, 100)
+					for {
+						n, _, err := conn.ReadFrom(datagram)
+						proctest.Must(n, err)
+						proctest.Report("datagram", i, string(datagram[:n]))
+					}
+				})
+				continue
+			}
+			ln := proctest.Must(upg.Listener(network, addr))
+			if ln == nil {
+				panic("nothing inherited as " + line)
+			}
+			serve = append(serve, func() {
+				for {
+					conn := proctest.Must(ln.Accept())
+					proctest.Must(io.WriteString(conn, strconv.Itoa(i)))
+					conn.Close()
+				}
+			})
+		}
+		MustBeReady(upg)
+		proctest.Report("ready")
+		for _, serve := range serve {
+			go serve()
+		}
+		proctest.UntilKilled()
 	})
 }

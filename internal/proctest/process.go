@@ -31,6 +31,13 @@ func Shell(script string) func(*exec.Cmd) {
 	}
 }
 
+// ClosedFile is no standard stream.
+func ClosedFile() *os.File {
+	file := Must(os.Open(os.DevNull))
+	file.Close()
+	return file
+}
+
 // Kill sends a signal to a process that must be there.
 func Kill(t *testing.T, pid int, sig syscall.Signal) {
 	t.Helper()

@@ -142,7 +142,7 @@ func hookSteps() {
 	die := stepIn(dieVariable)
 	step.SetHook(func(s step.Step) {
 		if s == die {
-			Report("died", s)
+			Report(died, s)
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
@@ -185,6 +185,9 @@ func Arg() string { return os.Getenv(argVariable) }
 // WithArg returns the variable that makes value the Arg of a process, and of those
 // that inherit its environment.
 func WithArg(value string) string { return argVariable + "=" + value }
+
+// SetArg is for roles: it is what their children find as Arg.
+func SetArg(value string) { os.Setenv(argVariable, value) }
 
 // Take returns a variable of the environment and removes it, so that it is for this
 // process only.

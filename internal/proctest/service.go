@@ -95,8 +95,8 @@ func (s *Service) listen(read *os.File) {
 		pid, _ := strconv.Atoi(fields[1])
 		text, _ := strconv.Unquote(fields[3])
 		s.Watch(pid)
-		if fields[2] == "died" {
-			s.did(hook{"died", text})
+		if fields[2] == died {
+			s.did(hook{died, text})
 			continue
 		}
 		s.reports.put(Message{PID: pid, Event: fields[2], Text: text})
@@ -114,10 +114,10 @@ func (s *Service) Watch(pid int) {
 
 // DieAt returns the variable for a process that is to kill itself at a step. Its
 // children do not inherit it. The zero Step is none.
-func (s *Service) DieAt(at step.Step) string { return dieVariable + "=" + s.hook("died", at) }
+func (s *Service) DieAt(at step.Step) string { return dieVariable + "=" + s.hook(died, at) }
 
 // PauseAt is DieAt for a process that has a Wire, and is to wait for Resume.
-func (s *Service) PauseAt(at step.Step) string { return pauseVariable + "=" + s.hook("paused", at) }
+func (s *Service) PauseAt(at step.Step) string { return pauseVariable + "=" + s.hook(paused, at) }
 
 func (s *Service) hook(did string, at step.Step) (name string) {
 	if at == (step.Step{}) {

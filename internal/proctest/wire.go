@@ -44,6 +44,12 @@ const (
 	countGoroutines  = "count goroutines"
 )
 
+// The events of hooks, which Await does not see.
+const (
+	died   = "died"
+	paused = "paused"
+)
+
 // OpenWire connects this process to its test, which has to have put Service.Wire into
 // its environment. From then on the test is told every step. The process ends when
 // the test does.
@@ -123,6 +129,7 @@ func (w *Wire) Hang() {
 func (w *Wire) reached(s step.Step) {
 	w.send(Message{Event: stepEvent(s)})
 	if s == w.pause {
+		w.Report(paused, s)
 		<-w.resume
 	}
 }
@@ -174,19 +181,12 @@ func (s *Service) hear(conn net.Conn) {
 			s.joined <- p
 			continue
 		}
-		if name, isStep := cutStep(m.Event); isStep {
-			s.did(hook{"paused", name})
+		if m.Event == paused {
+			s.did(hook{paused, m.Text})
+			continue
 		}
 		p.reports.put(m)
 	}
-}
-
-func cutStep(event string) (name string, isStep bool) {
-	const prefix = "step "
-	if len(event) > len(prefix) && event[:len(prefix)] == prefix {
-		return event[len(prefix):], true
-	}
-	return "", false
 }
 
 // Next returns the process that has opened its wire next.
