@@ -24,8 +24,6 @@ import (
 
 // The sockets of socket activation, in the first generation and those after it.
 
-// The sockets of socket activation, in the first generation and those after it.
-
 // activate starts a first generation with files as LISTEN_FDS. Variables in env
 // replace, or add to, those that systemd would set. The caller keeps files.
 func activate(t *testing.T, cmd *exec.Cmd, files []*os.File, env ...string) {
@@ -353,12 +351,12 @@ func TestActivatedVariables(t *testing.T) {
 		}
 		wantDone(t, s, ask, "none")
 	})
-	for name, test := range map[string]struct{ env, want string }{
-		"garbled":          {"LISTEN_FDS=two", "unset it and LISTEN_PID"},
-		"negative":         {"LISTEN_FDS=-1", "unset it and LISTEN_PID"},
-		"more than passed": {"LISTEN_FDS=1000", "of the 1000 that LISTEN_FDS announces"},
+	for _, test := range []struct{ name, env, want string }{
+		{"garbled", "LISTEN_FDS=two", "unset it and LISTEN_PID"},
+		{"negative", "LISTEN_FDS=-1", "unset it and LISTEN_PID"},
+		{"more than passed", "LISTEN_FDS=1000", "of the 1000 that LISTEN_FDS announces"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			s := proctest.NewService(t)
 			activate(t, s.Command("claim", proctest.WithArg(ask)), []*os.File{fileOf(t, ln)}, test.env)
 			if got := s.Await("New").Text; strings.Count(got, test.want) != 2 {
@@ -443,16 +441,19 @@ func TestActivatedSubprocess(t *testing.T) {
 // Whichever name one generation uses, the next may use the other.
 func TestActivatedUpgrade(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
-	for name, generations := range map[string][]string{
-		"address, name, address": {"tcp :PORT", "systemd web", "tcp *:PORT"},
-		"name, address, name":    {"systemd web", "tcp [::]:PORT", "systemd web"},
-		"two addresses":          {"tcp 0.0.0.0:PORT", "tcp :PORT", "tcp4 :PORT"},
-		"Unix":                   {"unix " + path, "systemd web", "unix " + path},
+	for _, test := range []struct {
+		name        string
+		generations []string
+	}{
+		{"address, name, address", []string{"tcp :PORT", "systemd web", "tcp *:PORT"}},
+		{"name, address, name", []string{"systemd web", "tcp [::]:PORT", "systemd web"}},
+		{"two addresses", []string{"tcp 0.0.0.0:PORT", "tcp :PORT", "tcp4 :PORT"}},
+		{"Unix", []string{"unix " + path, "systemd web", "unix " + path}},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			var ln net.Listener
 			port := ""
-			if name == "Unix" {
+			if test.name == "Unix" {
 				ln = proctest.Must(net.Listen("unix", path))
 				ln.(*net.UnixListener).SetUnlinkOnClose(false)
 			} else {
@@ -463,17 +464,17 @@ func TestActivatedUpgrade(t *testing.T) {
 			defer file.Close()
 			ln.Close()
 			s := proctest.NewService(t)
-			activate(t, s.Command("travel", proctest.WithArg(strings.ReplaceAll(strings.Join(generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
+			activate(t, s.Command("travel", proctest.WithArg(strings.ReplaceAll(strings.Join(test.generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
 			last := s.Await("serving")
 			addr := "localhost:" + port
-			if name == "Unix" {
+			if test.name == "Unix" {
 				addr = path
 			}
 			if got := proctest.Answer(t, ln.Addr().Network(), addr); got != strconv.Itoa(last.PID) {
 				t.Errorf("the answer is %q, want %d", got, last.PID)
 			}
 			s.Await("stopped")
-			if name == "Unix" && !proctest.Exists(path) {
+			if test.name == "Unix" && !proctest.Exists(path) {
 				t.Error("the socket unit's file is gone")
 			}
 			s.AwaitEnd()

@@ -160,9 +160,7 @@ func init() {
 func TestFlags(t *testing.T) {
 	env := []string{failVariable + "=1"}
 	input, inputWriter, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer inputWriter.Close()
 	defer input.Close()
 	upg, s := NewParent(t, tableflip.Options{
@@ -179,15 +177,13 @@ func TestFlags(t *testing.T) {
 	}
 	for _, s := range shareables {
 		c, err := s.open(t)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		t.Cleanup(func() { c.Close() })
 		passed[s.name] = c
 	}
 	want := flags()
 	inputFlags, outputFlags := statusFlags(input), statusFlags(s.Output)
-	expect := func(when string) {
+	wantFlags := func(when string) {
 		t.Helper()
 		if got := flags(); got != want {
 			t.Errorf("%s the flags are %s; they were %s", when, got, want)
@@ -203,24 +199,24 @@ func TestFlags(t *testing.T) {
 	for name, s := range passed {
 		proctest.OK(t, pass(upg, name, s))
 	}
-	expect("after adding")
+	wantFlags("after adding")
 	proctest.OK(t, upg.Ready())
 	if err := upg.Upgrade(); err == nil {
 		t.Fatal("the child did not fail")
 	}
-	expect("after a failed upgrade")
+	wantFlags("after a failed upgrade")
 	if got := s.Await("flags").Text; got != want {
 		t.Errorf("in the child that failed the flags are %s; they were %s", got, want)
 	}
 
 	env[0] = failVariable + "="
 	proctest.OK(t, upg.Upgrade())
-	expect("after a successful upgrade")
+	wantFlags("after a successful upgrade")
 	if got := s.Await("flags").Text; got != want {
 		t.Errorf("in the child the flags are %s; they were %s", got, want)
 	}
 	s.Await("ready")
-	expect("when the child is in charge")
+	wantFlags("when the child is in charge")
 }
 
 // TestAcceptAndClose checks that after an upgrade, failed or not, the
@@ -246,9 +242,7 @@ func TestAcceptAndClose(t *testing.T) {
 					addr = filepath.Join(proctest.SocketDir(t), "socket")
 				}
 				ln, err := net.Listen(network, addr)
-				if err != nil {
-					t.Fatal(err)
-				}
+				proctest.OK(t, err)
 				t.Cleanup(func() { ln.Close() })
 				proctest.OK(t, upg.AddListener("test", "listener", ln.(tableflip.Listener)))
 				accepted := make(chan error, 10)
@@ -273,9 +267,7 @@ func TestAcceptAndClose(t *testing.T) {
 				// After the first, Accept asks the kernel again.
 				for range 2 {
 					conn, err := net.DialTimeout(network, ln.Addr().String(), proctest.Patience)
-					if err != nil {
-						t.Fatal(err)
-					}
+					proctest.OK(t, err)
 					defer conn.Close()
 					proctest.WantError(t, "Accept", proctest.Within(t, "Accept", accepted), nil)
 				}

@@ -25,9 +25,7 @@ import (
 func TestReadyStopped(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "stop-in-ready", proctest.WithArg(path))
-	if _, err := upg.Listen("unix", path); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 	proctest.OK(t, upg.Ready())
 	proctest.During(t, step.ReadyReceived, func() {
 		if m := s.Await("ready"); m.Text != "true" {
@@ -69,9 +67,7 @@ func TestReadyRefused(t *testing.T) {
 		Command: proctest.Shell(`"$0" & wait`),
 		PIDFile: pidFile,
 	}, "refused", proctest.WithArg(dir))
-	if _, err := upg.Listen("unix", path); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 	proctest.OK(t, upg.Ready())
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, cancel)
@@ -115,12 +111,10 @@ func TestStopMeetsCommit(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for range 10 {
 		upg, _ := NewParent(t, tableflip.Options{}, "hold-socket", proctest.WithArg(path))
-		if _, err := upg.Listen("unix", path); err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 		proctest.OK(t, upg.Ready())
 		var stopping sync.WaitGroup
-		restore := proctest.When(step.ReadyReceived, func() { stopping.Go(upg.Stop) })
+		restore := proctest.During(t, step.ReadyReceived, func() { stopping.Go(upg.Stop) })
 		err := upg.Upgrade()
 		restore()
 		proctest.Within(t, "Stop", proctest.Waited(&stopping))

@@ -24,8 +24,6 @@ import (
 
 // The service manager's descriptor store.
 
-// The descriptor store
-
 // storeNames returns the names of what is in the store, in order.
 func (m *manager) storeNames() []string {
 	var names []string

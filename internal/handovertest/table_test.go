@@ -92,13 +92,9 @@ func TestTableNames(t *testing.T) {
 	file := proctest.Opened[*os.File](t)(os.Create(filepath.Join(t.TempDir(), "file")))
 	server, client := proctest.Connect(t)
 	for i, odd := range oddNames {
-		if _, err := fmt.Fprintf(file, "%d\n", i); err != nil {
-			t.Fatal(err)
-		}
+		proctest.Must(fmt.Fprintf(file, "%d\n", i))
 		read := proctest.Opened[*os.File](t)(os.Open(file.Name()))
-		if _, err := read.Seek(int64(i), io.SeekStart); err != nil {
-			t.Fatal(err)
-		}
+		proctest.Must(read.Seek(int64(i), io.SeekStart))
 		proctest.OK(t, upg.AddFile(odd, read))
 		proctest.OK(t, upg.AddConn(odd, oddNames[len(oddNames)-1-i], server))
 	}
@@ -246,20 +242,15 @@ func TestTableManyListeners(t *testing.T) {
 	path := func(i int) string { return filepath.Join(dir, strconv.Itoa(i)) }
 	for i := range manyListeners {
 		ln, err := net.Listen("unix", path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		proctest.OK(t, upg.AddListener("unix", manyName(i), ln.(tableflip.Listener)))
 		ln.Close()
 	}
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	Upgrade(t, upg)
 	s.Await("ready")
 	for i := 0; i < manyListeners; i += 93 {
 		conn, err := net.DialTimeout("unix", path(i), proctest.Patience)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		conn.SetDeadline(time.Now().Add(proctest.Patience))
 		if answer, err := io.ReadAll(conn); err != nil || string(answer) != strconv.Itoa(i) {
 			t.Errorf("listener %d answered %q, %v", i, answer, err)
@@ -267,8 +258,6 @@ func TestTableManyListeners(t *testing.T) {
 		conn.Close()
 	}
 }
-
-// What the table says and what the descriptor is
 
 // A disguised file calls itself something else.
 type disguisedFile struct {
