@@ -4,11 +4,12 @@ package step
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 )
 
-// A Step is one of the variables below. No other package can make one, so that a
-// test with a misspelt step does not compile.
+// A Step is one of the variables below, or one that a test's program has made with
+// New and keeps in a variable. A test with a misspelt step does not compile.
 type Step struct{ name string }
 
 // The steps of a parent, in the order of a handover.
@@ -34,15 +35,29 @@ var All = []Step{
 
 func (s Step) String() string { return s.name }
 
+// known are the steps of a handover, and those of New.
+var known = slices.Clone(All)
+
+// New returns a step of a test's program beside those of a handover, for a variable
+// of a package. It panics if there is a step of this name.
+func New(name string) Step {
+	if _, err := Parse(name); err == nil {
+		panic(fmt.Sprintf("two steps are named %q", name))
+	}
+	s := Step{name}
+	known = append(known, s)
+	return s
+}
+
 // Parse returns the step of this name, which a test's process may have received by
 // its environment.
 func Parse(name string) (Step, error) {
-	for _, s := range All {
+	for _, s := range known {
 		if s.name == name {
 			return s, nil
 		}
 	}
-	return Step{}, fmt.Errorf("no step of a handover is named %q", name)
+	return Step{}, fmt.Errorf("no step is named %q", name)
 }
 
 var hook atomic.Pointer[func(Step)]

@@ -1,6 +1,6 @@
 //go:build unix
 
-package tableflip_test
+package handovertest
 
 import (
 	"encoding/binary"
@@ -18,27 +18,16 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
 )
 
-// What happens when the new process can't be started.
-
-func init() {
-	roles["ready"] = func() {
-		upg := must(tableflip.New(tableflip.Options{}))
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
-		report("ready")
-	}
-}
+// A new process that cannot be started.
 
 // writeProgram writes what may be tried to start, and returns its path.
 func writeProgram(t *testing.T, content []byte, mode os.FileMode) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program")
-	if err := os.WriteFile(path, content, mode); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.WriteFile(path, content, mode))
 	return path
 }
 
@@ -53,7 +42,7 @@ func foreignELF() []byte {
 	return header
 }
 
-func TestUpgradeCannotStart(t *testing.T) {
+func TestStartFails(t *testing.T) {
 	script := []byte("#!/bin/sh\nexit 7\n")
 	tests := []struct {
 		name string
@@ -155,9 +144,7 @@ func TestUpgradeCannotStart(t *testing.T) {
 			name: "too long names",
 			prepare: func(t *testing.T, upg *tableflip.Upgrader) (string, func(*exec.Cmd)) {
 				long := strings.Repeat("x", 8<<20)
-				if err := upg.AddFile(long, os.Stdin); err != nil {
-					t.Fatal(err)
-				}
+				proctest.OK(t, upg.AddFile(long, os.Stdin))
 				t.Cleanup(func() { upg.RemoveFile(long) })
 				return writeProgram(t, script, 0o755), nil
 			},
@@ -168,12 +155,12 @@ func TestUpgradeCannotStart(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var customize func(*exec.Cmd)
-			upg, s := newParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+			upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
 				if customize != nil {
 					customize(cmd)
 				}
-			}}, "ready")
-			ready(t, upg)
+			}}, "succeed")
+			proctest.OK(t, upg.Ready())
 
 			// What prepare changes, its cleanup undoes before the working upgrade.
 			t.Run("fails", func(t *testing.T) {
@@ -184,7 +171,7 @@ func TestUpgradeCannotStart(t *testing.T) {
 						prepared(cmd)
 					}
 				}
-				before := slices.Collect(maps.Values(openFiles(t, os.Getpid())))
+				before := slices.Collect(maps.Values(proctest.OpenFiles(t, os.Getpid())))
 				err := upg.Upgrade()
 				if !errors.Is(err, test.cause) {
 					t.Errorf("got %.300v, want %v", err, test.cause)
@@ -198,37 +185,35 @@ func TestUpgradeCannotStart(t *testing.T) {
 						t.Errorf("got %.1000v, which does not contain %q", err, want)
 					}
 				}
-				for fd, file := range openFiles(t, os.Getpid()) {
+				for fd, file := range proctest.OpenFiles(t, os.Getpid()) {
 					if !slices.Contains(before, file) {
 						t.Errorf("descriptor %s, %s, was leaked", fd, file)
 					}
 				}
 			})
 			customize = nil
-			if err := upg.Upgrade(); err != nil {
-				t.Fatal(err)
-			}
-			s.await("ready")
+			proctest.OK(t, upg.Upgrade())
+			s.Await("ready")
 		})
 	}
 }
 
-// TestUpgradeOutOfDescriptors raises the limit of open files, one by one, from
+// TestStartDescriptors raises the limit of open files, one by one, from
 // where there is no free descriptor, until a start gets through.
-func TestUpgradeOutOfDescriptors(t *testing.T) {
+func TestStartDescriptors(t *testing.T) {
 	t.Parallel()
 	c, parent, _ := startChain(t)
-	before := openFiles(t, parent.pid)
+	before := proctest.OpenFiles(t, parent.PID)
 	limit := 3
 	for before[strconv.Itoa(limit)] != "" {
 		limit++
 	}
 	for attempts := 0; ; attempts++ {
-		parent.limitDescriptors(limit + attempts)
-		parent.order("upgrade", roleVariable+"=exit")
-		n := parent.await("upgraded")
-		parent.limitDescriptors(-1)
-		if after := openFiles(t, parent.pid); !maps.Equal(after, before) {
+		parent.LimitDescriptors(limit + attempts)
+		parent.Order("upgrade", proctest.Environment("fail"))
+		n := parent.Await("upgraded")
+		parent.LimitDescriptors(-1)
+		if after := proctest.OpenFiles(t, parent.PID); !maps.Equal(after, before) {
 			t.Errorf("with %d more descriptors: they were %v, and are %v", attempts, before, after)
 		}
 		if n.Cause == "exit status 7" {
@@ -239,26 +224,22 @@ func TestUpgradeOutOfDescriptors(t *testing.T) {
 		}
 	}
 	next := c.upgrade(parent)
-	c.expectCharge(next.pid)
-	c.expectStop(next)
+	c.wantCharge(next.PID)
+	c.wantStop(next)
 }
 
-func TestUpgradeInDeletedDirectory(t *testing.T) {
+func TestStartDeletedDir(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)
 	c.workDir = filepath.Join(t.TempDir(), "work")
-	if err := os.Mkdir(c.workDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.Mkdir(c.workDir, 0o700))
 	parent, _ := c.start()
-	parent.await("alone")
-	before := openFiles(t, parent.pid)
+	parent.AwaitStep(alone)
+	before := proctest.OpenFiles(t, parent.PID)
 
-	if err := os.Remove(c.workDir); err != nil {
-		t.Fatal(err)
-	}
-	parent.order("upgrade")
-	n := parent.await("upgraded")
+	proctest.OK(t, os.Remove(c.workDir))
+	parent.Order("upgrade")
+	n := parent.Await("upgraded")
 	if n.Cause != syscall.ENOENT.Error() {
 		t.Errorf("Upgrade returned %q, caused by %q; want %q", n.Text, n.Cause, syscall.ENOENT)
 	}
@@ -267,15 +248,13 @@ func TestUpgradeInDeletedDirectory(t *testing.T) {
 			t.Errorf("Upgrade returned %q, which does not contain %q", n.Text, want)
 		}
 	}
-	if after := openFiles(t, parent.pid); !maps.Equal(after, before) {
+	if after := proctest.OpenFiles(t, parent.PID); !maps.Equal(after, before) {
 		t.Errorf("the descriptors were %v, and are %v", before, after)
 	}
-	c.expectCharge(parent.pid)
+	c.wantCharge(parent.PID)
 
-	if err := os.Mkdir(c.workDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.Mkdir(c.workDir, 0o700))
 	next := c.upgrade(parent)
-	c.expectCharge(next.pid)
-	c.expectStop(next)
+	c.wantCharge(next.PID)
+	c.wantStop(next)
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package tableflip_test
+package handovertest
 
 import (
 	"context"
@@ -14,13 +14,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
 )
+
+// The sockets of socket activation, in the first generation and those after it.
 
 // The sockets of socket activation, in the first generation and those after it.
 
@@ -33,8 +35,8 @@ func activate(t *testing.T, cmd *exec.Cmd, files []*os.File, env ...string) {
 	cmd.Args = []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, cmd.Path}
 	cmd.Path = "/bin/sh"
 	cmd.ExtraFiles = files
-	require(t, cmd.Start())
-	reaped := inBackground(cmd.Wait)
+	proctest.OK(t, cmd.Start())
+	reaped := proctest.InBackground(cmd.Wait)
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		<-reaped
@@ -46,31 +48,31 @@ func named(names ...string) string { return "LISTEN_FDNAMES=" + strings.Join(nam
 // fileOf returns a duplicate of socket that stays open until the end of the test.
 func fileOf(t *testing.T, socket any) *os.File {
 	t.Helper()
-	return opened[*os.File](t)(socket.(interface{ File() (*os.File, error) }).File())
+	return proctest.Opened[*os.File](t)(socket.(interface{ File() (*os.File, error) }).File())
 }
 
 func init() {
 	// claim does what the lines of its argument say, most of which are KIND NETWORK
 	// ADDRESS, and reports what it found.
-	roles["claim"] = func() {
-		logger, logbook := newLogger()
+	proctest.Role("claim", func() {
+		logger, logbook := proctest.NewLogger()
 		upg, err := tableflip.New(tableflip.Options{Logger: logger})
 		if err != nil {
 			_, again := tableflip.New(tableflip.Options{})
-			report("New", err, again)
-			untilKilled()
+			proctest.Report("New", err, again)
+			proctest.UntilKilled()
 		}
-		report("variables", slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		proctest.Report("variables", slices.DeleteFunc(os.Environ(), func(variable string) bool {
 			return !strings.HasPrefix(variable, "LISTEN_")
 		}))
-		for line := range strings.SplitSeq(arg(), "\n") {
-			report("done", line, "is", doClaim(upg, line))
+		for line := range strings.SplitSeq(proctest.Arg(), "\n") {
+			proctest.Report("done", line, "is", doClaim(upg, line))
 		}
 		for len(logbook) > 0 {
-			report("log", <-logbook)
+			proctest.Report("log", <-logbook)
 		}
-		untilKilled()
-	}
+		proctest.UntilKilled()
+	})
 }
 
 func doClaim(upg *tableflip.Upgrader, line string) any {
@@ -78,20 +80,20 @@ func doClaim(upg *tableflip.Upgrader, line string) any {
 	network, addr, _ := strings.Cut(name, " ")
 	switch do {
 	case "listener":
-		if ln := must(upg.Listener(network, addr)); ln != nil {
+		if ln := proctest.Must(upg.Listener(network, addr)); ln != nil {
 			return ln.Addr()
 		}
 	case "packet":
-		if conn := must(upg.PacketConn(network, addr)); conn != nil {
+		if conn := proctest.Must(upg.PacketConn(network, addr)); conn != nil {
 			return conn.LocalAddr()
 		}
 	case "conn":
-		if conn := must(upg.Conn(network, addr)); conn != nil {
+		if conn := proctest.Must(upg.Conn(network, addr)); conn != nil {
 			return conn.LocalAddr()
 		}
 	case "file":
-		if file := must(upg.File(name)); file != nil {
-			return string(must(io.ReadAll(file)))
+		if file := proctest.Must(upg.File(name)); file != nil {
+			return string(proctest.Must(io.ReadAll(file)))
 		}
 	case "remove":
 		return upg.RemoveListener(network, addr)
@@ -101,7 +103,7 @@ func doClaim(upg *tableflip.Upgrader, line string) any {
 		upg.Stop()
 	case "subprocess":
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), roleVariable+"=subprocess")
+		cmd.Env = append(os.Environ(), proctest.Environment("subprocess"))
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		return cmd.Run()
 	default:
@@ -110,11 +112,11 @@ func doClaim(upg *tableflip.Upgrader, line string) any {
 	return "none"
 }
 
-// expectDone checks the result of the next line of claim's argument.
-func (s *service) expectDone(line, result string) {
-	s.t.Helper()
-	if got, want := s.await("done").text, line+" is "+result; got != want {
-		s.t.Errorf("%s, want %s", got, want)
+// wantDone checks the result of the next line of claim's argument.
+func wantDone(t *testing.T, s *proctest.Service, line, result string) {
+	t.Helper()
+	if got, want := s.Await("done").Text, line+" is "+result; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 
@@ -136,8 +138,8 @@ func spellings(found, missed []string) []spelling {
 }
 
 // A service asks for its sockets in its own words.
-func TestActivatedSocketsAreFoundInEverySpelling(t *testing.T) {
-	dir := socketDir(t)
+func TestActivatedSpellings(t *testing.T) {
+	dir := proctest.SocketDir(t)
 	path := filepath.Join(dir, "s")
 	never := []string{
 		"listener tcp :NEXT", "listener udp :PORT", "packet tcp :PORT", "conn tcp :PORT", "listener unix :PORT",
@@ -219,8 +221,8 @@ func TestActivatedSocketsAreFoundInEverySpelling(t *testing.T) {
 			for range test.found {
 				files = append(files, fileOf(t, socket))
 			}
-			s := newService(t)
-			cmd := s.command("claim", withArg(strings.Join(lines, "\n")))
+			s := proctest.NewService(t)
+			cmd := s.Command("claim", proctest.WithArg(strings.Join(lines, "\n")))
 			cmd.Dir = dir
 			cmd.Path, _ = os.Executable()
 			activate(t, cmd, files)
@@ -229,35 +231,35 @@ func TestActivatedSocketsAreFoundInEverySpelling(t *testing.T) {
 				if spelling.found {
 					want = addr.String()
 				}
-				s.expectDone(spelling.ask, want)
+				wantDone(t, s, spelling.ask, want)
 			}
 		})
 	}
 }
 
 // systemd can bind an IPv6 socket to an IPv4 address.
-func TestActivatedSocketOfAMappedAddress(t *testing.T) {
+func TestActivatedMapped(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
-	require(t, err)
-	socket := opened[*os.File](t)(os.NewFile(uintptr(fd), "socket"), nil)
+	proctest.OK(t, err)
+	socket := proctest.Opened[*os.File](t)(os.NewFile(uintptr(fd), "socket"), nil)
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
 		t.Skip(err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrInet6{Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}); err != nil {
 		t.Skip(err)
 	}
-	require(t, unix.Listen(fd, 1))
+	proctest.OK(t, unix.Listen(fd, 1))
 	bound, err := unix.Getsockname(fd)
-	require(t, err)
+	proctest.OK(t, err)
 	addr := fmt.Sprint("127.0.0.1:", bound.(*unix.SockaddrInet6).Port)
-	s := newService(t)
-	activate(t, s.command("claim", withArg("listener tcp4 "+addr)), []*os.File{socket})
-	s.expectDone("listener tcp4 "+addr, addr)
+	s := proctest.NewService(t)
+	activate(t, s.Command("claim", proctest.WithArg("listener tcp4 "+addr)), []*os.File{socket})
+	wantDone(t, s, "listener tcp4 "+addr, addr)
 }
 
 // An address as it was asked for goes before one that is as good.
-func TestActivatedSocketIsTheOneAskedFor(t *testing.T) {
-	v4 := opened[net.Listener](t)(net.Listen("tcp4", "0.0.0.0:0"))
+func TestActivatedExact(t *testing.T) {
+	v4 := proctest.Opened[net.Listener](t)(net.Listen("tcp4", "0.0.0.0:0"))
 	_, port, _ := net.SplitHostPort(v4.Addr().String())
 	v6, err := net.Listen("tcp6", "[::]:"+port)
 	if err != nil {
@@ -273,24 +275,24 @@ func TestActivatedSocketIsTheOneAskedFor(t *testing.T) {
 		{"0.0.0.0", "v6", "v4", v4},
 		{"[::]", "v4", "v6", v6},
 	} {
-		s := newService(t)
+		s := proctest.NewService(t)
 		ask := "listener tcp " + test.host + ":" + port
 		files := map[string]*os.File{"v4": fileOf(t, v4), "v6": fileOf(t, v6)}
-		activate(t, s.command("claim", withArg(ask)), []*os.File{files[test.first], files[test.second]})
-		s.expectDone(ask, test.want.Addr().String())
+		activate(t, s.Command("claim", proctest.WithArg(ask)), []*os.File{files[test.first], files[test.second]})
+		wantDone(t, s, ask, test.want.Addr().String())
 	}
 }
 
-func TestActivatedDescriptorsAreFoundByTheirNames(t *testing.T) {
-	listen := func() net.Listener { return opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0")) }
+func TestActivatedNames(t *testing.T) {
+	listen := func() net.Listener { return proctest.Opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0")) }
 	first, second, third := listen(), listen(), listen()
-	packet := opened[net.PacketConn](t)(net.ListenPacket("udp", "127.0.0.1:0"))
-	server, _ := connect(t)
-	file := opened[*os.File](t)(os.Open(writeProgram(t, []byte("content"), 0o600)))
+	packet := proctest.Opened[net.PacketConn](t)(net.ListenPacket("udp", "127.0.0.1:0"))
+	server, _ := proctest.Connect(t)
+	file := proctest.Opened[*os.File](t)(os.Open(writeProgram(t, []byte("content"), 0o600)))
 	fifoRead, fifoWrite, err := os.Pipe()
-	require(t, err)
+	proctest.OK(t, err)
 	defer fifoRead.Close()
-	must(io.WriteString(fifoWrite, "from a pipe"))
+	proctest.Must(io.WriteString(fifoWrite, "from a pipe"))
 	fifoWrite.Close()
 	ask := []struct{ ask, want string }{
 		{"listener systemd web", first.Addr().String()},
@@ -308,17 +310,17 @@ func TestActivatedDescriptorsAreFoundByTheirNames(t *testing.T) {
 	for _, a := range ask {
 		lines = append(lines, a.ask)
 	}
-	s := newService(t)
-	activate(t, s.command("claim", withArg(strings.Join(lines, "\n"))),
+	s := proctest.NewService(t)
+	activate(t, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))),
 		[]*os.File{fileOf(t, first), fileOf(t, second), fileOf(t, third), fileOf(t, packet), fileOf(t, server), file, fifoRead},
 		named("web", "web", "", "web", "web", "web", "web"))
 	for _, a := range ask {
-		s.expectDone(a.ask, a.want)
+		wantDone(t, s, a.ask, a.want)
 	}
 }
 
-func TestVariablesOfSocketActivation(t *testing.T) {
-	ln := opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+func TestActivatedVariables(t *testing.T) {
+	ln := proctest.Opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
 	const ask = "listener systemd unknown"
 	for _, test := range []struct {
 		name string
@@ -330,26 +332,26 @@ func TestVariablesOfSocketActivation(t *testing.T) {
 		{name: "none", env: []string{"LISTEN_FDS=0"}, want: "none"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newService(t)
-			cmd := s.command("claim", withArg(ask))
+			s := proctest.NewService(t)
+			cmd := s.Command("claim", proctest.WithArg(ask))
 			activate(t, cmd, []*os.File{fileOf(t, ln)}, test.env...)
-			if got := s.await("variables").text; got != "[]" {
+			if got := s.Await("variables").Text; got != "[]" {
 				t.Errorf("left in the environment: %s", got)
 			}
-			s.expectDone(ask, test.want)
+			wantDone(t, s, ask, test.want)
 		})
 	}
 	t.Run("of another process", func(t *testing.T) {
-		s := newService(t)
-		cmd := s.command("claim", withArg(ask), "LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=web")
+		s := proctest.NewService(t)
+		cmd := s.Command("claim", proctest.WithArg(ask), "LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=web")
 		cmd.ExtraFiles = []*os.File{fileOf(t, ln)}
-		require(t, cmd.Start())
+		proctest.OK(t, cmd.Start())
 		defer cmd.Wait()
 		defer cmd.Process.Kill()
-		if got := s.await("variables").text; got != "[LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=web]" {
+		if got := s.Await("variables").Text; got != "[LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=web]" {
 			t.Errorf("left in the environment: %s", got)
 		}
-		s.expectDone(ask, "none")
+		wantDone(t, s, ask, "none")
 	})
 	for name, test := range map[string]struct{ env, want string }{
 		"garbled":          {"LISTEN_FDS=two", "unset it and LISTEN_PID"},
@@ -357,9 +359,9 @@ func TestVariablesOfSocketActivation(t *testing.T) {
 		"more than passed": {"LISTEN_FDS=1000", "of the 1000 that LISTEN_FDS announces"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newService(t)
-			activate(t, s.command("claim", withArg(ask)), []*os.File{fileOf(t, ln)}, test.env)
-			if got := s.await("New").text; strings.Count(got, test.want) != 2 {
+			s := proctest.NewService(t)
+			activate(t, s.Command("claim", proctest.WithArg(ask)), []*os.File{fileOf(t, ln)}, test.env)
+			if got := s.Await("New").Text; strings.Count(got, test.want) != 2 {
 				t.Errorf("New and New again: %s", got)
 			}
 		})
@@ -367,38 +369,38 @@ func TestVariablesOfSocketActivation(t *testing.T) {
 }
 
 // What the socket unit has bound is the socket unit's to unlink, claimed or not.
-func TestActivatedUnixSocketsStay(t *testing.T) {
-	dir := socketDir(t)
+func TestActivatedUnixStays(t *testing.T) {
+	dir := proctest.SocketDir(t)
 	claimed, unclaimed := filepath.Join(dir, "claimed"), filepath.Join(dir, "unclaimed")
 	var files []*os.File
 	for _, path := range []string{claimed, unclaimed} {
-		ln := must(net.Listen("unix", path)).(*net.UnixListener)
+		ln := proctest.Must(net.Listen("unix", path)).(*net.UnixListener)
 		ln.SetUnlinkOnClose(false)
-		files = append(files, must(ln.File()))
+		files = append(files, proctest.Must(ln.File()))
 		ln.Close()
 	}
-	s := newService(t)
-	activate(t, s.command("claim", withArg("listener unix "+claimed+"\nready\nstop")), files, named("a", "b.socket"))
+	s := proctest.NewService(t)
+	activate(t, s.Command("claim", proctest.WithArg("listener unix "+claimed+"\nready\nstop")), files, named("a", "b.socket"))
 	for _, file := range files {
 		file.Close()
 	}
-	s.expectDone("listener unix "+claimed, claimed)
-	s.expectDone("ready", "<nil>")
-	requireRefused(t, "unclaimed", "unix", unclaimed)
-	s.expectDone("stop", "none")
-	if line := s.await("log").text; !strings.Contains(line, "nobody claimed") || !strings.Contains(line, "listener:systemd:b.socket") {
+	wantDone(t, s, "listener unix "+claimed, claimed)
+	wantDone(t, s, "ready", "<nil>")
+	proctest.WantRefused(t, "unclaimed", "unix", unclaimed)
+	wantDone(t, s, "stop", "none")
+	if line := s.Await("log").Text; !strings.Contains(line, "nobody claimed") || !strings.Contains(line, "listener:systemd:b.socket") {
 		t.Errorf("the log says %s", line)
 	}
-	if !exists(claimed) || !exists(unclaimed) {
+	if !proctest.Exists(claimed) || !proctest.Exists(unclaimed) {
 		t.Error("a socket unit's file is gone")
 	}
 }
 
-func TestActivatedListenerIsRemovedByTheNameOfItsClaim(t *testing.T) {
+func TestActivatedRemove(t *testing.T) {
 	for _, network := range []string{"tcp", "systemd"} {
 		for _, early := range []bool{true, false} {
 			t.Run(fmt.Sprint(network, early), func(t *testing.T) {
-				ln := must(net.Listen("tcp", "127.0.0.1:0"))
+				ln := proctest.Must(net.Listen("tcp", "127.0.0.1:0"))
 				file := fileOf(t, ln)
 				ln.Close()
 				name := "systemd web"
@@ -409,14 +411,14 @@ func TestActivatedListenerIsRemovedByTheNameOfItsClaim(t *testing.T) {
 				if early {
 					lines = []string{"listener " + name, "remove " + name, "ready", "remove " + name}
 				}
-				s := newService(t)
-				activate(t, s.command("claim", withArg(strings.Join(lines, "\n"))), []*os.File{file}, named("web"))
+				s := proctest.NewService(t)
+				activate(t, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))), []*os.File{file}, named("web"))
 				results := map[string]string{"listener": ln.Addr().String(), "ready": "<nil>", "remove": "<nil>"}
 				for _, line := range lines[:3] {
 					do, _, _ := strings.Cut(line, " ")
-					s.expectDone(line, results[do])
+					wantDone(t, s, line, results[do])
 				}
-				if got := s.await("done").text; !strings.Contains(got, os.ErrNotExist.Error()) {
+				if got := s.Await("done").Text; !strings.Contains(got, os.ErrNotExist.Error()) {
 					t.Errorf("it can be removed again: %s", got)
 				}
 			})
@@ -424,23 +426,23 @@ func TestActivatedListenerIsRemovedByTheNameOfItsClaim(t *testing.T) {
 	}
 }
 
-func TestSubprocessesOfAnActivatedServiceInheritNothing(t *testing.T) {
-	ln := opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
-	s := newService(t)
-	activate(t, s.command("claim", withArg("listener systemd web\nsubprocess\nready\nsubprocess")), []*os.File{fileOf(t, ln)}, named("web"))
-	if got := s.await("variables").text; got != "[]" {
+func TestActivatedSubprocess(t *testing.T) {
+	ln := proctest.Opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	s := proctest.NewService(t)
+	activate(t, s.Command("claim", proctest.WithArg("listener systemd web\nsubprocess\nready\nsubprocess")), []*os.File{fileOf(t, ln)}, named("web"))
+	if got := s.Await("variables").Text; got != "[]" {
 		t.Errorf("left in the environment: %s", got)
 	}
 	for range 2 {
-		if got := s.await("subprocess").text; !strings.HasPrefix(got, "false ") || strings.Contains(got, "socket:") {
+		if got := s.Await("subprocess").Text; !strings.HasPrefix(got, "false ") || strings.Contains(got, "socket:") {
 			t.Errorf("a subprocess has %s", got)
 		}
 	}
 }
 
 // Whichever name one generation uses, the next may use the other.
-func TestActivatedSocketsTravelThroughUpgrades(t *testing.T) {
-	path := filepath.Join(socketDir(t), "s")
+func TestActivatedUpgrade(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "s")
 	for name, generations := range map[string][]string{
 		"address, name, address": {"tcp :PORT", "systemd web", "tcp *:PORT"},
 		"name, address, name":    {"systemd web", "tcp [::]:PORT", "systemd web"},
@@ -451,30 +453,30 @@ func TestActivatedSocketsTravelThroughUpgrades(t *testing.T) {
 			var ln net.Listener
 			port := ""
 			if name == "Unix" {
-				ln = must(net.Listen("unix", path))
+				ln = proctest.Must(net.Listen("unix", path))
 				ln.(*net.UnixListener).SetUnlinkOnClose(false)
 			} else {
-				ln = must(net.Listen("tcp", ":0"))
+				ln = proctest.Must(net.Listen("tcp", ":0"))
 				_, port, _ = net.SplitHostPort(ln.Addr().String())
 			}
-			file := must(ln.(interface{ File() (*os.File, error) }).File())
+			file := proctest.Must(ln.(interface{ File() (*os.File, error) }).File())
 			defer file.Close()
 			ln.Close()
-			s := newService(t)
-			activate(t, s.command("travel", withArg(strings.ReplaceAll(strings.Join(generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
-			last := s.await("serving")
+			s := proctest.NewService(t)
+			activate(t, s.Command("travel", proctest.WithArg(strings.ReplaceAll(strings.Join(generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
+			last := s.Await("serving")
 			addr := "localhost:" + port
 			if name == "Unix" {
 				addr = path
 			}
-			if got := answerOf(t, ln.Addr().Network(), addr); got != strconv.Itoa(last.pid) {
-				t.Errorf("the answer is %q, want %d", got, last.pid)
+			if got := proctest.Answer(t, ln.Addr().Network(), addr); got != strconv.Itoa(last.PID) {
+				t.Errorf("the answer is %q, want %d", got, last.PID)
 			}
-			s.await("stopped")
-			if name == "Unix" && !exists(path) {
+			s.Await("stopped")
+			if name == "Unix" && !proctest.Exists(path) {
 				t.Error("the socket unit's file is gone")
 			}
-			s.awaitEnd()
+			s.AwaitEnd()
 		})
 	}
 }
@@ -482,62 +484,27 @@ func TestActivatedSocketsTravelThroughUpgrades(t *testing.T) {
 func init() {
 	// travel claims what the first line says, and leaves the others to its children.
 	// The last serves once.
-	roles["travel"] = func() {
-		this, rest, more := strings.Cut(arg(), "\n")
-		upg := must(tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
-			cmd.Env = append(cmd.Env, withArg(rest))
+	proctest.Role("travel", func() {
+		this, rest, more := strings.Cut(proctest.Arg(), "\n")
+		upg := proctest.Must(tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
+			cmd.Env = append(cmd.Env, proctest.WithArg(rest))
 		}}))
 		network, addr, _ := strings.Cut(this, " ")
-		ln := must(upg.Listener(network, addr))
+		ln := proctest.Must(upg.Listener(network, addr))
 		if ln == nil {
 			panic("nothing inherited as " + this)
 		}
-		mustBeReady(upg)
-		must(0, upg.WaitForParent(context.Background()))
+		MustBeReady(upg)
+		proctest.Must(0, upg.WaitForParent(context.Background()))
 		if more {
-			must(0, upg.Upgrade())
+			proctest.Must(0, upg.Upgrade())
 			return
 		}
-		report("serving")
-		conn := must(ln.Accept())
-		must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+		proctest.Report("serving")
+		conn := proctest.Must(ln.Accept())
+		proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
 		conn.Close()
 		upg.Stop()
-		report("stopped")
-	}
-}
-
-// sameSocket reports whether both are descriptors of one socket.
-func sameSocket(t *testing.T, a, b syscall.Conn) bool {
-	t.Helper()
-	var stats [2]unix.Stat_t
-	for i, conn := range []syscall.Conn{a, b} {
-		raw, err := conn.SyscallConn()
-		require(t, err)
-		require(t, raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &stats[i]) }))
-		require(t, err)
-	}
-	return stats[0].Dev == stats[1].Dev && stats[0].Ino == stats[1].Ino
-}
-
-// FuzzStoreName shows that names are arbitrary bytes, and that what systemd gets is
-// what sd_notify(3) allows.
-func FuzzStoreName(f *testing.F) {
-	f.Add("listener", "tcp", ":8080", "LISTEN")
-	f.Add("", "", "", "tableflip,a,b,c")
-	f.Add("packet", "unixgram", "/run/a b,c%;:\x00\xff", "tableflip,%,,")
-	f.Add("a,b", "tableflip,", "%2C", "tableflip,a,b")
-	f.Fuzz(func(t *testing.T, kind, network, addr, other string) {
-		fdName := tableflip.StoreName(kind, network, addr)
-		if i := strings.IndexFunc(fdName, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }); i >= 0 {
-			t.Errorf("systemd refuses %q", fdName)
-		}
-		if k, n, a, ok := tableflip.ParseStoreName(fdName); k != kind || n != network || a != addr || !ok {
-			t.Errorf("%q, %q, %q became %q, %q, %q, %v", kind, network, addr, k, n, a, ok)
-		}
-		// Of others' names it need only survive.
-		if k, n, a, ok := tableflip.ParseStoreName(other); ok && !strings.HasPrefix(other, "tableflip,") {
-			t.Errorf("%q was taken for %q, %q, %q", other, k, n, a)
-		}
+		proctest.Report("stopped")
 	})
 }

@@ -1,0 +1,197 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+)
+
+// What Options.Command may do, and what is started.
+
+// Whatever Command does to what it gets, the next upgrade begins with this
+// process's own arguments again.
+func TestCommandSpoils(t *testing.T) {
+	arguments := slices.Clone(os.Args)
+	t.Cleanup(func() { copy(os.Args, arguments) })
+	upg, err := tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
+		if !slices.Equal(cmd.Args, arguments) {
+			t.Errorf("Args are %q, want %q", cmd.Args, arguments)
+		}
+		for i := range cmd.Args {
+			cmd.Args[i] = "spoilt"
+		}
+		for i := range cmd.Env {
+			cmd.Env[i] = "SPOILT=1"
+		}
+		proctest.Unstartable(cmd)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upg.Stop()
+	proctest.OK(t, upg.Ready())
+	for range 2 {
+		proctest.WantError(t, "Upgrade", upg.Upgrade(), os.ErrNotExist)
+	}
+	if !slices.Equal(os.Args, arguments) {
+		t.Errorf("os.Args are %q", os.Args)
+	}
+}
+
+// Options.Command may bring back variables that New has removed.
+func TestCommandForges(t *testing.T) {
+	upg, _ := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, "TABLEFLIP_HANDOVER=garbage", "TABLEFLIP_HANDOVER_0=garbage", "TABLEFLIP_HANDOVER_7=garbage")
+	}}, "succeed")
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCommandPanics(t *testing.T) {
+	panicking := true
+	upg, s := NewParent(t, tableflip.Options{Command: func(*exec.Cmd) {
+		if panicking {
+			panic("as told")
+		}
+	}}, "succeed")
+	proctest.OK(t, upg.Ready())
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		upg.Upgrade()
+	}()
+	panicking = false
+	added := proctest.InBackground(func() error { return upg.AddFile("a", os.Stderr) })
+	if err := proctest.Within(t, "AddFile", added); err != nil {
+		t.Error(err)
+	}
+	proctest.OK(t, upg.Upgrade())
+	s.Await("ready")
+}
+
+// The process that is ready need not be the one that was started.
+func TestCommandWrapper(t *testing.T) {
+	for story, script := range map[string]string{
+		"waits for it":      `"$0" & wait`,
+		"becomes it":        `exec "$0"`,
+		"exits before it":   `"$0" &`,
+		"is itself wrapped": `sh -c '"$0" & wait' "$0" & wait`,
+	} {
+		t.Run(story, func(t *testing.T) {
+			var started *exec.Cmd
+			upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+				proctest.Shell(script)(cmd)
+				started = cmd
+			}}, "answer")
+			ln, err := upg.Listen("tcp", "localhost:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			proctest.OK(t, upg.Ready())
+			proctest.OK(t, upg.Upgrade())
+			child := s.Await("ready")
+			if (child.PID == started.Process.Pid) != (story == "becomes it") {
+				t.Errorf("started %d, %d is ready", started.Process.Pid, child.PID)
+			}
+			if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
+				t.Errorf("the answer is %q, want %d", got, child.PID)
+			}
+			s.AwaitEnd()
+		})
+	}
+}
+
+// Elsewhere a closed standard stream makes every upgrade fail.
+func TestCommandStdinClosed(t *testing.T) {
+	stdin := os.Stdin
+	defer func() { os.Stdin = stdin }()
+	os.Stdin = proctest.ClosedFile()
+	requireNullDevice(t, "stdin", nil)
+}
+
+func TestCommandStreams(t *testing.T) {
+	for story, command := range map[string]func(*exec.Cmd){
+		"stdin closed":         func(cmd *exec.Cmd) { cmd.Stdin = proctest.ClosedFile() },
+		"stdin is nil":         func(cmd *exec.Cmd) { cmd.Stdin = nil },
+		"stdin is not a file":  func(cmd *exec.Cmd) { cmd.Stdin = (*os.File)(nil) },
+		"stderr closed":        func(cmd *exec.Cmd) { cmd.Stderr = proctest.ClosedFile() },
+		"stderr is not a file": func(cmd *exec.Cmd) { cmd.Stderr = (*os.File)(nil) },
+	} {
+		t.Run(story, func(t *testing.T) {
+			stream, _, _ := strings.Cut(story, " ")
+			requireNullDevice(t, stream, command)
+		})
+	}
+}
+
+func requireNullDevice(t *testing.T, stream string, command func(*exec.Cmd)) {
+	t.Helper()
+	upg, s := NewParent(t, tableflip.Options{Command: command}, "standard-streams")
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Upgrade())
+	if m := s.Await(stream); m.Text != "true" {
+		t.Errorf("%s is not %s in the child", stream, os.DevNull)
+	}
+}
+
+func init() {
+	proctest.Role("standard-streams", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		null := proctest.Must(os.Stat(os.DevNull))
+		proctest.Report("stdin", os.SameFile(null, proctest.Must(os.Stdin.Stat())))
+		proctest.Report("stderr", os.SameFile(null, proctest.Must(os.Stderr.Stat())))
+	})
+}
+
+// Elsewhere relative paths are looked up in the directory of the moment.
+func TestCommandChdir(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	proctest.OK(t, os.Symlink(proctest.Must(os.Executable()), filepath.Join(dir, "service")))
+	s := proctest.NewService(t)
+	cmd := s.Command("wanderer")
+	cmd.Dir = dir
+	cmd.Path, cmd.Args = "./service", []string{"./service"}
+	proctest.OK(t, cmd.Run())
+	for generation := range 2 {
+		m := s.Await("ready")
+		if want := fmt.Sprintf("%d %s [./service]", m.PID, dir); m.Text != want {
+			t.Errorf("generation %d: %s, want %s", generation+1, m.Text, want)
+		}
+	}
+}
+
+func init() {
+	proctest.Role("wanderer", func() {
+		start := proctest.Must(os.Getwd())
+		elsewhere := proctest.Must(os.MkdirTemp("", "flip"))
+		defer os.RemoveAll(elsewhere)
+		proctest.Must(0, os.Chdir(elsewhere))
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: "pid"}))
+		MustBeReady(upg)
+		pid := proctest.Must(os.ReadFile(filepath.Join(start, "pid")))
+		proctest.Report("ready", string(pid), start, os.Args)
+		if !upg.HasParent() {
+			proctest.Must(0, upg.Upgrade())
+		}
+	})
+}

@@ -1,0 +1,115 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+)
+
+// A child whose parent dies before Ready, as a program sees it.
+
+// Orphans
+
+// Elsewhere Ready fails with EPIPE, the documented pattern panics, and no process
+// is left.
+func TestParentKilledInRole(t *testing.T) {
+	for _, moment := range []string{"before New", "before Listen", "before Ready"} {
+		t.Run(moment, func(t *testing.T) {
+			dir := proctest.SocketDir(t)
+			pidFile, path := filepath.Join(dir, "pid"), filepath.Join(dir, "s")
+			s, first := proctest.Start(t, "orphan", proctest.WithArg(moment+"\n"+dir))
+			tcp := s.Await("parent").Text
+			child := s.Await("Ready")
+			if child.PID == first.Process.Pid || child.Text != "<nil> true" {
+				t.Errorf("Ready and HasParent: %v", child)
+			}
+			if m := s.Await("WaitForParent"); m.Text != "<nil>" {
+				t.Errorf("WaitForParent: %s", m.Text)
+			}
+			if m := s.Await("Upgrade"); m.Text != "true" {
+				t.Error("Upgrade was not accepted")
+			}
+			if content, err := os.ReadFile(pidFile); string(content) != strconv.Itoa(child.PID) {
+				t.Errorf("the PID file holds %q, %v, want %d", content, err, child.PID)
+			}
+			for network, addr := range map[string]string{"tcp": tcp, "unix": path} {
+				if got := proctest.Answer(t, network, addr); got != strconv.Itoa(child.PID) {
+					t.Errorf("%s: the answer is %q, want %d", network, got, child.PID)
+				}
+			}
+			proctest.Terminate(t, child.PID)
+			s.AwaitEnd()
+			if proctest.Exists(path) || proctest.Exists(pidFile) {
+				t.Error("the process in charge did not clean up")
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("orphan", func() {
+		terminated := proctest.Terminated()
+		moment, dir, _ := strings.Cut(proctest.Arg(), "\n")
+		isChild := len(Variables()) > 0
+		killParentAt := func(now string) {
+			if !isChild || now != moment {
+				return
+			}
+			parent := os.Getppid()
+			syscall.Kill(parent, syscall.SIGKILL)
+			// By the time that a process gets another parent, the descriptors of
+			// the old one are closed.
+			for os.Getppid() == parent {
+				runtime.Gosched()
+			}
+		}
+
+		killParentAt("before New")
+		upg := proctest.Must(tableflip.New(tableflip.Options{
+			PIDFile: filepath.Join(dir, "pid"),
+			Command: func(cmd *exec.Cmd) {
+				if isChild {
+					proctest.Unstartable(cmd)
+				}
+			},
+		}))
+		killParentAt("before Listen")
+		listeners := []net.Listener{
+			proctest.Must(upg.Listen("tcp", "localhost:0")),
+			proctest.Must(upg.Listen("unix", filepath.Join(dir, "s"))),
+		}
+		if !upg.HasParent() {
+			MustBeReady(upg)
+			proctest.Report("parent", listeners[0].Addr())
+			upg.Upgrade()
+			panic("the parent lives on")
+		}
+		killParentAt("before Ready")
+		proctest.Report("Ready", upg.Ready(), upg.HasParent())
+		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
+		proctest.Report("Upgrade", errors.Is(upg.Upgrade(), os.ErrNotExist))
+		for _, ln := range listeners {
+			go func() {
+				conn := proctest.Must(ln.Accept())
+				proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+				conn.Close()
+			}()
+		}
+		<-terminated
+		upg.Stop()
+	})
+}

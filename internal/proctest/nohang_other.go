@@ -1,0 +1,7 @@
+//go:build unix && !aix
+
+package proctest
+
+import "syscall"
+
+const noHang = syscall.WNOHANG

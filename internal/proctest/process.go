@@ -1,0 +1,171 @@
+//go:build unix
+
+package proctest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Unstartable makes the start of a command fail with os.ErrNotExist.
+func Unstartable(cmd *exec.Cmd) { cmd.Path = "/nonexistent/binary" }
+
+// Shell has a shell run script, to which the command's path is "$0".
+func Shell(script string) func(*exec.Cmd) {
+	return func(cmd *exec.Cmd) {
+		cmd.Args = append([]string{"sh", "-c", script, cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = "/bin/sh"
+	}
+}
+
+// ClosedFile is no standard stream.
+func ClosedFile() *os.File {
+	file := Must(os.Open(os.DevNull))
+	file.Close()
+	return file
+}
+
+// Kill sends a signal to a process that must be there.
+func Kill(t *testing.T, pid int, sig syscall.Signal) {
+	t.Helper()
+	OK(t, syscall.Kill(pid, sig))
+}
+
+// Terminate ends a process that waits for Terminated.
+func Terminate(t *testing.T, pid int) {
+	t.Helper()
+	Kill(t, pid, syscall.SIGTERM)
+}
+
+// Suspend stops a process, and waits for it where the system tells.
+func Suspend(t *testing.T, pid int) {
+	t.Helper()
+	Kill(t, pid, syscall.SIGSTOP)
+	awaitStop(t, pid)
+}
+
+// Continue ends what Suspend began.
+func Continue(t *testing.T, pid int) {
+	t.Helper()
+	Kill(t, pid, syscall.SIGCONT)
+}
+
+// IsReaped reports whether this process no longer has a child pid, not even a zombie.
+func IsReaped(pid int) bool {
+	_, err := syscall.Wait4(pid, nil, noHang, nil)
+	return errors.Is(err, syscall.ECHILD)
+}
+
+// Limit sets a limit of this process, to the greatest possible if n is negative.
+func Limit(resource, n int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(resource, &limit); err != nil {
+		return err
+	}
+	limit.Cur = limit.Max
+	if n >= 0 {
+		assign(&limit.Cur, n)
+	}
+	return unix.Setrlimit(resource, &limit)
+}
+
+// assign is for fields whose type is not the same on all systems.
+func assign[T int64 | uint64](field *T, n int) { *field = T(n) }
+
+// startTime tells a process from an unrelated one that is given its PID later. It
+// is empty where it is not known, and for a process that has ended.
+func startTime(pid int) string {
+	fields := procStat(fmt.Sprintf("/proc/%d/stat", pid))
+	if len(fields) < 20 {
+		return ""
+	}
+	return fields[19]
+}
+
+// procStat returns the fields after the second one, which is a name in parentheses
+// that may contain anything: the state, the parent and, at 19, the start time. See
+// proc_pid_stat(5).
+func procStat(path string) []string {
+	stat, _ := os.ReadFile(path)
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+}
+
+// WantNoChildren checks that a process has neither children nor zombies, where there
+// is a /proc.
+func WantNoChildren(t *testing.T, pid int) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		return
+	}
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	OK(t, err)
+	for _, path := range stats {
+		// One that has ended meanwhile has none.
+		if fields := procStat(path); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			t.Errorf("%d has a child: %s %s", pid, path, fields)
+		}
+	}
+}
+
+// OpenDescriptors counts the descriptors of this process. Counts are compared
+// WithoutGC, which would close lost ones.
+func OpenDescriptors() int {
+	open := 0
+	for fd := range 1024 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			open++
+		}
+	}
+	return open
+}
+
+// WithoutGC keeps the garbage collector from running until the end of the test.
+func WithoutGC(t *testing.T) {
+	t.Helper()
+	runtime.GC()
+	percent := debug.SetGCPercent(-1)
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
+}
+
+// OpenFiles returns what the descriptors of a process refer to, by number. It is
+// empty where there is no /proc.
+func OpenFiles(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	if runtime.GOOS != "linux" {
+		return files
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	OK(t, err)
+	for _, entry := range entries {
+		// The one that ReadDir used, if this is the process itself, is gone.
+		if target, err := os.Readlink(filepath.Join(dir, entry.Name())); err == nil {
+			files[entry.Name()] = target
+		}
+	}
+	return files
+}
+
+// KindsOf returns how many of the OpenFiles of each kind there are.
+func KindsOf(files map[string]string) map[string]int {
+	kinds := map[string]int{}
+	for target := range maps.Values(files) {
+		kind, _, _ := strings.Cut(target, ":[")
+		kinds[kind]++
+	}
+	return kinds
+}

@@ -1,0 +1,44 @@
+package proctest
+
+import (
+	"errors"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// AwaitDeath waits until a process can be waited for. That its wire has ended does not
+// mean that its other descriptors are closed: a dying process closes them in no order
+// that one could rely on (task_work_add in the kernel's source).
+func AwaitDeath(t *testing.T, pid int) {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return // it has been waited for
+	}
+	OK(t, err)
+	defer unix.Close(pidfd)
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(Patience.Milliseconds()))
+		if n == 1 {
+			return
+		}
+		if !errors.Is(err, unix.EINTR) {
+			t.Fatalf("%d is still dying: %v", pid, err)
+		}
+	}
+}
+
+// awaitStop waits until a child of this process has stopped.
+func awaitStop(t *testing.T, pid int) {
+	t.Helper()
+	OK(t, Within(t, "SIGSTOP", InBackground(func() error {
+		for {
+			err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+			if !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+	})))
+}

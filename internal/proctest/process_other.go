@@ -1,0 +1,11 @@
+//go:build unix && !linux
+
+package proctest
+
+import "testing"
+
+// AwaitDeath does nothing: the end of the process's wire must do.
+func AwaitDeath(*testing.T, int) {}
+
+// awaitStop does nothing: a request that is meant to meet nobody may meet somebody.
+func awaitStop(*testing.T, int) {}
