@@ -9,6 +9,8 @@ const Supported = false
 
 func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
 
+func Replace(target, fd uintptr) error { return errors.ErrUnsupported }
+
 func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
 
 func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
