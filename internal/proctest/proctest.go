@@ -14,9 +14,10 @@
 //
 // All tests speak the same words:
 //
-//   - Must is for roles: it panics, which ends the process with status 2.
+//   - Must panics, which ends a role's process with status 2. It is for roles, and for
+//     what a test needs and is not about.
 //   - OK is for what a test cannot go on without: it ends the test.
-//   - Want… is what a test checks: the test fails and goes on.
+//   - Want… is what a test checks: the test fails, and goes on where it can.
 //   - Await… and Within wait for an event, for Patience at most, and then end the test.
 //   - Report is what a process says, Order what it is told.
 package proctest
@@ -197,7 +198,7 @@ func Take(variable string) string {
 	return value
 }
 
-// Must is for roles.
+// Must returns value, and panics if err is not nil.
 func Must[T any](value T, err error) T {
 	if err != nil {
 		panic(err)
