@@ -48,6 +48,8 @@ func TestInheritNothing(t *testing.T) {
 	}
 }
 
+func init() { proctest.Role("answer-all", handovertest.AnswerAll) }
+
 // In cloudflare/tableflip v1.2.3 the second listener overwrites the first, which is lost
 // with those who wait in its queue.
 func TestListenPortZero(t *testing.T) {

@@ -20,6 +20,8 @@ import (
 
 // Sockets and options that only Linux has.
 
+func init() { proctest.Role("answer-all", AnswerAll) }
+
 // reusePort lets several sockets share an address.
 var reusePort = &net.ListenConfig{
 	Control: func(_, _ string, raw syscall.RawConn) error {

@@ -132,7 +132,7 @@ func init() {
 }
 
 // Linux takes no environment string longer than 128 KiB. How the table is spread is
-// env_test.go's.
+// internal/nametable's.
 func TestTableLarge(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "list-files")
 	var want []string
@@ -225,6 +225,7 @@ func init() {
 }
 
 func TestTableManyListeners(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "many")
 	// The child holds each twice: its own and the registry's.
 	const need = 2*manyListeners + 200
 	var limit syscall.Rlimit
@@ -236,7 +237,6 @@ func TestTableManyListeners(t *testing.T) {
 		t.Fatalf("the names are only %d bytes long", size)
 	}
 
-	upg, s := NewParent(t, tableflip.Options{}, "many")
 	// Not TCP, which would run out of ports if other tests do the same.
 	dir := proctest.SocketDir(t)
 	path := func(i int) string { return filepath.Join(dir, strconv.Itoa(i)) }
