@@ -134,9 +134,7 @@ func init() {
 		if os.Getenv(failVariable) != "" {
 			os.Exit(7)
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
@@ -147,9 +145,7 @@ func init() {
 		if os.Getenv(failVariable) != "" {
 			os.Exit(7)
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
@@ -280,30 +276,36 @@ func TestAcceptAndClose(t *testing.T) {
 	}
 }
 
-// The blocking mode belongs to the open file, which parent and child share: who
-// changes it changes it for both.
+// addPipes passes on one end of a pipe of each blocking mode, as the files "pollable" and
+// "blocking". All ends stay open until the end of the test.
+func addPipes(t *testing.T, upg *tableflip.Upgrader) (pollable, blocking *os.File, others []*os.File) {
+	t.Helper()
+	pollable, other, err := os.Pipe()
+	proctest.OK(t, err)
+	var pair [2]int
+	proctest.OK(t, unix.Pipe(pair[:]))
+	blocking = os.NewFile(uintptr(pair[0]), "")
+	others = []*os.File{other, os.NewFile(uintptr(pair[1]), "")}
+	for _, file := range append([]*os.File{pollable, blocking}, others...) {
+		t.Cleanup(func() { file.Close() })
+	}
+	proctest.OK(t, upg.AddFile("pollable", pollable))
+	proctest.OK(t, upg.AddFile("blocking", blocking))
+	return pollable, blocking, others
+}
+
 func TestFlagsUpgradeFails(t *testing.T) {
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")
 	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "localhost:0")).(*net.TCPListener)
 	server, _ := proctest.Connect(t)
 	proctest.OK(t, upg.AddConn("tcp", "a", server))
-	pollable, other, err := os.Pipe()
-	proctest.OK(t, err)
-	defer pollable.Close()
-	defer other.Close()
-	var pair [2]int
-	proctest.OK(t, unix.Pipe(pair[:]))
-	blocking, otherBlocking := os.NewFile(uintptr(pair[0]), ""), os.NewFile(uintptr(pair[1]), "")
-	defer blocking.Close()
-	defer otherBlocking.Close()
-	proctest.OK(t, upg.AddFile("pollable", pollable))
-	proctest.OK(t, upg.AddFile("blocking", blocking))
+	pollable, blocking, others := addPipes(t, upg)
 	stdin := os.Stdin
 	defer func() { os.Stdin = stdin }()
 	os.Stdin = pollable
 
 	flags := func() (all []int) {
-		for _, source := range []syscall.Conn{ln, server, pollable, blocking, other, otherBlocking} {
+		for _, source := range []syscall.Conn{ln, server, pollable, blocking, others[0], others[1]} {
 			raw, err := source.SyscallConn()
 			proctest.OK(t, err)
 			proctest.OK(t, raw.Control(func(fd uintptr) {
@@ -328,29 +330,10 @@ func TestFlagsUpgradeFails(t *testing.T) {
 
 func TestFlagsInChild(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "claim-files")
-	pollable, other, err := os.Pipe()
-	proctest.OK(t, err)
-	defer pollable.Close()
-	defer other.Close()
-	var pair [2]int
-	proctest.OK(t, unix.Pipe(pair[:]))
-	blocking, otherBlocking := os.NewFile(uintptr(pair[0]), ""), os.NewFile(uintptr(pair[1]), "")
-	defer blocking.Close()
-	defer otherBlocking.Close()
-	proctest.OK(t, upg.AddFile("pollable", pollable))
-	proctest.OK(t, upg.AddFile("blocking", blocking))
-	isNonblocking := func(file *os.File) (nonblocking bool) {
-		raw, err := file.SyscallConn()
-		proctest.OK(t, err)
-		proctest.OK(t, raw.Control(func(fd uintptr) {
-			flag, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-			proctest.OK(t, err)
-			nonblocking = flag&unix.O_NONBLOCK != 0
-		}))
-		return nonblocking
-	}
+	pollable, blocking, _ := addPipes(t, upg)
 	Upgrade(t, upg)
 	s.Await("claimed")
+	isNonblocking := func(file *os.File) bool { return statusFlags(file)&unix.O_NONBLOCK != 0 }
 	if !isNonblocking(pollable) || isNonblocking(blocking) {
 		t.Errorf("non-blocking: %v %v, want true false", isNonblocking(pollable), isNonblocking(blocking))
 	}

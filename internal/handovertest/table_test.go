@@ -216,9 +216,7 @@ func init() {
 				}
 			}()
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
