@@ -4,6 +4,7 @@ package handover
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -33,6 +34,55 @@ func TestChain(t *testing.T) {
 				t.Error(err)
 			}
 			if err := exchange(first.UDP, 1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestFloorWaitsForParent shows that what the floor's child waits for is the end of its
+// parent, and nothing that the garbage collector may end before: the parent has answered
+// when the child serves. So many listeners make the collector run during Upgrade.
+func TestFloorWaitsForParent(t *testing.T) {
+	most, err := MostListeners()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOGC", "1")
+	ch := start(t, Floor, min(4000, most))
+	for range 30 {
+		if err := ch.command(commandUpgrade); err != nil {
+			t.Fatal(err)
+		}
+		first, err := ch.answers.ReadString('\n')
+		if err != nil || !strings.HasPrefix(first, "upgraded ") {
+			t.Fatalf("got %q (%v) first, want the parent's answer", first, err)
+		}
+		if err := ch.awaitServing(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestUpgradeInARow shows that the time is one of as many upgrades as it says.
+func TestUpgradeInARow(t *testing.T) {
+	for _, c := range Contenders {
+		t.Run(string(c), func(t *testing.T) {
+			ch := start(t, c, 2)
+			pids := map[int]bool{ch.Serving.PID: true}
+			begin := time.Now()
+			took, err := ch.UpgradeInARow(3)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if took <= 0 || took > time.Since(begin) {
+				t.Errorf("three upgrades took %v, want something in %v", took, time.Since(begin))
+			}
+			if pids[ch.Serving.PID] || !ch.Serving.Inherited {
+				t.Errorf("%+v is in charge, want a child", ch.Serving)
+			}
+			// The chain goes on where it ended.
+			if _, err := ch.Upgrade(); err != nil {
 				t.Error(err)
 			}
 		})
