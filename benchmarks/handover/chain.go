@@ -69,9 +69,9 @@ func Start(binary string, c Contender, n int) (*Chain, error) {
 	return ch, nil
 }
 
-// host returns a loopback address for one chain. Few ports of 127.0.0.1 may be free
-// for its listeners, because a connection of whatever ran before, which its client
-// closed first, keeps its port for a minute (TIME_WAIT), and so does every other chain.
+// host returns a loopback address, so that each chain has its own. Of 127.0.0.1, too
+// few ports may be free: a connection that its client closed first, in whatever ran
+// before, keeps its port for a minute (TIME_WAIT in tcp(7)).
 func host() string {
 	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }

@@ -3,6 +3,8 @@
 package handover
 
 import (
+	"bufio"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -60,6 +62,28 @@ func TestFloorWaitsForParent(t *testing.T) {
 		}
 		if err := ch.awaitServing(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestAnswersInAnyOrder shows that nothing depends on which of two processes is the
+// first to write.
+func TestAnswersInAnyOrder(t *testing.T) {
+	output, answers, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer output.Close()
+	fmt.Fprintf(answers, servingFormat+upgradedFormat+servingFormat, 2, true, "a", "b", 1, 2, 3, 4, 5, 3, true, "c", "d", 6, 7)
+	answers.Close()
+	ch := &Chain{output: output, answers: bufio.NewReader(output)}
+	var called, committed, returned int64
+	if err := ch.answer(upgradedFormat, &called, &committed, &returned); err != nil || called != 3 || returned != 5 {
+		t.Errorf("got %d, %d, %v; want 3, 5", called, returned, err)
+	}
+	for want := 2; want <= 3; want++ {
+		if err := ch.awaitServing(); err != nil || ch.Serving.PID != want {
+			t.Errorf("got process %d, %v; want %d", ch.Serving.PID, err, want)
 		}
 	}
 }
