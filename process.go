@@ -86,30 +86,46 @@ func findSelf() (string, error) {
 // one does nothing.
 type pidFile string
 
-// write replaces the file at once, so that no reader sees it half written.
-func (path pidFile) write(content []byte) error {
+// prepare writes what commit renames into place, so that no reader sees it half
+// written. The name of the temporary file is fixed, so that a process that is killed
+// leaves at most one.
+func (path pidFile) prepare(content []byte) error {
 	if path == "" {
 		return nil
 	}
-	// The name is fixed, so that a process that is killed here leaves at most one.
 	temporary := path.temporary()
 	_ = os.Remove(temporary)
 	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err == nil {
 		_, err = file.Write(content)
-		err = errors.Join(err, file.Close())
-		step.Reached(step.PIDFileWritten)
-		if err == nil {
-			err = os.Rename(temporary, string(path))
-		}
-		if err != nil {
+		if err = errors.Join(err, file.Close()); err != nil {
 			_ = os.Remove(temporary)
 		}
 	}
+	step.Reached(step.PIDFilePrepared)
 	if err != nil {
 		return fmt.Errorf("tableflip: can't write the PID file: %w", err)
 	}
 	return nil
+}
+
+func (path pidFile) commit() error {
+	if path == "" {
+		return nil
+	}
+	if err := os.Rename(path.temporary(), string(path)); err != nil {
+		_ = os.Remove(path.temporary())
+		return fmt.Errorf("tableflip: can't write the PID file: %w", err)
+	}
+	step.Reached(step.PIDFileWritten)
+	return nil
+}
+
+func (path pidFile) write(content []byte) error {
+	if err := path.prepare(content); err != nil {
+		return err
+	}
+	return path.commit()
 }
 
 func (path pidFile) temporary() string { return string(path) + ".tmp" }

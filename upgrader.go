@@ -8,11 +8,14 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/step"
@@ -93,10 +96,15 @@ type Options struct {
 // upgraderExists is true from a successful New to Stop.
 var upgraderExists atomic.Bool
 
+// inherited is the parent of this process, for the Upgraders after the first one. It
+// is guarded by upgraderExists.
+var inherited *parent
+
 type state int
 
 const (
 	starting  state = iota // New has returned, Ready has not
+	accepting              // Ready takes charge
 	ready                  // in charge
 	upgrading              // in charge, with a child that is starting
 	upgraded               // the child is in charge
@@ -113,18 +121,36 @@ type Upgrader struct {
 	pidFile        pidFile
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
-	parent         *parent           // nil in the first generation
+	parent         *parent // nil in the first generation
+	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 
 	readyMu sync.Mutex    // held by Ready, so that calls at once all return one result
 	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
 	exit    chan struct{} // closed when the process is to drain and exit
 
-	mu            sync.Mutex
-	state         state
-	cancelUpgrade context.CancelCauseFunc // valid while upgrading
-	upgradeEnded  chan struct{}           // valid while upgrading, closed at its end
-	released      bool                    // Stop has made room for another Upgrader
+	// Under mu nothing blocks.
+	mu       sync.Mutex
+	state    state
+	accepted chan struct{} // while accepting: closed at its end
+	attempt  *attempt      // while upgrading
+	child    *child        // once upgraded
+}
+
+// An attempt is an upgrade under way.
+type attempt struct {
+	caller   context.Context
+	ctx      context.Context // ends when the attempt must, before the commit
+	stopCtx  context.Context // ends when Stop is called
+	cancel   context.CancelCauseFunc
+	stop     context.CancelCauseFunc
+	returned chan struct{} // closed when Upgrade returns
+
+	// Guarded by Upgrader.mu:
+	reloadAgain bool // the manager asked for another reload meanwhile
+	answered    bool // the manager was told how it went
+	undecided   bool // Upgrade has returned, and the child may still take charge
 }
 
 // New creates the Upgrader of this process. It takes over what a parent passes
@@ -147,8 +173,9 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
-	notifier := systemd.FindNotifier(opts.Logger)
-	registry, parent, err := inherit(opts, notifier)
+	env := systemd.FindEnv()
+	notifier := env.Notifier(opts.Logger)
+	registry, parent, err := takeOver(opts, notifier)
 	if err != nil {
 		upgraderExists.Store(false)
 		return nil, err
@@ -157,22 +184,28 @@ func New(opts Options) (*Upgrader, error) {
 	if timeout <= 0 {
 		timeout = DefaultUpgradeTimeout
 	}
-	return &Upgrader{
+	u := &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
 		pidFile:        pidFile(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
+		managerEnv:     env,
 		notifier:       notifier,
 		stop:           make(chan struct{}),
+		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
-	}, nil
+	}
+	if parent != nil {
+		parent.listen(u.answerReload)
+	}
+	return u, nil
 }
 
-// inherit takes over what a parent left or, in the first generation, which has a
-// nil parent, what the service manager passed.
-func inherit(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
+// takeOver inherits what a parent left or, in the first generation, which has a nil
+// parent, what the service manager passed.
+func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
 	registryOpts := registry.Options{Logger: opts.Logger}
 	if opts.ListenConfig != nil {
 		registryOpts.ListenConfig = *opts.ListenConfig
@@ -180,28 +213,54 @@ func inherit(opts Options, notifier *systemd.Notifier) (*registry.Registry, *par
 	if notifier != nil {
 		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
 	}
+	if inherited != nil {
+		// An earlier Upgrader of this process had what there was.
+		if inherited.isAbandoned() {
+			return nil, nil, errAbandoned
+		}
+		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
+		return r, inherited, err
+	}
 
 	t, err := findTable()
 	if err != nil {
 		return nil, nil, err
 	}
 	if t == nil {
-		r, err := inheritActivated(registryOpts)
+		r, err := takeOverActivated(registryOpts)
 		return r, nil, err
 	}
-	r, err := registry.New(registryOpts, firstDescriptor, t.Entries)
+	entries, handle := splitEntries(t.Entries)
+	r, err := registry.New(registryOpts, inherit.FirstFD, entries)
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := newParent()
+	inherited, err = newParent(t, handle)
 	if err != nil {
 		return nil, nil, err
 	}
-	forgetVariables()
-	return r, p, nil
+	inherit.Forget()
+	return r, inherited, nil
 }
 
-func inheritActivated(opts registry.Options) (*registry.Registry, error) {
+// splitEntries returns the entries that belong to the registry, which come first, and
+// the handle of the parent's process, if there is one. The others come from a later
+// version of this package, and stay closed to all.
+func splitEntries(entries []*nametable.Entry) ([]*nametable.Entry, *process.Handle) {
+	var handle *process.Handle
+	for i, e := range slices.Backward(entries) {
+		switch e.Kind {
+		case nametable.Listener, nametable.PacketConn, nametable.Conn, nametable.File:
+			return entries[:i+1], handle
+		}
+		if e.Name == parentHandle {
+			handle, _ = process.Inherited(inherit.FirstFD + uintptr(i))
+		}
+	}
+	return nil, handle
+}
+
+func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
 	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
 	if err != nil {
 		return nil, err
@@ -213,7 +272,7 @@ func inheritActivated(opts registry.Options) (*registry.Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	forgetVariables()
+	inherit.Forget()
 	return r, systemd.ForgetActivatedFDs()
 }
 
@@ -253,16 +312,75 @@ func (u *Upgrader) Ready() error {
 	defer u.readyMu.Unlock()
 
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	switch u.state {
+	state := u.state
+	u.mu.Unlock()
+	switch state {
 	case starting:
 	case stopped:
 		return ErrStopped
 	default:
 		return nil
 	}
-	if u.parent != nil {
+
+	if u.parent != nil && !u.parent.isInCharge() {
 		if err := u.askParent(); err != nil {
+			return err
+		}
+	}
+	u.mu.Lock()
+	if isClosed(u.stop) {
+		u.mu.Unlock()
+		return ErrStopped
+	}
+	u.state = accepting
+	u.accepted = make(chan struct{})
+	u.mu.Unlock()
+
+	err := u.takeCharge()
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.state = ready
+	if err != nil {
+		u.state = starting
+	}
+	close(u.accepted)
+	return err
+}
+
+// askParent asks to be put in charge, and returns nil once the parent has done so, or
+// has died.
+func (u *Upgrader) askParent() error {
+	if u.parent.isAbandoned() {
+		return errAbandoned
+	}
+	if isClosed(u.parent.decided) && u.parent.refusal != nil {
+		return u.parent.refusal
+	}
+	if err := u.pidFile.prepare(ownPID()); err != nil {
+		return err
+	}
+	u.parent.sayReady()
+
+	process.Prepare() // for the next upgrade, while there is nothing else to do
+	select {
+	case <-u.parent.decided:
+	case <-u.stop:
+	}
+	if isClosed(u.stop) {
+		return ErrStopped
+	}
+	step.Reached(step.VerdictReceived)
+	return u.parent.refusal
+}
+
+// takeCharge makes this the process in charge. What it does after the
+// acknowledgement cannot be undone.
+func (u *Upgrader) takeCharge() error {
+	// An Upgrader that is not the first one of its process needs nobody's leave.
+	asks := u.parent != nil && !u.parent.isInCharge()
+	if asks {
+		if err := u.parent.takeCharge(u.pidFile.commit); err != nil {
 			return err
 		}
 	} else {
@@ -272,71 +390,44 @@ func (u *Upgrader) Ready() error {
 		process.Prepare()
 	}
 	u.registry.TakeCharge()
-	u.state = ready
-	u.notifyReady()
+
+	switch {
+	case u.notifier == nil:
+	case asks:
+		go u.notifyAfterParent()
+	default:
+		u.notifier.Ready()
+		u.registry.OpenStore()
+	}
 	return nil
 }
 
-// notifyReady tells the service manager that this process is in charge, unless its
-// parent does, to which the manager listens until it has exited.
-func (u *Upgrader) notifyReady() {
-	switch {
-	case u.notifier == nil:
-	case u.parent == nil:
-		u.notifier.Ready()
-		u.registry.OpenStore()
-	default:
-		go func() {
-			<-u.parent.exited
-			if !u.parent.notified {
-				u.notifyMainPID()
-			}
-			u.registry.OpenStore()
-		}()
+// notifyAfterParent waits until the manager listens to this process: before, it
+// listens to the parent.
+func (u *Upgrader) notifyAfterParent() {
+	<-u.parent.exited
+	if !u.parent.notified {
+		u.notifyMainPID()
 	}
+	u.registry.OpenStore()
 }
 
 // notifyMainPID is for a child whose parent has died before it could do that.
 // systemd has ended the service then; other managers may have waited.
 func (u *Upgrader) notifyMainPID() {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.state == ready || u.state == upgrading {
-		u.notifier.MainPID(os.Getpid(), u.state == ready)
+	state := u.state
+	u.mu.Unlock()
+	if state != upgraded && state != stopped {
+		u.notifier.MainPID(os.Getpid(), state != upgrading)
 	}
 }
 
-// askParent asks to be put in charge. It unlocks u.mu while it waits.
-func (u *Upgrader) askParent() error {
-	select {
-	case <-u.parent.decided:
-		if u.parent.refusal != nil {
-			return u.parent.refusal
-		}
-	default:
-	}
-	// This is the one thing that others see before the commit: systemd reads the
-	// file when the parent exits, which may be right after it.
-	if err := u.pidFile.write(ownPID()); err != nil {
-		return err
-	}
-	u.parent.sayReady()
-
-	u.mu.Unlock()
-	process.Prepare() // for the next upgrade, while there is nothing else to do
-	select {
-	case <-u.parent.decided:
-	case <-u.stop:
-	}
-	u.mu.Lock()
-
-	if u.state == stopped {
-		return ErrStopped
-	}
-	<-u.parent.decided
-	step.Reached(step.VerdictReceived)
-	u.parent.closeReady()
-	return u.parent.refusal
+// answerReload is called when the service manager has asked the parent for a reload
+// right after the parent had handed over.
+func (u *Upgrader) answerReload() {
+	u.notifier.Reloading()
+	u.notifier.Ready()
 }
 
 // WaitForParent blocks until the parent has exited, or ctx is done, whose cause
@@ -347,20 +438,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	select {
-	case <-u.parent.decided:
-	case <-ctx.Done():
-		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
-	}
-	if u.parent.refusal != nil {
-		return u.parent.refusal
-	}
-	select {
-	case <-u.parent.exited:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
-	}
+	return u.parent.wait(ctx)
 }
 
 // Upgrade is UpgradeContext without a context of its own.
@@ -387,163 +465,261 @@ func (u *Upgrader) Upgrade() error {
 //     child it is;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(ctx context.Context) error {
-	return u.upgrade(ctx)
-}
-
-func (u *Upgrader) upgrade(callerCtx context.Context) (err error) {
-	ctx, err := u.beginUpgrade(callerCtx)
+func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+	a, err := u.beginUpgrade(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { u.endUpgrade(err) }()
+	defer func() { u.endUpgrade(a, err) }()
 
 	before, err := u.pidFile.read()
 	if err != nil {
 		return err
 	}
-	c, err := u.startChild()
+	c, err := u.startChild(a)
 	if err != nil {
 		return err
 	}
-	committed := false
-	defer func() {
-		if committed {
-			return
-		}
-		c.abort()
-		if err := u.pidFile.restore(before); err != nil && u.logger != nil {
-			u.logger.Error("tableflip: can't restore the PID file", "error", err)
-		}
-	}()
+	err = u.handOver(a, c)
+	if err == nil {
+		return nil
+	}
 
-	if err := c.awaitReady(ctx); err != nil {
-		return err
+	if abortErr := c.abort(); abortErr != nil {
+		u.mu.Lock()
+		a.undecided = true
+		u.mu.Unlock()
+		go u.settle(a, c, before)
+		return errors.Join(err, abortErr)
 	}
-	mainPID, err := u.prepareMainPID()
-	if err != nil {
-		return err
-	}
-	defer mainPID.Close()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	// Ctx follows its caller's from a goroutine, that may not have run yet.
-	if callerCtx.Err() != nil {
-		return cancelled(callerCtx)
-	}
-	if err := c.commit(u.logger); err != nil {
-		return err
-	}
-	committed = true
-	u.state = upgraded
-	if mainPID.Notify(c.pid) {
-		c.managerNotified()
-	}
-	close(u.exit)
-	u.registry.HandOver(ErrUpgraded)
-	return nil
+	u.restorePIDFile(before)
+	return err
 }
 
-// beginUpgrade enters the state upgrading. The context that it returns ends when
-// the upgrade must.
-func (u *Upgrader) beginUpgrade(callerCtx context.Context) (context.Context, error) {
+// beginUpgrade enters the state upgrading.
+func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
+	a, refusal, answer := u.enterUpgrade(caller)
+	if answer != nil {
+		// The service manager may have asked for the upgrade, and wait.
+		answer()
+	}
+	if refusal != nil {
+		return nil, refusal
+	}
+	u.notifier.Reloading()
+	return a, nil
+}
+
+// enterUpgrade returns an attempt, or why there is none, and how to answer the
+// service manager.
+func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, refusal error, answer func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
-	case starting:
-		return nil, ErrNotReady
+	case starting, accepting:
+		return nil, ErrNotReady, nil
 	case upgrading:
-		// It answers this reload, too.
-		u.notifier.Reloading()
-		return nil, ErrUpgradeInProgress
+		if !u.attempt.answered {
+			u.attempt.reloadAgain = true
+			return nil, ErrUpgradeInProgress, nil
+		}
+		return nil, ErrUpgradeInProgress, u.answerReload
 	case upgraded:
-		return nil, ErrUpgraded
+		return nil, ErrUpgraded, u.child.forwardReload
 	case stopped:
-		return nil, ErrStopped
+		return nil, ErrStopped, nil
 	}
-	select {
-	case <-u.stop:
-		return nil, ErrStopped
-	default:
-	}
-	var refusal error
 	switch {
+	case isClosed(u.stop):
+		return nil, ErrStopped, nil
 	case u.parent != nil && !u.parent.hasExited():
 		refusal = ErrParentRunning
-	case callerCtx.Err() != nil:
-		refusal = cancelled(callerCtx)
+	case caller.Err() != nil:
+		refusal = cancelled(caller)
 	}
 	if refusal != nil {
-		// The manager may have asked for it, and wait for an answer.
-		u.notifier.Reloading()
-		u.notifier.ReloadFailed(refusal)
-		return nil, refusal
+		return nil, refusal, func() {
+			u.notifier.Reloading()
+			u.notifier.ReloadFailed(refusal)
+		}
 	}
 
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(callerCtx))
-	var timer *time.Timer
-	disconnect := context.AfterFunc(callerCtx, func() { cancel(cancelled(callerCtx)) })
-	if _, ok := callerCtx.Deadline(); !ok {
-		timer = time.AfterFunc(u.upgradeTimeout, func() {
-			cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", u.upgradeTimeout, os.ErrDeadlineExceeded))
-		})
-	}
+	a = &attempt{caller: caller, returned: make(chan struct{})}
+	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
+	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
+	context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
+	u.attempt = a
 	u.state = upgrading
-	u.notifier.Reloading()
-	u.upgradeEnded = make(chan struct{})
-	u.cancelUpgrade = func(cause error) {
-		cancel(cause)
-		disconnect()
-		if timer != nil {
-			timer.Stop()
-		}
+	return a, nil, nil
+}
+
+func cancelled(caller context.Context) error {
+	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(caller))
+}
+
+// err returns why the attempt must end. Its ctx follows its caller's from a goroutine,
+// which may not have run yet.
+func (a *attempt) err() error {
+	switch {
+	case a.ctx.Err() != nil:
+		return context.Cause(a.ctx)
+	case a.caller.Err() != nil:
+		return cancelled(a.caller)
 	}
-	return ctx, nil
+	return nil
 }
 
-func cancelled(callerCtx context.Context) error {
-	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(callerCtx))
-}
-
-// endUpgrade leaves the state upgrading, unless a commit has.
-func (u *Upgrader) endUpgrade(err error) {
-	u.registry.Unfreeze()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.state == upgrading {
-		u.state = ready
-		if err == nil {
-			err = errors.New("tableflip: Options.Command has panicked")
-		}
-		u.notifier.ReloadFailed(err)
+// limit ends the attempt after timeout, unless its caller has a deadline, and returns
+// when it will end.
+func (a *attempt) limit(timeout time.Duration) time.Time {
+	if deadline, ok := a.caller.Deadline(); ok {
+		return deadline
 	}
-	u.cancelUpgrade(nil)
-	close(u.upgradeEnded)
+	timer := time.AfterFunc(timeout, func() {
+		a.cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
+	})
+	context.AfterFunc(a.ctx, func() { timer.Stop() })
+	return time.Now().Add(timeout)
 }
 
-// prepareMainPID fails for lack of descriptors.
-func (u *Upgrader) prepareMainPID() (*systemd.MainPIDUpdate, error) {
-	update, err := u.notifier.PrepareMainPID()
-	if err != nil {
-		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
-	}
-	return update, nil
-}
-
-func (u *Upgrader) startChild() (*child, error) {
+// startChild starts the new process.
+func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	cmd, err := newCommand(u.command)
 	if err != nil {
 		return nil, err
 	}
-	entries, files, release, err := u.registry.FreezeForChild()
-	if err != nil {
+	// Whoever has cancelled the upgrade meanwhile may not want it started.
+	if err := a.err(); err != nil {
 		return nil, err
 	}
+	until := a.limit(u.upgradeTimeout)
+
+	entries, files, release, err := u.registry.FreezeForChild()
+	if err != nil {
+		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
+	}
 	defer release()
-	return startChild(cmd, systemd.IsParent(), entries, files)
+	if self, err := process.Open(os.Getpid()); err == nil {
+		defer self.Close()
+		entries = append(entries, &nametable.Entry{Name: parentHandle})
+		files = append(files, self.File())
+	}
+	return startChild(cmd, u.managerEnv, entries, files, until)
+}
+
+// handOver puts a child in charge once it is ready. After an error it may be in charge
+// all the same, until it was aborted.
+func (u *Upgrader) handOver(a *attempt, c *child) error {
+	if err := c.awaitReady(a.ctx); err != nil {
+		return err
+	}
+	mainPID, err := u.notifier.PrepareMainPID()
+	if err != nil {
+		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
+	}
+	defer mainPID.Close()
+	// From here on neither the caller nor the timeout can end the attempt.
+	if err := a.err(); err != nil {
+		return err
+	}
+	if err := c.commit(a.stopCtx); err != nil {
+		return err
+	}
+	u.retire(a, c, mainPID)
+	return nil
+}
+
+// retire makes way for a child that is in charge.
+func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
+	if mainPID.Notify(c.pid) {
+		_ = c.say(wordNotified)
+	}
+	step.Reached(step.ManagerNotified)
+	c.keep(u.logger)
+
+	u.mu.Lock()
+	wasStopped := u.state == stopped
+	if !wasStopped {
+		u.state = upgraded
+		u.child = c
+		close(u.exit)
+	}
+	u.mu.Unlock()
+	if !wasStopped {
+		u.registry.HandOver(ErrUpgraded)
+	}
+}
+
+// endUpgrade leaves the state upgrading, unless the child is in charge or may still
+// take charge.
+func (u *Upgrader) endUpgrade(a *attempt, err error) {
+	a.cancel(nil)
+	u.mu.Lock()
+	stays := u.state == upgrading && !a.undecided
+	u.mu.Unlock()
+	if stays {
+		if err == nil {
+			err = errors.New("tableflip: Options.Command has panicked")
+		}
+		u.stayInCharge(a, err)
+	}
+	close(a.returned)
+}
+
+// stayInCharge ends an attempt that has failed because of err.
+func (u *Upgrader) stayInCharge(a *attempt, err error) {
+	u.registry.Unfreeze()
+
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
+	// While the state is upgrading, no other attempt can speak.
+	u.notifier.ReloadFailed(err)
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.state == upgrading {
+		u.state = ready
+		u.attempt = nil
+	}
+}
+
+// settle waits for a child whose death could not be confirmed.
+func (u *Upgrader) settle(a *attempt, c *child, before []byte) {
+	<-a.returned
+	if c.settle() {
+		mainPID, err := u.notifier.PrepareMainPID()
+		if err == nil {
+			defer mainPID.Close()
+		}
+		u.retire(a, c, mainPID)
+		return
+	}
+	u.mu.Lock()
+	wasStopped := u.state == stopped
+	u.mu.Unlock()
+	if wasStopped {
+		return
+	}
+	u.restorePIDFile(before)
+	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+}
+
+func (u *Upgrader) restorePIDFile(before []byte) {
+	if err := u.pidFile.restore(before); err != nil && u.logger != nil {
+		u.logger.Error("tableflip: can't restore the PID file", "error", err)
+	}
 }
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what
@@ -558,37 +734,58 @@ func (u *Upgrader) startChild() (*child, error) {
 // in Ready, to learn the parent's verdict, for a second at the most, or until the
 // service manager has been told.
 func (u *Upgrader) Stop() {
+	if !u.beginStop() {
+		<-u.ended
+		return
+	}
+	defer close(u.ended)
+
+	u.mu.Lock()
+	if u.state == upgraded {
+		u.mu.Unlock()
+		upgraderExists.Store(false)
+		return
+	}
+	// A first generation that was never ready leaves what systemd has stored
+	// for it over a crash to the one after it.
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	u.state = stopped
+	u.mu.Unlock()
+
+	if inCharge {
+		u.notifier.Stopping()
+	}
+	u.registry.Stop(inCharge, ErrStopped)
+	if inCharge {
+		u.logCleanUp(u.pidFile.remove())
+	}
+	close(u.exit)
+	upgraderExists.Store(false)
+}
+
+// beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It
+// reports whether no other Stop was called before.
+func (u *Upgrader) beginStop() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	select {
-	case <-u.stop:
-	default:
+	first := !isClosed(u.stop)
+	if first {
 		close(u.stop)
 	}
-	for u.state == upgrading {
-		u.cancelUpgrade(ErrStopped)
-		ended := u.upgradeEnded
+	for {
+		var busy <-chan struct{}
+		switch {
+		case u.state == accepting:
+			busy = u.accepted
+		case u.state == upgrading && !isClosed(u.attempt.returned):
+			u.attempt.stop(ErrStopped)
+			busy = u.attempt.returned
+		default:
+			return first
+		}
 		u.mu.Unlock()
-		<-ended
+		<-busy
 		u.mu.Lock()
-	}
-	if u.state != upgraded && u.state != stopped {
-		// A first generation that was never ready leaves what systemd has kept
-		// for it over a crash to the one after it.
-		inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.waitAbandoned()
-		u.state = stopped
-		if inCharge {
-			u.notifier.Stopping()
-		}
-		u.registry.Stop(inCharge, ErrStopped)
-		if inCharge {
-			u.logCleanUp(u.pidFile.remove())
-		}
-		close(u.exit)
-	}
-	if !u.released {
-		u.released = true
-		upgraderExists.Store(false)
 	}
 }
 

@@ -337,7 +337,7 @@ func TestUpgradeCancelledLate(t *testing.T) {
 		t.Fatalf("the next upgrade: %v", err)
 	}
 	if m := s.Await("ready"); m.PID != child.Process.Pid {
-		t.Errorf("%d is ready, want %d", m.PID, child.Process.Pid)
+		t.Errorf("%d is ready, want %d", m.PID, os.Getpid())
 	}
 }
 
@@ -543,11 +543,7 @@ func TestPIDFile(t *testing.T) {
 			t.Errorf("%s: the PID file holds %q, %v, want %d", when, content, err, pid)
 		}
 	}
-	var child *exec.Cmd
-	upg, s := handovertest.NewParent(t, tableflip.Options{
-		PIDFile: path,
-		Command: func(cmd *exec.Cmd) { child = cmd },
-	}, "with-pid-file", proctest.WithArg(path))
+	upg, s := handovertest.NewParent(t, tableflip.Options{PIDFile: path}, "with-pid-file", proctest.WithArg(path))
 	if proctest.Exists(path) {
 		t.Error("there is a PID file before Ready")
 	}
@@ -556,7 +552,7 @@ func TestPIDFile(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	restore := proctest.During(t, step.ReadyReceived, func() {
-		wantContent("before the commit", child.Process.Pid)
+		wantContent("before the commit", os.Getpid())
 		cancel()
 	})
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
@@ -656,13 +652,13 @@ func TestPIDFileWasMissing(t *testing.T) {
 	proctest.OK(t, os.Remove(path))
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, func() {
-		if !proctest.Exists(path) {
-			t.Error("the child has written no PID file")
+		if !proctest.Exists(path + ".tmp") {
+			t.Error("the child has prepared no PID file")
 		}
 		cancel()
 	})
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
-	if proctest.Exists(path) {
+	if proctest.Exists(path) || proctest.Exists(path+".tmp") {
 		t.Error("the dead child's PID file is there")
 	}
 }

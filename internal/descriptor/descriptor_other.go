@@ -17,7 +17,7 @@ func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }
 
-func AtEOF(uintptr) bool { return false }
+func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
 func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
 

@@ -74,7 +74,10 @@ func TestUpgradeErrors(t *testing.T) {
 			var exit *exec.ExitError
 			return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
 		}},
-		{"another word than ready", proctest.Shell("echo hello >&3"), says(`"hello\n"`)},
+		{"unknown words", proctest.Shell("echo hello >&3; exit 3"), exits(3)},
+		{"no process ID", proctest.Shell("echo here hello >&3"), says(`"hello"`)},
+		{"ready before here", proctest.Shell("echo ready >&3"), says("not that it is here")},
+		{"a reason", proctest.Shell("echo failed no disk >&3"), says("failed: no disk")},
 		{"words without end", proctest.Shell("exec cat /dev/zero >&3"), says(`"\x00\x00`)},
 	} {
 		t.Run(test.story, func(t *testing.T) {

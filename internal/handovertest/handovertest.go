@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -57,7 +58,7 @@ func MustBeReady(upg *tableflip.Upgrader) { proctest.Must(0, upg.Ready()) }
 // Variables returns what the environment holds of a handover.
 func Variables() []string {
 	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return !strings.HasPrefix(variable, "TABLEFLIP_")
+		return !strings.HasPrefix(variable, inherit.Variable)
 	})
 }
 

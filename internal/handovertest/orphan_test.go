@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -62,7 +63,7 @@ func init() {
 	proctest.Role("orphan", func() {
 		terminated := proctest.Terminated()
 		moment, dir, _ := strings.Cut(proctest.Arg(), "\n")
-		isChild := len(Variables()) > 0
+		isChild := inherit.Variables() != nil
 		killParentAt := func(now string) {
 			if !isChild || now != moment {
 				return

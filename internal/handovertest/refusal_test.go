@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,13 +59,21 @@ func init() {
 	})
 }
 
-// The wrapper is killed, and the child that was refused lives on: it must hear
-// of it, and touch nothing.
+// The wrapper is killed, and the child that was refused lives on, because it is in a
+// PID namespace of its own and the parent does not know it: it must hear of the
+// refusal, and touch nothing.
 func TestReadyRefused(t *testing.T) {
+	wrapper := `exec unshare --pid --fork "$0"`
+	if runtime.GOOS != "linux" || os.Getuid() != 0 {
+		if runtime.GOOS == "linux" {
+			t.Skip("only root can make a PID namespace")
+		}
+		wrapper = `"$0" & wait` // there the parent cannot prove whom it would kill
+	}
 	dir := proctest.SocketDir(t)
 	path, pidFile := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
 	upg, s := NewParent(t, tableflip.Options{
-		Command: proctest.Shell(`"$0" & wait`),
+		Command: proctest.Shell(wrapper),
 		PIDFile: pidFile,
 	}, "refused", proctest.WithArg(dir))
 	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))

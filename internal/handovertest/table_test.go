@@ -36,11 +36,11 @@ func TestTableGarbled(t *testing.T) {
 		{"empty", `TABLEFLIP_HANDOVER= exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"header missing", `unset TABLEFLIP_HANDOVER; exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"names missing", `unset TABLEFLIP_HANDOVER_0; exec "$0"`, []string{"TABLEFLIP_HANDOVER_0", "missing"}},
-		{"names cut", `TABLEFLIP_HANDOVER_0=${TABLEFLIP_HANDOVER_0%;*} exec "$0"`, []string{"3 descriptors announced, 2 found"}},
+		{"names cut", `TABLEFLIP_HANDOVER_0=${TABLEFLIP_HANDOVER_0%;*} exec "$0"`, []string{"4 descriptors announced, 3 found"}},
 		// So many that they are not all taken by what the runtime opens.
 		{"descriptors missing", `set -- "$0" $TABLEFLIP_HANDOVER
 			for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do more="$more;fd,missing"; done
-			TABLEFLIP_HANDOVER="$2 $3 $4 23 1" TABLEFLIP_HANDOVER_0="$TABLEFLIP_HANDOVER_0$more" exec "$0"`,
+			TABLEFLIP_HANDOVER="$2 $3 $4 fds=24 parts=1 pid=1 until=2" TABLEFLIP_HANDOVER_0="$TABLEFLIP_HANDOVER_0$more" exec "$0"`,
 			[]string{"inherit descriptor", `"fd:missing:"`}},
 		{"newer version", `TABLEFLIP_HANDOVER="27${TABLEFLIP_HANDOVER#1}" exec "$0"`, []string{`"27"`, `"1"`}},
 		{"newer version with more fields", `TABLEFLIP_HANDOVER="27${TABLEFLIP_HANDOVER#1} and more" exec "$0"`, []string{`"27"`, `"1"`}},

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"time"
 
 	"example.com/tableflip/internal/descriptor"
 )
@@ -74,11 +75,18 @@ func (p *Process) Exited() <-chan struct{} {
 // or, of a sibling, words. It may be called once Exited is closed.
 func (p *Process) Err() error { return p.err }
 
-// Kill ends the process and returns once it has been reaped.
-func (p *Process) Kill() {
-	// It fails if the process has ended, which is what it is for.
-	_ = p.cmd.Process.Kill()
-	<-p.Exited()
+// Kill ends the process and returns nil once it has been reaped, or an error if that
+// takes longer than timeout.
+func (p *Process) Kill(timeout time.Duration) error {
+	killErr := p.cmd.Process.Kill()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-p.Exited():
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("tableflip: process %d is still there %v after it was to be killed: %w", p.PID(), timeout, cmp.Or(killErr, os.ErrDeadlineExceeded))
+	}
 }
 
 // Prepare does what os/exec would do at the first start of a process: it finds out

@@ -38,6 +38,8 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/step"
+
+	"golang.org/x/sys/unix"
 )
 
 // Patience bounds every wait for an event. No test passes because of it.
@@ -70,6 +72,10 @@ func Main(m *testing.M) {
 		play(name)
 	}
 
+	// What the caller has left open would show in the descriptors of some processes.
+	for fd := 3; fd < 1024; fd++ {
+		unix.CloseOnExec(fd)
+	}
 	// The race detector would have every process sleep for a second at its end. Of
 	// most of those started from here nobody looks at the exit status: they end at
 	// the first race, and their tests fail for want of them.
