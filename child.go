@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
@@ -91,7 +92,7 @@ func startChild(cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, file
 		// Options.Command may have brought back what the package has removed.
 		cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
 			name, _, _ := strings.Cut(variable, "=")
-			return nametable.IsVariable(name)
+			return inherit.IsVariable(name)
 		})
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -11,11 +12,91 @@ import (
 	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/registry"
+	"example.com/tableflip/internal/systemd"
 )
 
-// This file decides what the variables mean that were found in the environment at the
-// start of the process: a table for this process, one that was lost on its way to it,
-// or one that has leaked from another process.
+// This file decides what this process inherits. The variables that were found in the
+// environment at its start are a table for this process, one that was lost on its way
+// to it, or one that has leaked from another process. Without a table, it may have been
+// activated by the service manager.
+
+// inherited is the parent of this process, for the Upgraders after the first one. It
+// is guarded by upgraderExists.
+var inherited *parent
+
+// takeOver inherits what a parent left or, in the first generation, which has a nil
+// parent, what the service manager passed.
+func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
+	registryOpts := registry.Options{Logger: opts.Logger}
+	if opts.ListenConfig != nil {
+		registryOpts.ListenConfig = *opts.ListenConfig
+	}
+	if notifier != nil {
+		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
+	}
+	if inherited != nil {
+		// An earlier Upgrader of this process had what there was.
+		if inherited.isAbandoned() {
+			return nil, nil, errAbandoned
+		}
+		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
+		return r, inherited, err
+	}
+
+	t, err := findTable()
+	if err != nil {
+		return nil, nil, err
+	}
+	if t == nil {
+		r, err := takeOverActivated(registryOpts)
+		return r, nil, err
+	}
+	entries, handle := splitEntries(t.Entries)
+	r, err := registry.New(registryOpts, inherit.FirstFD, entries)
+	if err != nil {
+		return nil, nil, err
+	}
+	inherited, err = newParent(t, handle)
+	if err != nil {
+		return nil, nil, err
+	}
+	inherit.Forget()
+	return r, inherited, nil
+}
+
+// splitEntries returns the entries that belong to the registry, which come first, and
+// the handle of the parent's process, if there is one. The others come from a later
+// version of this package, and stay closed to all.
+func splitEntries(entries []*nametable.Entry) ([]*nametable.Entry, *process.Handle) {
+	var handle *process.Handle
+	for i, e := range slices.Backward(entries) {
+		switch e.Kind {
+		case nametable.Listener, nametable.PacketConn, nametable.Conn, nametable.File:
+			return entries[:i+1], handle
+		}
+		if e.Name == parentHandle {
+			handle, _ = process.Inherited(inherit.FirstFD + uintptr(i))
+		}
+	}
+	return nil, handle
+}
+
+func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
+	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
+	if err != nil {
+		return nil, err
+	}
+	r, err := registry.New(opts, systemd.FirstFD, entries)
+	if err == nil {
+		err = r.DescribeStored()
+	}
+	if err != nil {
+		return nil, err
+	}
+	inherit.Forget()
+	return r, systemd.ForgetActivatedFDs()
+}
 
 // findTable returns the table of this process, or nil if there is none.
 func findTable() (*nametable.Table, error) {

@@ -8,16 +8,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
-	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
-	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
 )
@@ -51,54 +48,55 @@ var (
 
 // Options are the options of New. The zero value is usable.
 type Options struct {
-	// UpgradeTimeout is how long a new process may take to become ready until
-	// it is killed. Zero, and less, means DefaultUpgradeTimeout.
+	// UpgradeTimeout limits how long a new process may take to become ready before
+	// it is killed. If zero or negative, [DefaultUpgradeTimeout] is used.
 	UpgradeTimeout time.Duration
 
 	// PIDFile, if not empty, is the path of a file that holds the PID of the
-	// process in charge. Ready writes it, with mode 0644 less the umask, and
-	// replaces it at once, by renaming a temporary file in its directory, which
-	// must be writable. A failed upgrade restores it, and Stop removes it. A
+	// process in charge. Ready writes it, with mode 0644 less the umask. It
+	// replaces the file at once, by renaming a temporary file in its directory, which
+	// must be writable. A failed upgrade restores the file, and Stop removes it. A
 	// relative path is relative to the directory that the process started in.
 	PIDFile string
 
-	// ListenConfig is what Listen and ListenPacket create sockets with. Its
-	// keep-alive parameters also apply to inherited TCP listeners. Nil means
-	// the zero ListenConfig.
+	// ListenConfig creates the sockets of Listen and ListenPacket. If nil, the zero
+	// ListenConfig is used. It is not applied to inherited sockets, which keep the
+	// options that they were created with, except that its keep-alive parameters
+	// also apply to inherited TCP listeners. Control is never called for an inherited
+	// socket, because the parent serves with it.
 	ListenConfig *net.ListenConfig
 
 	// Command, if not nil, is called by every Upgrade to change how the new
 	// process is started. The command is complete when it is called: this
 	// process's arguments, environment and standard streams, the binary that
-	// os.Args[0] names now, and the directory that this process started in. It
-	// may change anything but ExtraFiles, and may start a wrapper that execs
-	// the service, or starts it in the background and exits, if that keeps
+	// os.Args[0] names now, and the directory that this process started in.
+	//
+	// Command may change anything but ExtraFiles. It may have a wrapper execute the
+	// service, or start it in the background and exit, if the wrapper keeps
 	// descriptors from 3 on, and environment variables, intact. A wrapper that
-	// stays would keep the sockets open, and be killed in the service's place
-	// when an upgrade fails. Output must go to files, as this process will not be
-	// there to copy it. It must not wait for Stop, which waits for the upgrade.
+	// stays keeps the sockets open. Output must go to files, because this process
+	// will not be there to copy it.
+	//
+	// The time that Command takes does not count against UpgradeTimeout. Command must
+	// not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
-	// DescriptorStore has systemd keep a copy of every listener and packet conn
-	// (FileDescriptorStoreMax= in the unit must allow for as many), so that they
-	// outlive a crash: connections wait in their queues until Restart= has
+	// DescriptorStore has systemd store a copy of every listener and packet conn, so
+	// that they outlive a crash: connections wait in their queues until Restart= has
 	// started a new first generation, whose Listen returns the same sockets.
-	// Stop and the Remove methods have the copies closed, so that a restart by
-	// systemctl is none the better for them.
+	// FileDescriptorStoreMax= in the unit must allow for as many. Stop and the Remove
+	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, is told which inherited descriptors nobody claimed,
-	// of errors while cleaning up, if a new process dies before the old one, and
-	// if the service manager can't be told something.
+	// Logger, if not nil, receives warnings: inherited descriptors that nobody
+	// claimed, errors of cleaning up, a new process that dies before the old one, and
+	// messages that the service manager did not take. It is called without any lock
+	// held.
 	Logger *slog.Logger
 }
 
 // upgraderExists is true from a successful New to Stop.
 var upgraderExists atomic.Bool
-
-// inherited is the parent of this process, for the Upgraders after the first one. It
-// is guarded by upgraderExists.
-var inherited *parent
 
 type state int
 
@@ -153,15 +151,20 @@ type attempt struct {
 	undecided   bool // Upgrade has returned, and the child may still take charge
 }
 
-// New creates the Upgrader of this process. It takes over what a parent passes
-// on, or what systemd does by LISTEN_FDS if LISTEN_PID is this process, and removes
-// their word from the environment, so that it should be called before other
-// processes are started. It does not block.
+// New returns the [Upgrader] for this process. It inherits descriptors from the parent
+// process or, in the first generation, from systemd (LISTEN_FDS with a matching
+// LISTEN_PID). It does not block.
+//
+// What a parent passes on is taken when the package is initialised: the variables that
+// describe it leave the environment, and the descriptors get close-on-exec, so that no
+// process that is started before New can get them. A program that executes itself
+// (syscall.Exec) must do so after New, which otherwise returns an error.
 //
 // There is one Upgrader per process at a time: New may be called again after
-// Stop, or after an error. It returns ErrNotSupported where upgrades are not
-// possible. If a parent's word is unreadable, New fails every time: the process
-// should exit, which leaves the parent as it was.
+// Stop, or after an error. It returns [ErrNotSupported] where upgrades are not
+// possible. If what a parent passed on is unreadable, or was lost on the way while the
+// parent waits, New fails every time: the process should exit, which leaves the parent
+// as it was.
 func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
@@ -203,79 +206,6 @@ func New(opts Options) (*Upgrader, error) {
 	return u, nil
 }
 
-// takeOver inherits what a parent left or, in the first generation, which has a nil
-// parent, what the service manager passed.
-func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
-	registryOpts := registry.Options{Logger: opts.Logger}
-	if opts.ListenConfig != nil {
-		registryOpts.ListenConfig = *opts.ListenConfig
-	}
-	if notifier != nil {
-		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
-	}
-	if inherited != nil {
-		// An earlier Upgrader of this process had what there was.
-		if inherited.isAbandoned() {
-			return nil, nil, errAbandoned
-		}
-		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
-		return r, inherited, err
-	}
-
-	t, err := findTable()
-	if err != nil {
-		return nil, nil, err
-	}
-	if t == nil {
-		r, err := takeOverActivated(registryOpts)
-		return r, nil, err
-	}
-	entries, handle := splitEntries(t.Entries)
-	r, err := registry.New(registryOpts, inherit.FirstFD, entries)
-	if err != nil {
-		return nil, nil, err
-	}
-	inherited, err = newParent(t, handle)
-	if err != nil {
-		return nil, nil, err
-	}
-	inherit.Forget()
-	return r, inherited, nil
-}
-
-// splitEntries returns the entries that belong to the registry, which come first, and
-// the handle of the parent's process, if there is one. The others come from a later
-// version of this package, and stay closed to all.
-func splitEntries(entries []*nametable.Entry) ([]*nametable.Entry, *process.Handle) {
-	var handle *process.Handle
-	for i, e := range slices.Backward(entries) {
-		switch e.Kind {
-		case nametable.Listener, nametable.PacketConn, nametable.Conn, nametable.File:
-			return entries[:i+1], handle
-		}
-		if e.Name == parentHandle {
-			handle, _ = process.Inherited(inherit.FirstFD + uintptr(i))
-		}
-	}
-	return nil, handle
-}
-
-func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
-	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
-	if err != nil {
-		return nil, err
-	}
-	r, err := registry.New(opts, systemd.FirstFD, entries)
-	if err == nil {
-		err = r.DescribeStored()
-	}
-	if err != nil {
-		return nil, err
-	}
-	inherit.Forget()
-	return r, systemd.ForgetActivatedFDs()
-}
-
 // HasParent reports whether this process was started by an upgrade. That stays
 // true when the parent has exited.
 func (u *Upgrader) HasParent() bool {
@@ -288,25 +218,24 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
-// Ready says that this process can serve: that it has taken and created its
-// listeners, and has all that it needs to answer. It must be called by every
-// generation. Accept from the listeners once Ready has returned nil. What a child
-// accepts before is lost if its parent then refuses it; what nobody accepts waits
-// in the queue.
+// Ready reports that this process can serve. Every generation must call it once its
+// listeners and everything else it needs exist. Accept from the listeners once Ready
+// has returned nil: what a child accepts before is lost if its parent then refuses it,
+// and what nobody accepts waits in the queue.
 //
-// It writes the PID file. In a child it then blocks until the parent has decided,
-// which takes no longer than the parent's UpgradeTimeout, and while the parent
-// is suspended. If the parent refuses, Ready returns an error, and the process
-// should exit without touching what it shares with the parent; if it has died,
-// this process is in charge, and Ready returns nil. Before it does, it closes
-// inherited descriptors that nobody took, and unlinks the files of those that
-// are Unix sockets, other than systemd's. In the first generation it tells the
-// service manager, if there is one, that the service is up.
+// In the first generation Ready writes the PID file, and tells the service manager, if
+// there is one, that the service is up. In a child it blocks until the parent has
+// decided, which takes no longer than the parent's UpgradeTimeout unless the parent is
+// suspended. If the parent refuses, Ready returns an error, and the process should
+// exit without touching what it shares with the parent. If the parent has died, this
+// process is in charge, and Ready returns nil. Before it returns nil, it writes the PID
+// file, closes inherited descriptors that nobody claimed, and unlinks the files of
+// those that are Unix sockets, except systemd's.
 //
-// Once it has returned nil, Upgrade is accepted (in a child: once its parent has
-// exited), and Ready does nothing any more. It returns ErrStopped after Stop, and
-// as soon as Stop is called. If it could not write the PID file, it can be tried
-// again.
+// Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: once its
+// parent has exited), and Ready does nothing any more. It returns [ErrStopped] after
+// Stop, and as soon as Stop is called. If it could not write the PID file before it
+// asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
 	u.readyMu.Lock()
 	defer u.readyMu.Unlock()
@@ -430,10 +359,9 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
-// WaitForParent blocks until the parent has exited, or ctx is done, whose cause
-// it then returns. Without a parent it returns at once. If the parent has aborted
-// the upgrade, it returns an error. Call it after Ready: the parent does not exit
-// before.
+// WaitForParent blocks until the parent's process has ended, or ctx is done, whose cause
+// it then wraps. Without a parent it returns at once. If the parent has refused this
+// process, it returns an error. Call it after Ready: the parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -446,20 +374,28 @@ func (u *Upgrader) Upgrade() error {
 	return u.UpgradeContext(context.Background())
 }
 
-// UpgradeContext starts a new process and blocks until it is ready. Then the new
-// process is in charge, Exit is closed, and this process should stop accepting,
-// finish what it has begun, and exit. If there is a service manager, Exit is closed
-// once that knows its new main process, or takes too long to read (seconds).
+// UpgradeContext starts a new process and blocks until it is in charge. Then Exit is
+// closed, and this process should stop accepting, finish what it has begun, and exit.
 //
-// After an error everything is as it was, the new process has been killed and
-// reaped, and UpgradeContext can be called again, unless it is ErrUpgraded or
-// ErrStopped. The deadline of ctx, if it has one, takes the place of
-// Options.UpgradeTimeout. An error that does not just say in words what the new
-// process did is, or wraps,
+// The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
+// has none, to become ready. Then it has 10 seconds to take charge, which it does at
+// once unless it is suspended, and during which ctx no longer counts. If there is a
+// service manager, UpgradeContext also waits, for at most six seconds, until that knows
+// its new main process.
 //
-//   - ErrNotReady, ErrUpgradeInProgress, ErrParentRunning, ErrUpgraded or
+// After an error this process is in charge as before, the new one has been killed and
+// reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
+// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// because it belongs to another user or the kernel does not let it go, the error says
+// so. Then upgrades are refused with [ErrUpgradeInProgress] until it has ended, or has
+// taken charge after all.
+//
+// An error that does not just say in words what the new process did is, or wraps,
+//
+//   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
-//   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout has passed;
+//   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
+//     passed;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process failed, except under systemd, whose
 //     child it is;
@@ -724,15 +660,14 @@ func (u *Upgrader) restorePIDFile(before []byte) {
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what
 // the registry holds, and lets New be called again. A process in charge also
-// unlinks all Unix sockets of the registry and removes the PID file, if it still
-// names this process; one that was never put in charge unlinks only the sockets
-// that it created itself. After a successful upgrade there is nothing to do. A
-// process in charge also tells the service manager that the service stops.
+// unlinks all Unix sockets of the registry, removes the PID file if it still
+// names this process, and tells the service manager that the service stops. A process
+// that was never put in charge unlinks only the sockets that it created itself. After a
+// successful upgrade there is nothing to do.
 //
-// When Stop returns, all of this is done and Exit is closed. It blocks only as
-// long as it takes to kill a new process that is starting or, in a child that waits
-// in Ready, to learn the parent's verdict, for a second at the most, or until the
-// service manager has been told.
+// When Stop returns, all of this is done and Exit is closed. It blocks for as long as it
+// takes to kill a new process that is starting, at most a second, or until the service
+// manager knows the process that has just taken charge, at most six.
 func (u *Upgrader) Stop() {
 	if !u.beginStop() {
 		<-u.ended

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"example.com/tableflip/internal/inherit"
 )
 
 // The variable TABLEFLIP_HANDOVER holds the header, words separated by spaces:
@@ -40,8 +42,7 @@ import (
 const (
 	version = "1"
 
-	// Variable is the name of the header's variable.
-	Variable = "TABLEFLIP_HANDOVER"
+	variable = inherit.Variable
 
 	// Linux refuses a longer string than 32 pages (MAX_ARG_STRLEN, execve(2)).
 	maxPart = 32*4096 - 1024
@@ -80,11 +81,6 @@ func parsePipeID(text string) (PipeID, error) {
 	return id, errors.Join(deviceErr, inodeErr)
 }
 
-// IsVariable reports whether an environment variable of this name is part of a table.
-func IsVariable(name string) bool {
-	return name == Variable || strings.HasPrefix(name, Variable+"_")
-}
-
 // Encode returns the variables that carry the table, as NAME=VALUE.
 func (t Table) Encode() []string {
 	text := encodeEntries(t.Entries)
@@ -93,10 +89,10 @@ func (t Table) Encode() []string {
 	variables := []string{""} // the header, which is known last
 	for rest := text; rest != ""; parts++ {
 		size := min(len(rest), maxPart)
-		variables = append(variables, fmt.Sprintf("%s_%d=%s", Variable, parts, rest[:size]))
+		variables = append(variables, fmt.Sprintf("%s_%d=%s", variable, parts, rest[:size]))
 		rest = rest[size:]
 	}
-	variables[0] = Variable + "=" + t.encodeHeader(parts)
+	variables[0] = variable + "=" + t.encodeHeader(parts)
 	return variables
 }
 
@@ -162,16 +158,16 @@ func (v UnknownVersionError) Error() string {
 // Decode is the inverse of Encode. With an UnknownVersionError, the pipes of the
 // table are valid all the same.
 func Decode(variables map[string]string) (Table, error) {
-	t, count, parts, err := decodeHeader(variables[Variable])
+	t, count, parts, err := decodeHeader(variables[variable])
 	if err != nil {
 		return t, err
 	}
 
 	var text strings.Builder
 	for i := range parts {
-		part, ok := variables[fmt.Sprintf("%s_%d", Variable, i)]
+		part, ok := variables[fmt.Sprintf("%s_%d", variable, i)]
 		if !ok {
-			return Table{}, garbled("%s_%d, one of %d parts, is missing", Variable, i, parts)
+			return Table{}, garbled("%s_%d, one of %d parts, is missing", variable, i, parts)
 		}
 		text.WriteString(part)
 	}
@@ -184,7 +180,7 @@ func Decode(variables map[string]string) (Table, error) {
 
 func garbled(format string, args ...any) error {
 	return fmt.Errorf("tableflip: garbled environment variable %s: %w (to start without a parent, unset it)",
-		Variable, fmt.Errorf(format, args...))
+		variable, fmt.Errorf(format, args...))
 }
 
 func decodeHeader(text string) (t Table, count, parts uint64, err error) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/inherit"
 )
 
 // maxVariable is MAX_ARG_STRLEN of Linux, which counts the name, the equals sign
@@ -20,7 +22,7 @@ func environment(t testing.TB, variables []string) map[string]string {
 	env := map[string]string{}
 	for _, variable := range variables {
 		name, value, found := strings.Cut(variable, "=")
-		if !found || !IsVariable(name) {
+		if !found || !inherit.IsVariable(name) {
 			t.Fatalf("%.80q is not a variable of the table", variable)
 		}
 		if strings.ContainsRune(variable, 0) {
@@ -117,8 +119,8 @@ func TestTableIsSplit(t *testing.T) {
 }
 
 func TestTableGarbled(t *testing.T) {
-	const header = Variable
-	const part = Variable + "_0"
+	const header = variable
+	const part = variable + "_0"
 	for _, test := range []struct {
 		story     string
 		variables map[string]string
@@ -151,7 +153,7 @@ func TestTableGarbled(t *testing.T) {
 			if err == nil {
 				t.Fatalf("accepted: %+v", got)
 			}
-			for _, want := range []string{"tableflip: ", Variable, "unset it", test.want} {
+			for _, want := range []string{"tableflip: ", variable, "unset it", test.want} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%q lacks %q", err, want)
 				}
@@ -167,8 +169,8 @@ func TestTableGarbled(t *testing.T) {
 // A later version of this package may say more, which is ignored.
 func TestTableUnknownWords(t *testing.T) {
 	got, err := Decode(map[string]string{
-		Variable:        "1 1:2 3:4 fds=1 new=a=b parts=1 pid=5 until=6 plain",
-		Variable + "_0": "fd,a,,,,b,new,newer",
+		variable:        "1 1:2 3:4 fds=1 new=a=b parts=1 pid=5 until=6 plain",
+		variable + "_0": "fd,a,,,,b,new,newer",
 	})
 	want := Table{
 		Ready: PipeID{1, 2}, Verdict: PipeID{3, 4}, PID: 5, Until: time.UnixMilli(6),
@@ -183,7 +185,7 @@ func TestTableUnknownWords(t *testing.T) {
 // garbled table, and the pipes are readable.
 func TestTableOtherVersion(t *testing.T) {
 	for _, header := range []string{"2 1:2 3:4", "2 1:2 3:4 0 0", "2 1:2 3:4 ? any thing more"} {
-		got, err := Decode(map[string]string{Variable: header})
+		got, err := Decode(map[string]string{variable: header})
 		var version UnknownVersionError
 		if !errors.As(err, &version) {
 			t.Errorf("%q: got %v, want an unknown version", header, err)
@@ -210,7 +212,7 @@ func allocatedBytes() uint64 {
 func FuzzDecode(f *testing.F) {
 	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyEntries(100, 3)} {
 		env := environment(f, tableOf(entries...).Encode())
-		f.Add(env[Variable], env[Variable+"_0"], "")
+		f.Add(env[variable], env[variable+"_0"], "")
 	}
 	f.Add("1 1:2 3:4 fds=2147483647 parts=2 pid=1 until=2", "fd,a", ";;;;;")
 	f.Add("1 1:2 3:4 fds=2147483647 parts=2147483647 pid=1 until=2", "", "")
@@ -219,9 +221,9 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, header, first, second string) {
 		before := allocatedBytes()
 		got, err := Decode(map[string]string{
-			Variable:        header,
-			Variable + "_0": first,
-			Variable + "_1": second,
+			variable:        header,
+			variable + "_0": first,
+			variable + "_1": second,
 		})
 		// The runtime counts by spans, so that a small input looks large.
 		if used, limit := allocatedBytes()-before, uint64(1<<20+200*(len(header)+len(first)+len(second))); used > limit {
