@@ -23,19 +23,25 @@
 // queue, instead of creating one. At any time, at most one generation is in
 // charge:
 //
-//	parent                                 child
-//	Upgrade: starts the child ───────────▶ New: takes the descriptors over
-//	                                       Listen, …: claims them
-//	         ◀─────────── "ready", its PID Ready: writes the PID file
-//	commits: "in charge" ────────────────▶ Ready: closes what nobody claimed,
-//	Upgrade returns, Exit is closed        returns nil
-//	drains, exits ── (end of file) ──────▶ WaitForParent returns;
-//	                                       Upgrade is allowed
+//	parent                                   child
+//	Upgrade: starts the child ─────────────▶ init: takes variables, descriptors
+//	                          ◀──── here ──  New
+//	                                         Listen, …: claims descriptors
+//	                          ◀──── ready ─  Ready
+//	commits                   ─── commit ──▶ writes the PID file
+//	                          ◀ acknowledged closes what nobody claimed,
+//	Exit is closed, Upgrade returns          Ready returns nil
+//	drains, exits             ─── EOF ─────▶ WaitForParent returns;
+//	                                         Upgrade is allowed
 //
-// A child that crashes, gives up, or is not ready in time leaves its parent as it
-// was: with its sockets, Unix socket files, PID file, and the flags of its
-// descriptors. Upgrade returns an error, and the next one works. If instead the
-// parent dies before it commits, the child is in charge.
+// A child that crashes, gives up, is not ready in time, or does not acknowledge the
+// commit leaves its parent as it was: with its sockets, Unix socket files, PID file,
+// and the flags of its descriptors. Upgrade returns an error, and the next one works.
+// If instead the parent dies before it commits, the child is in charge.
+//
+// The two sides speak in lines of words, and ignore those that they do not know, so
+// that a binary can be replaced by one with a later or an earlier version of this
+// package.
 //
 // # What is lost, and by whom
 //
@@ -99,14 +105,13 @@
 // package compiles, and New returns ErrNotSupported; package testing has a stub
 // that can take the Upgrader's place there, and in tests.
 //
-// A new binary whose version of this package speaks another handover than the old
-// one's fails in New, which leaves the old process as it was: restart the service
-// once.
+// A child that is killed after it has acknowledged the commit was in charge: a
+// supervisor has to start the service again.
 //
 // The new process must keep the network namespace, or at least the descriptors, of
 // the old one. It runs as the same user unless Options.Command chooses another. The
 // names of the descriptors travel in the environment, which systems limit: on
 // Linux, to about 2 MiB in all with the usual stack limit, room for tens of
 // thousands of listeners. The limit of open files must allow for two descriptors
-// per listener, and for a third in the moment of an upgrade.
+// per listener.
 package tableflip
