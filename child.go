@@ -52,16 +52,16 @@ type child struct {
 
 // startChild starts cmd, as a child or a sibling of this process, with files as its
 // descriptors from 5 on. The caller keeps files.
-func startChild(cmd *exec.Cmd, sibling bool, entries []*nametable.Entry, files []*os.File) (*child, error) {
+func startChild(ctx context.Context, cmd *exec.Cmd, sibling bool, entries []*nametable.Entry, files []*os.File) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer readyWrite.Close()
 	verdictRead, verdictWrite, err := os.Pipe()
 	if err != nil {
 		readyRead.Close()
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer verdictRead.Close()
 	c := &child{ready: readyRead, verdict: verdictWrite}
@@ -79,7 +79,7 @@ func startChild(cmd *exec.Cmd, sibling bool, entries []*nametable.Entry, files [
 		})
 		cmd.Env = append(systemd.WithoutWatchdogPID(cmd.Env), table.Encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = process.Start(cmd, sibling)
+		c.process, err = process.Start(ctx, cmd, sibling)
 	}
 	if err != nil {
 		c.close()
@@ -223,6 +223,6 @@ func (c *child) hasClosedReady() bool {
 // and returns once it has been killed and reaped.
 func (c *child) abort() {
 	_, _ = c.verdict.Write([]byte{verdictAbort})
-	c.process.Kill()
+	_ = c.process.Kill(time.Minute)
 	c.close()
 }

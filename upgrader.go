@@ -140,7 +140,7 @@ func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
 	}
-	path, err := fromInitialDir(opts.PIDFile)
+	path, err := process.FromDir(opts.PIDFile)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func New(opts Options) (*Upgrader, error) {
 	return &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
-		pidFile:        pidFile(path),
+		pidFile:        pidFile{path: path},
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
@@ -266,7 +266,7 @@ func (u *Upgrader) Ready() error {
 			return err
 		}
 	} else {
-		if err := u.pidFile.write(ownPID()); err != nil {
+		if err := u.pidFile.write(); err != nil {
 			return err
 		}
 		process.Prepare()
@@ -317,7 +317,7 @@ func (u *Upgrader) askParent() error {
 	}
 	// This is the one thing that others see before the commit: systemd reads the
 	// file when the parent exits, which may be right after it.
-	if err := u.pidFile.write(ownPID()); err != nil {
+	if err := u.pidFile.write(); err != nil {
 		return err
 	}
 	u.parent.sayReady()
@@ -402,7 +402,7 @@ func (u *Upgrader) upgrade(callerCtx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := u.startChild()
+	c, err := u.startChild(ctx)
 	if err != nil {
 		return err
 	}
@@ -439,6 +439,7 @@ func (u *Upgrader) upgrade(callerCtx context.Context) (err error) {
 	}
 	committed = true
 	u.state = upgraded
+	u.logCleanUp(u.pidFile.remove()) // names the new process, unless it has another file
 	if mainPID.Notify(c.pid) {
 		c.managerNotified()
 	}
@@ -533,7 +534,7 @@ func (u *Upgrader) prepareMainPID() (*systemd.MainPIDUpdate, error) {
 	return update, nil
 }
 
-func (u *Upgrader) startChild() (*child, error) {
+func (u *Upgrader) startChild(ctx context.Context) (*child, error) {
 	cmd, err := newCommand(u.command)
 	if err != nil {
 		return nil, err
@@ -543,7 +544,7 @@ func (u *Upgrader) startChild() (*child, error) {
 		return nil, err
 	}
 	defer release()
-	return startChild(cmd, systemd.IsParent(), entries, files)
+	return startChild(ctx, cmd, systemd.IsParent(), entries, files)
 }
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what

@@ -11,6 +11,8 @@ func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
 
 func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
 
+func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
+
 func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }
