@@ -155,12 +155,12 @@ func permissionHint(root rootDirectory, path string, info fs.FileInfo, interpret
 	file := root.file(path)
 	switch {
 	case info.Mode()&0o111 == 0, unix.Access(file, unix.X_OK) != nil && !isNoexec(file):
-		return "make the new binary executable for this user (chmod +x " + path + ")"
+		return "make " + path + " executable for this user (chmod +x)"
 	case isNoexec(file):
 		return path + " is on a file system that is mounted noexec: put the new binary elsewhere, or mount that without noexec"
 	case interpreter != "":
 		if info, err := os.Stat(root.file(interpreter)); err == nil {
-			return "its interpreter: " + cmp.Or(permissionHint(root, interpreter, info, ""), interpreter+" can't be executed")
+			return permissionHint(root, interpreter, info, "")
 		}
 	}
 	return ""

@@ -171,6 +171,11 @@ func (p *Process) Kill(patience time.Duration) error {
 		return nil
 	case <-timer.C:
 	}
+	select {
+	case <-p.Exited(): // at the same time
+		return nil
+	default:
+	}
 	// It may have been told to leave by other means, and so was waited for.
 	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
 		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", p.PID(), owner(p.PID()), killErr)
