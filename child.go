@@ -170,7 +170,7 @@ func (c *child) exitError() error {
 	if c.process.Err() == nil {
 		return errors.New("tableflip: the new process exited before it was ready: exit status 0")
 	}
-	return fmt.Errorf("tableflip: the new process exited before it was ready: %w", c.process.Err())
+	return fmt.Errorf("tableflip: the new process exited before it was ready: %w%s", c.process.Err(), c.process.Hint())
 }
 
 // commit puts the child in charge. After an error it is not.

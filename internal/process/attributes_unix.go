@@ -34,6 +34,17 @@ func (root rootDirectory) in() string {
 	return " in " + string(root)
 }
 
+// pathOf returns the path of cmd's binary in its root directory.
+func pathOf(cmd *exec.Cmd) string {
+	if !strings.HasPrefix(cmd.Path, "/") && cmd.Dir != "" {
+		return cmd.Dir + "/" + cmd.Path
+	}
+	return cmd.Path
+}
+
+// binaryPath is pathOf for this process.
+func binaryPath(cmd *exec.Cmd) string { return rootDir(cmd).file(pathOf(cmd)) }
+
 // attributes names what cmd changes that takes privileges.
 func attributes(cmd *exec.Cmd) string {
 	var names []string

@@ -220,28 +220,29 @@ func withLoader(loader string) []byte {
 }
 
 // A program whose end is missing may be started, and die of that.
-func TestExitHint(t *testing.T) {
+func TestHintOfDead(t *testing.T) {
 	self, err := os.ReadFile(proctest.Must(os.Executable()))
 	proctest.OK(t, err)
 	for _, test := range []struct {
-		name    string
-		content string
-		want    bool
+		name, content string
+		want          string
 	}{
-		{"whole", string(self), false},
-		{"half", string(self[:len(self)/2]), true},
-		{"script", script, false},
-		{"empty", "", false},
+		{"half a program", string(self[:len(self)/2]), "is incomplete: copy it again"},
+		{"program", string(self), ""},
+		{"script", script, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := program(t, test.content, 0o700)
-			hint := process.ExitHint(path)
-			if got := strings.Contains(hint, path+" is incomplete"); got != test.want {
-				t.Errorf("got %q", hint)
+			cmd := &exec.Cmd{Path: path, Args: []string{path, "-test.run=^$", "-no-such-flag"}}
+			p, err := process.Start(t.Context(), cmd, false)
+			proctest.OK(t, err)
+			proctest.Within(t, "the process to exit", p.Exited())
+			if p.Err() == nil {
+				t.Error("it has succeeded")
+			}
+			if got := p.Hint(); !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
+				t.Errorf("it died (%v), and the hint is %q", p.Err(), got)
 			}
 		})
-	}
-	if hint := process.ExitHint("/missing"); hint != "" {
-		t.Errorf("of a missing file: %q", hint)
 	}
 }

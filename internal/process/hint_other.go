@@ -8,7 +8,9 @@ func startHint(*exec.Cmd, error) string { return "" }
 
 func LimitHint(error) string { return "" }
 
-func ExitHint(string) string { return "" }
+func exitHint(string) string { return "" }
+
+func binaryPath(cmd *exec.Cmd) string { return cmd.Path }
 
 func isBusy(error) bool { return false }
 

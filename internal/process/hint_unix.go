@@ -53,9 +53,9 @@ func LimitHint(err error) string {
 	return ""
 }
 
-// ExitHint says what is wrong with the binary of a process that has died before it
-// could say anything. It is empty if nothing is known to be.
-func ExitHint(path string) string {
+// exitHint returns what is wrong with the binary of a process that was started, and
+// died: the kernel maps what there is of it.
+func exitHint(path string) string {
 	if elf := readELF(path); elf.magic && elf.truncated {
 		return "; " + truncatedHint(path)
 	}
@@ -82,14 +82,11 @@ func placeHint(cmd *exec.Cmd, err error) string {
 		}
 	}
 	if cmd.Dir != "" {
-		if hint := directoryHint(root.file(cmd.Dir), "the working directory ", "choose another by Options.Command"); hint != "" {
+		if hint := directoryHint(root.file(cmd.Dir), "the working directory ", "choose another by Options.Command (if it was meant by a link that leads elsewhere now, the variable PWD can name that: PWD=/srv/current)"); hint != "" {
 			return "; " + hint
 		}
 	}
-	path := cmd.Path
-	if !strings.HasPrefix(path, "/") && cmd.Dir != "" {
-		path = cmd.Dir + "/" + path
-	}
+	path := pathOf(cmd)
 	if hint := binaryHint(root, path, err); hint != "" {
 		return "; " + hint
 	}

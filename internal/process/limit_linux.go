@@ -13,7 +13,8 @@ import (
 // it starts, right before execve (syscall/rlimit.go, exec_linux.go). A new process
 // that inherits more descriptors than that cannot even load its libraries. So the
 // limit of a process that was just started is looked at, and if it is too low, the
-// process is started again with the limit that this one has.
+// process is killed, and started again with the limit that this one has. The loader
+// of the first may have had the time to complain on standard error.
 
 // spareDescriptors is how many a program may need before its Go runtime, if it has
 // one, raises the limit: for its loader and, if it is a script, for the shell, which

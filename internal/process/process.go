@@ -30,6 +30,7 @@ const (
 // A Process is one that this process started.
 type Process struct {
 	pid    int
+	path   string // of its binary, as this process sees it
 	handle handle
 	reap   func()        // begins to wait for the process to exit, once
 	reaped chan struct{} // closed when it has
@@ -126,7 +127,7 @@ func start(cmd *exec.Cmd, sibling bool) (*Process, error) {
 		return nil, err
 	}
 
-	p := &Process{pid: cmd.Process.Pid, handle: handle, reaped: make(chan struct{})}
+	p := &Process{pid: cmd.Process.Pid, path: binaryPath(cmd), handle: handle, reaped: make(chan struct{})}
 	p.reap = sync.OnceFunc(func() {
 		go func() {
 			p.err = p.handle.wait()
@@ -156,6 +157,10 @@ func (p *Process) Exited() <-chan struct{} {
 // Err returns how the process exited: nil for status 0, else an *exec.ExitError
 // or, of a sibling, words. It may be called once Exited is closed.
 func (p *Process) Err() error { return p.err }
+
+// Hint returns what the reader of Err can do about a process that ended too early. It
+// is empty if nothing is known to be wrong.
+func (p *Process) Hint() string { return exitHint(p.path) }
 
 // Kill ends the process and returns once it has been reaped, or patience is over.
 // After an error the process may still run, and is still waited for: Exited tells of
