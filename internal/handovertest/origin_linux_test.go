@@ -28,6 +28,7 @@ func init() {
 		os.Args = os.Args[:1]
 		os.Args[0] = "changed"
 		proctest.Must(0, os.Chdir("/"))
+		os.Unsetenv("PWD")
 
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		MustBeReady(upg)

@@ -67,7 +67,7 @@ func TestArgs(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 
-	before := process.Args()
+	before := slices.Clone(process.Args())
 	process.Args()[0] = "changed"
 	if after := process.Args(); !slices.Equal(after, before) {
 		t.Errorf("the caller changed what it got for all: %q", after)

@@ -20,9 +20,9 @@ func init() {
 	// streams changes its standard streams in a way, and starts a process with them.
 	proctest.Role("streams", func() {
 		way, dir, _ := strings.Cut(proctest.Arg(), " ")
-		in, out, err := process.Streams()
-		cmd := &exec.Cmd{Path: os.Args[0], Args: os.Args[:1], Stdin: in, Stdout: out, Stderr: err}
+		cmd := &exec.Cmd{Path: os.Args[0], Args: os.Args[:1]}
 		cmd.Env = append(os.Environ(), proctest.Environment("stream"), proctest.WithArg(dir))
+		var chosen *os.File
 		read, write, pipeErr := os.Pipe()
 		proctest.Must(0, pipeErr)
 
@@ -53,11 +53,15 @@ func init() {
 			os.Stdout.Close()
 			proctest.Must(unix.FcntlInt(other.Fd(), unix.F_DUPFD, 1))
 		case "chosen":
-			chosen := proctest.Must(os.OpenFile(filepath.Join(dir, "other"), os.O_RDWR, 0))
-			cmd.Stdout = chosen // close-on-exec, as all that package os opens
+			// Close-on-exec, as all that package os opens.
+			chosen = proctest.Must(os.OpenFile(filepath.Join(dir, "other"), os.O_RDWR, 0))
 		case "chosen-variable":
 			os.Stdout = proctest.Must(os.OpenFile(filepath.Join(dir, "other"), os.O_RDWR, 0))
-			cmd.Stdout = os.Stdout
+			chosen = os.Stdout
+		}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = process.Streams()
+		if chosen != nil {
+			cmd.Stdout = chosen
 		}
 		p := proctest.Must(process.Start(context.Background(), cmd, false))
 		<-p.Exited()
