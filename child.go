@@ -2,7 +2,9 @@ package tableflip
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +14,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
@@ -22,37 +26,44 @@ import (
 )
 
 // This file is the parent's side of the conversation with its child: it owns
-// the read end of the ready pipe and the write end of the verdict pipe.
+// the read end of the ready pipe and the write end of the verdict pipe. The words are
+// in parent.go.
 
-// The verdicts, one byte each, so that they are written whole or not at all.
 const (
-	verdictCommit = 'c'
-	verdictAbort  = 'a'
+	// exitGrace is how long a child that has given up gets to exit by itself, so
+	// that its exit status can be told, and how long one that has exited gets to be
+	// noticed by its pipe.
+	exitGrace = time.Second
 
-	// managerNotified follows a commit.
-	managerNotified = 't'
+	// maxLine bounds what is read of a child that says no end of anything.
+	maxLine = 4096
 )
 
-// exitGrace is how long a child that has given up gets to exit by itself, so
-// that its exit status can be told, and how long one that has exited gets to be
-// noticed by its pipe.
-const exitGrace = time.Second
+// killTimeout is how long the death of a child may take.
+const killTimeout = time.Second
 
-// handedOver keeps the write ends of verdict pipes open until the kernel closes
-// them when this process ends, which is how the child learns of it.
-var handedOver []*os.File
+// committed keeps what tells a child of the end of this process open until the kernel
+// closes it.
+var committed []*child
 
 // A child is a new process that has not been put in charge yet.
 type child struct {
 	process *process.Process
-	pid     int // of the one that said it is ready, which a wrapper may have started
 	ready   *os.File
+	lines   *bufio.Reader // of ready
 	verdict *os.File
+
+	here      bool
+	isHere    atomic.Bool     // the process that was started said so itself
+	pid       int             // of the process that said it is here, which a wrapper may have started
+	accepts   []string        // what that understands
+	announced *process.Handle // of pid, if it is another process than the one that was started
 }
 
-// startChild starts cmd, as a child or a sibling of this process, with files as its
-// descriptors from 5 on. The caller keeps files.
-func startChild(ctx context.Context, cmd *exec.Cmd, sibling bool, entries []*nametable.Entry, files []*os.File) (*child, error) {
+// startChild starts cmd, as a child of this process or of systemd, with files as its
+// descriptors from 5 on, and tells it until when it is waited for. The caller keeps
+// files.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -64,22 +75,28 @@ func startChild(ctx context.Context, cmd *exec.Cmd, sibling bool, entries []*nam
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer verdictRead.Close()
-	c := &child{ready: readyRead, verdict: verdictWrite}
 
-	table := nametable.Table{Entries: entries}
-	table.Ready, err = identify(readyWrite)
-	if err == nil {
-		table.Verdict, err = identify(verdictRead)
+	c := &child{
+		ready:   readyRead,
+		lines:   bufio.NewReaderSize(readyRead, maxLine),
+		verdict: verdictWrite,
 	}
+	table := nametable.Table{
+		PID:          os.Getpid(),
+		PIDNamespace: process.PIDNamespace(),
+		Until:        until,
+		Entries:      entries,
+	}
+	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
 	if err == nil {
-		// Options.Command may have brought back what New has removed.
+		// Options.Command may have brought back what the package has removed.
 		cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
 			name, _, _ := strings.Cut(variable, "=")
-			return nametable.IsVariable(name)
+			return inherit.IsVariable(name)
 		})
-		cmd.Env = append(systemd.WithoutWatchdogPID(cmd.Env), table.Encode()...)
+		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = process.Start(ctx, cmd, sibling)
+		c.process, err = process.Start(ctx, cmd, env.IsParent())
 	}
 	if err != nil {
 		c.close()
@@ -87,6 +104,26 @@ func startChild(ctx context.Context, cmd *exec.Cmd, sibling bool, entries []*nam
 	}
 	step.Reached(step.ChildStarted)
 	return c, nil
+}
+
+// identifyPipes enters into the table what tells the child's ends of the pipes from
+// others.
+func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) error {
+	var readyErr, verdictErr error
+	t.Ready, readyErr = identify(ready)
+	t.Verdict, verdictErr = identify(verdict)
+	if err := errors.Join(readyErr, verdictErr); err != nil {
+		return err
+	}
+	if t.Ready != t.Verdict {
+		return nil
+	}
+
+	// OpenBSD and NetBSD say the same of all pipes.
+	t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
+	t.Token = rand.Text()
+	_, err := io.WriteString(verdictWrite, t.Token)
+	return err
 }
 
 func identify(pipe *os.File) (id nametable.PipeID, err error) {
@@ -100,56 +137,158 @@ func identify(pipe *os.File) (id nametable.PipeID, err error) {
 func (c *child) close() {
 	c.ready.Close()
 	c.verdict.Close()
+	if c.announced != nil {
+		c.announced.Close()
+	}
+}
+
+// say tells the child a word. It does not block: the pipe has room for all words.
+func (c *child) say(word string) error {
+	_, err := io.WriteString(c.verdict, word+"\n")
+	return err
+}
+
+// next returns the words of the child's next line. Its error is the cause of ctx's
+// end, io.EOF, or another.
+func (c *child) next(ctx context.Context) ([]string, error) {
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.ready.SetReadDeadline(time.Unix(1, 0))
+		close(interrupted)
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted
+			c.ready.SetReadDeadline(time.Time{})
+		}
+	}()
+	line, err := c.lines.ReadSlice('\n')
+	switch {
+	case err == nil:
+		return strings.Fields(string(line)), nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case errors.Is(err, bufio.ErrBufferFull):
+		return nil, fmt.Errorf("tableflip: the new process, %d, said %.40q and no end of more", c.process.PID(), line)
+	case errors.Is(err, io.EOF):
+		return nil, io.EOF
+	default:
+		return nil, fmt.Errorf("tableflip: can't read what the new process, %d, says: %w", c.process.PID(), err)
+	}
 }
 
 // awaitReady returns once the child serves. An error is final: the child has
 // died, given up, or is late.
 func (c *child) awaitReady(ctx context.Context) error {
+	ctx, stop := c.watch(ctx)
+	defer stop()
+	for {
+		words, err := c.next(ctx)
+		if errors.Is(err, io.EOF) {
+			err = c.waitExit(ctx)
+		}
+		if err != nil && !c.here {
+			err = fmt.Errorf("%w; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep", err)
+		}
+		if err != nil {
+			return err
+		}
+		if len(words) == 0 {
+			continue
+		}
+
+		switch words[0] {
+		case wordHere:
+			if err := c.hearHere(words[1:]); err != nil {
+				return err
+			}
+		case wordReady:
+			if !c.here {
+				return fmt.Errorf("tableflip: the new process, %d, said that it is ready and not that it is here", c.process.PID())
+			}
+			step.Reached(step.ReadyReceived)
+			return nil
+		case wordFailed:
+			return c.failed(words[1:])
+		}
+	}
+}
+
+// hearHere notes who has called New.
+func (c *child) hearHere(words []string) error {
+	if len(words) == 0 {
+		words = []string{""}
+	}
+	c.here = true
+	c.accepts = words[1:]
+	c.pid = c.process.PID()
+	if words[0] == "-" {
+		return nil // in a PID namespace of its own, it does not know
+	}
+
+	pid, err := strconv.Atoi(words[0])
+	if err != nil || pid <= 0 {
+		return fmt.Errorf("tableflip: the new process, %d, said %q instead of its process ID", c.process.PID(), words[0])
+	}
+	if pid == c.pid {
+		c.isHere.Store(true)
+		return nil
+	}
+	// A wrapper has started it. It is killed with the wrapper if it proves to be
+	// what it says it is.
+	c.pid = pid
+	if handle, err := process.Open(pid); err == nil {
+		if c.isHeldBy(pid) && !handle.Ended() {
+			c.announced = handle
+		} else {
+			handle.Close()
+		}
+	}
+	return nil
+}
+
+// isHeldBy reports whether a process has the ready pipe open.
+func (c *child) isHeldBy(pid int) bool {
+	held := false
+	err := descriptor.Control(c.ready, func(fd uintptr) error {
+		_, inode, err := descriptor.IdentifyPipe(fd)
+		held = err == nil && process.HoldsPipe(pid, inode)
+		return err
+	})
+	return held && err == nil
+}
+
+func (c *child) failed(reason []string) error {
+	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
+}
+
+// watch returns a context that also ends when the child has died, which the pipe does
+// not tell if a descendant of the child has it open. Only after a while a thread waits
+// for the process: there is none while the child starts.
+func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	// The end of the pipe tells of most deaths. Not of one whose descendants have
-	// the pipe open: but for that, no thread needs to wait while the child starts.
-	watch := time.AfterFunc(exitGrace, func() {
+	timer := time.AfterFunc(exitGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background.
-			if err := c.process.Err(); err != nil && err != process.ErrStatusUnknown {
+			if err := c.process.Err(); err != nil && err != process.ErrStatusUnknown || c.isHere.Load() {
 				fail(c.exitError())
 			}
 		case <-ctx.Done():
 		}
 	})
-	defer watch.Stop()
-	stop := context.AfterFunc(ctx, func() { c.ready.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	var err error
-	c.pid, err = readPID(c.ready)
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, io.EOF):
-		return c.waitExit(ctx)
-	case err != nil:
-		return fmt.Errorf("tableflip: the new process did not say that it is ready: %w", err)
+	if handle := c.announced; handle != nil {
+		go func() {
+			if handle.Wait() == nil {
+				fail(fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid))
+			}
+		}()
 	}
-	step.Reached(step.ReadyReceived)
-	return nil
-}
-
-// readPID reads the child's word that it is ready.
-func readPID(ready io.Reader) (int, error) {
-	// Longer than any PID, so that garbage is not taken in without end.
-	line, err := bufio.NewReader(io.LimitReader(ready, 32)).ReadString('\n')
-	if err != nil && (line == "" || !errors.Is(err, io.EOF)) {
-		return 0, err
+	return ctx, func() {
+		timer.Stop()
+		fail(nil)
 	}
-	pid, err := strconv.Atoi(strings.TrimSuffix(line, "\n"))
-	if err != nil || pid <= 0 {
-		return 0, fmt.Errorf("it said %q instead of its process ID", line)
-	}
-	return pid, nil
 }
 
 // waitExit waits for a child that has closed its ready pipe to exit.
@@ -160,69 +299,147 @@ func (c *child) waitExit(ctx context.Context) error {
 	case <-c.process.Exited():
 		return c.exitError()
 	case <-grace.C:
-		return errors.New("tableflip: the new process gave up, and was killed as it did not exit")
+		return fmt.Errorf("tableflip: the new process, %d, gave up, and was killed because it did not exit", c.process.PID())
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
 func (c *child) exitError() error {
-	if c.process.Err() == nil {
-		return errors.New("tableflip: the new process exited before it was ready: exit status 0")
-	}
-	return fmt.Errorf("tableflip: the new process exited before it was ready: %w%s", c.process.Err(), c.process.Hint())
+	err := cmp.Or(c.process.Err(), errors.New("exit status 0"))
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, c.process.Hint())
 }
 
-// commit puts the child in charge. After an error it is not.
-func (c *child) commit(logger *slog.Logger) error {
+// commit puts the child in charge. After an error it may be all the same, until abort
+// has returned nil.
+func (c *child) commit(ctx context.Context) error {
 	step.Reached(step.BeforeCommit)
-	if c.hasClosedReady() {
-		return errors.New("tableflip: the new process was ready, and has died or was stopped")
+	if c.hasHungUp() {
+		return fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid)
 	}
-	if _, err := c.verdict.Write([]byte{verdictCommit}); err != nil {
-		return fmt.Errorf("tableflip: the new process was ready, and died: %w", err)
+	if err := c.say(wordCommit); err != nil {
+		return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err)
 	}
 	step.Reached(step.AfterCommit)
-	handedOver = append(handedOver, c.verdict)
-	c.ready.Close()
+
+	ctx, cancel := context.WithTimeoutCause(ctx, step.AcknowledgeTimeout,
+		fmt.Errorf("tableflip: the new process, %d, did not take charge in %v: %w", c.pid, step.AcknowledgeTimeout, os.ErrDeadlineExceeded))
+	defer cancel()
+	ctx, stop := c.watch(ctx)
+	defer stop()
+	err := c.awaitAcknowledged(ctx)
+	if err != nil && ctx.Err() != nil {
+		// It may have come at the last moment.
+		err = c.lastWord(err)
+	}
+	if err == nil {
+		step.Reached(step.AcknowledgementReceived)
+	}
+	return err
+}
+
+func (c *child) awaitAcknowledged(ctx context.Context) error {
+	for {
+		words, err := c.next(ctx)
+		switch {
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped before it took charge", c.pid)
+		case err != nil:
+			return err
+		case len(words) == 0:
+		case words[0] == wordAcknowledged:
+			return nil
+		case words[0] == wordFailed:
+			return c.failed(words[1:])
+		}
+	}
+}
+
+// lastWord reads what the child has said, without waiting, and returns err unless
+// that is its acknowledgement.
+func (c *child) lastWord(err error) error {
+	for {
+		readable := c.lines.Buffered() > 0
+		if !readable {
+			_ = descriptor.Control(c.ready, func(fd uintptr) error {
+				readable, _ = descriptor.Poll(fd)
+				return nil
+			})
+		}
+		if !readable {
+			return err
+		}
+		words, nextErr := c.next(context.Background())
+		if nextErr != nil {
+			return err
+		}
+		if len(words) > 0 && words[0] == wordAcknowledged {
+			return nil
+		}
+	}
+}
+
+// keep holds the pipes of a child that is in charge open until the kernel closes
+// them, which is how the child learns that this process has ended.
+func (c *child) keep(logger *slog.Logger) {
+	committed = append(committed, c)
 	exited := c.process.Exited() // so that it is no zombie until this process ends
-	if logger != nil {
-		go func() {
-			<-exited
-			if c.process.Err() == nil && c.pid != c.process.PID() {
-				return // a wrapper that has started the service in the background
-			}
-			logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
-				"started", c.process.PID(), "ready", c.pid, "error", c.process.Err())
-		}()
+	if logger == nil {
+		return
 	}
-	return nil
+	go func() {
+		<-exited
+		if c.process.Err() == nil && c.pid != c.process.PID() {
+			return // a wrapper that has started the service in the background
+		}
+		logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
+			"started", c.process.PID(), "ready", c.pid, "error", c.process.Err())
+	}()
 }
 
-// managerNotified tells the child that the service manager knows it.
-func (c *child) managerNotified() {
-	_, _ = c.verdict.Write([]byte{managerNotified})
+// forwardReload tells a child that is in charge that the service manager waits for
+// the answer to a reload.
+func (c *child) forwardReload() {
+	if slices.Contains(c.accepts, wordReload) {
+		_ = c.say(wordReload)
+	}
 }
 
-// hasClosedReady reports whether the child has closed its end of the ready pipe, as its
+// hasHungUp reports whether the child has closed its end of the ready pipe, as its
 // death does.
-func (c *child) hasClosedReady() bool {
-	raw, err := c.ready.SyscallConn()
-	if err != nil {
-		return true
-	}
-	ended := false
-	err = raw.Read(func(fd uintptr) bool {
-		ended = descriptor.AtEOF(fd)
-		return true
+func (c *child) hasHungUp() bool {
+	hungUp := false
+	err := descriptor.Control(c.ready, func(fd uintptr) error {
+		_, hungUp = descriptor.Poll(fd)
+		return nil
 	})
-	return ended || err != nil
+	return hungUp || err != nil
 }
 
-// abort tells the child, should it still listen, to touch nothing that is shared,
-// and returns once it has been killed and reaped.
-func (c *child) abort() {
-	_, _ = c.verdict.Write([]byte{verdictAbort})
-	_ = c.process.Kill(time.Minute)
+// abort tells the child, should it still listen, to touch nothing that is shared, and
+// kills it. It returns nil once the child is dead, and an error if that cannot be
+// confirmed.
+func (c *child) abort() error {
+	_ = c.say(wordAbort)
+	err := c.process.Kill(killTimeout)
+	if c.announced != nil {
+		err = errors.Join(err, c.announced.Kill(killTimeout))
+	}
+	if err == nil {
+		c.close()
+	}
+	return err
+}
+
+// settle waits for a child whose death could not be confirmed. It reports whether the
+// child is in charge, because it acknowledged the commit, or has ended.
+func (c *child) settle() (inCharge bool) {
+	ctx, stop := c.watch(context.Background())
+	defer stop()
+	if c.awaitAcknowledged(ctx) == nil {
+		return true
+	}
+	<-c.process.Exited()
 	c.close()
+	return false
 }

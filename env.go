@@ -1,49 +1,173 @@
 package tableflip
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"strings"
-	"sync"
+	"slices"
+	"syscall"
+	"time"
 
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/registry"
+	"example.com/tableflip/internal/systemd"
 )
 
-// This file owns the environment variables that carry the name table
-// (internal/nametable).
+// This file decides what this process inherits. The variables that were found in the
+// environment at its start are a table for this process, one that was lost on its way
+// to it, or one that has leaked from another process. Without a table, it may have been
+// activated by the service manager.
 
-// pending holds the variables of a table between being taken out of the
-// environment and being used, so that a New that failed can be tried again and
-// a child with an unreadable table never becomes a first generation.
-var pending struct {
-	sync.Mutex
-	variables map[string]string
-}
+// inherited is the parent of this process, for the Upgraders after the first one. It
+// is guarded by upgraderExists.
+var inherited *parent
 
-// takeVariables moves the variables of a table out of the environment, where
-// this process's own children would see them. It returns nil if there are none.
-func takeVariables() (map[string]string, error) {
-	pending.Lock()
-	defer pending.Unlock()
-	for _, variable := range os.Environ() {
-		name, value, _ := strings.Cut(variable, "=")
-		if !nametable.IsVariable(name) {
-			continue
-		}
-		if err := os.Unsetenv(name); err != nil {
-			return nil, fmt.Errorf("tableflip: remove %s from the environment: %w", name, err)
-		}
-		if pending.variables == nil {
-			pending.variables = make(map[string]string)
-		}
-		pending.variables[name] = value
+// takeOver inherits what a parent left or, in the first generation, which has a nil
+// parent, what the service manager passed.
+func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
+	registryOpts := registry.Options{Logger: opts.Logger}
+	if opts.ListenConfig != nil {
+		registryOpts.ListenConfig = *opts.ListenConfig
 	}
-	return pending.variables, nil
+	if notifier != nil {
+		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
+	}
+	if inherited != nil {
+		// An earlier Upgrader of this process had what there was.
+		if inherited.isAbandoned() {
+			return nil, nil, errAbandoned
+		}
+		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
+		return r, inherited, err
+	}
+
+	t, err := findTable()
+	if err != nil {
+		return nil, nil, err
+	}
+	if t == nil {
+		r, err := takeOverActivated(registryOpts)
+		return r, nil, err
+	}
+	entries, handle := splitEntries(t.Entries)
+	r, err := registry.New(registryOpts, inherit.FirstFD, entries)
+	if err != nil {
+		return nil, nil, err
+	}
+	inherited, err = newParent(t, handle)
+	if err != nil {
+		return nil, nil, err
+	}
+	inherit.Forget()
+	return r, inherited, nil
 }
 
-// forgetVariables is called once the table has been used.
-func forgetVariables() {
-	pending.Lock()
-	defer pending.Unlock()
-	pending.variables = nil
+// splitEntries returns the entries that belong to the registry, which come first, and
+// the handle of the parent's process, if there is one. The others come from a later
+// version of this package, and stay closed to all.
+func splitEntries(entries []*nametable.Entry) ([]*nametable.Entry, *process.Handle) {
+	var handle *process.Handle
+	for i, e := range slices.Backward(entries) {
+		switch e.Kind {
+		case nametable.Listener, nametable.PacketConn, nametable.Conn, nametable.File:
+			return entries[:i+1], handle
+		}
+		if e.Name == parentHandle {
+			handle, _ = process.Inherited(inherit.FirstFD + uintptr(i))
+		}
+	}
+	return nil, handle
+}
+
+func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
+	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
+	if err != nil {
+		return nil, err
+	}
+	r, err := registry.New(opts, systemd.FirstFD, entries)
+	if err == nil {
+		err = r.DescribeStored()
+	}
+	if err != nil {
+		return nil, err
+	}
+	inherit.Forget()
+	return r, systemd.ForgetActivatedFDs()
+}
+
+// findTable returns the table of this process, or nil if there is none.
+func findTable() (*nametable.Table, error) {
+	variables := inherit.Variables()
+	if variables == nil {
+		if inherit.Lost() {
+			return nil, errors.New("tableflip: this process has executed its program anew, after the package had taken " +
+				"what the parent passed on: execute the program before that (name it by Options.Command), or after New")
+		}
+		return nil, nil
+	}
+
+	t, err := nametable.Decode(variables)
+	var version nametable.UnknownVersionError
+	if err != nil && !errors.As(err, &version) {
+		return nil, err
+	}
+	if hasPipes(&t) {
+		return &t, err
+	}
+	if isAwaited(&t) {
+		return nil, fmt.Errorf("tableflip: process %d waits for this one, and has passed %d descriptors on to it "+
+			"that did not arrive: have what starts the service (a shell script, sudo, a daemon tool) keep descriptors from %d on open, "+
+			"or name the binary itself by Options.Command", t.PID, len(t.Entries)+2, inherit.ReadyFD)
+	}
+	inherit.Forget()
+	return nil, nil
+}
+
+// hasPipes reports whether the pipes that the table names are there.
+func hasPipes(t *nametable.Table) bool {
+	ready, readyErr := identifyPipe(inherit.ReadyFD)
+	verdict, verdictErr := identifyPipe(inherit.VerdictFD)
+	if readyErr != nil || verdictErr != nil {
+		return false
+	}
+	if t.Token != "" {
+		return readToken(len(t.Token)) == t.Token
+	}
+	return ready == t.Ready && verdict == t.Verdict
+}
+
+// readToken returns what the parent has written to the verdict pipe.
+func readToken(size int) string {
+	if readable, _ := descriptor.Poll(inherit.VerdictFD); !readable {
+		return ""
+	}
+	token := make([]byte, size)
+	n, _ := syscall.Read(inherit.VerdictFD, token)
+	return string(token[:max(n, 0)])
+}
+
+func identifyPipe(fd uintptr) (nametable.PipeID, error) {
+	device, inode, err := descriptor.IdentifyPipe(fd)
+	return nametable.PipeID{Device: device, Inode: inode}, err
+}
+
+// isAwaited reports whether the sender of the table still waits for its child, and
+// this process could be that: a descendant, or a sibling that it started as a child
+// of its parent.
+func isAwaited(t *nametable.Table) bool {
+	if t.PID == 0 || t.PIDNamespace != process.PIDNamespace() || time.Now().After(t.Until) || !process.IsAlive(t.PID) {
+		return false
+	}
+	if process.Parent(t.PID) == os.Getppid() {
+		return true
+	}
+	for pid := os.Getpid(); pid > 1; pid = process.Parent(pid) {
+		if pid == t.PID {
+			return true
+		}
+	}
+	return false
 }

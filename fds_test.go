@@ -48,8 +48,10 @@ func TestInheritNothing(t *testing.T) {
 	}
 }
 
-// Elsewhere the second listener overwrites the first, which is lost with those who
-// wait in its queue.
+func init() { proctest.Role("answer-all", handovertest.AnswerAll) }
+
+// In cloudflare/tableflip v1.2.3 the second listener overwrites the first, which is lost
+// with those who wait in its queue.
 func TestListenPortZero(t *testing.T) {
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "answer-all",
 		proctest.WithArg("tcp localhost:0\ntcp localhost:0\ntcp localhost:0"))
@@ -75,7 +77,8 @@ func TestListenPortZero(t *testing.T) {
 	}
 }
 
-// Elsewhere (on its main branch) each generation binds another port.
+// On the main branch of cloudflare/tableflip, after v1.2.3, each generation binds another
+// port.
 func TestListenKeepsPort(t *testing.T) {
 	s, _ := proctest.Start(t, "keep-port")
 	first := s.Await("addresses").Text
@@ -133,9 +136,7 @@ func TestListenClosed(t *testing.T) {
 		t.Errorf("answers are %q", got)
 	}
 	client := proctest.Opened[net.Conn](t)(net.Dial("unixgram", gram))
-	if _, err := fmt.Fprint(client, "hello"); err != nil {
-		t.Fatal(err)
-	}
+	proctest.Must(fmt.Fprint(client, "hello"))
 	s.Await("datagram")
 }
 
@@ -164,35 +165,41 @@ type brokenPacketConn struct{ net.PacketConn }
 func TestCallbackResults(t *testing.T) {
 	upg := handovertest.NewUpgrader(t, tableflip.Options{})
 	broken := errors.New("broken")
-	for story, callback := range map[string]func(string, string) (net.Listener, error){
-		"an error":       func(string, string) (net.Listener, error) { return nil, broken },
-		"nil":            func(string, string) (net.Listener, error) { return nil, nil },
-		"a nil listener": func(string, string) (net.Listener, error) { return (*net.TCPListener)(nil), nil },
-		"no SyscallConn": func(string, string) (net.Listener, error) {
+	for _, test := range []struct {
+		story    string
+		callback func(string, string) (net.Listener, error)
+	}{
+		{"an error", func(string, string) (net.Listener, error) { return nil, broken }},
+		{"nil", func(string, string) (net.Listener, error) { return nil, nil }},
+		{"a nil listener", func(string, string) (net.Listener, error) { return (*net.TCPListener)(nil), nil }},
+		{"no SyscallConn", func(string, string) (net.Listener, error) {
 			return brokenListener{proctest.Must(net.Listen("tcp", "localhost:0"))}, nil
-		},
-		"nothing, as there is none": nil,
+		}},
+		{"nothing, as there is none", nil},
 	} {
-		ln, err := upg.ListenWithCallback("tcp", "x", callback)
+		ln, err := upg.ListenWithCallback("tcp", "x", test.callback)
 		if err == nil || ln != nil {
-			t.Errorf("callback returned %s: got %v, %v", story, ln, err)
-		} else if !strings.HasPrefix(err.Error(), "tableflip: ") || (story == "an error") != errors.Is(err, broken) {
-			t.Errorf("callback returned %s: %v", story, err)
+			t.Errorf("callback returned %s: got %v, %v", test.story, ln, err)
+		} else if !strings.HasPrefix(err.Error(), "tableflip: ") || (test.story == "an error") != errors.Is(err, broken) {
+			t.Errorf("callback returned %s: %v", test.story, err)
 		}
 	}
-	for story, callback := range map[string]func(string, string) (net.PacketConn, error){
-		"an error": func(string, string) (net.PacketConn, error) { return nil, broken },
-		"nil":      func(string, string) (net.PacketConn, error) { return nil, nil },
-		"no SyscallConn": func(string, string) (net.PacketConn, error) {
+	for _, test := range []struct {
+		story    string
+		callback func(string, string) (net.PacketConn, error)
+	}{
+		{"an error", func(string, string) (net.PacketConn, error) { return nil, broken }},
+		{"nil", func(string, string) (net.PacketConn, error) { return nil, nil }},
+		{"no SyscallConn", func(string, string) (net.PacketConn, error) {
 			return brokenPacketConn{proctest.Must(net.ListenPacket("udp", "localhost:0"))}, nil
-		},
-		"nothing, as there is none": nil,
+		}},
+		{"nothing, as there is none", nil},
 	} {
-		conn, err := upg.ListenPacketWithCallback("udp", "x", callback)
+		conn, err := upg.ListenPacketWithCallback("udp", "x", test.callback)
 		if err == nil || conn != nil {
-			t.Errorf("callback returned %s: got %v, %v", story, conn, err)
-		} else if !strings.HasPrefix(err.Error(), "tableflip: ") || (story == "an error") != errors.Is(err, broken) {
-			t.Errorf("callback returned %s: %v", story, err)
+			t.Errorf("callback returned %s: got %v, %v", test.story, conn, err)
+		} else if !strings.HasPrefix(err.Error(), "tableflip: ") || (test.story == "an error") != errors.Is(err, broken) {
+			t.Errorf("callback returned %s: %v", test.story, err)
 		}
 	}
 	proctest.WantError(t, "RemoveListener", upg.RemoveListener("tcp", "x"), os.ErrNotExist)
@@ -235,9 +242,7 @@ func TestListenPacketPortZero(t *testing.T) {
 	for i := range 2 {
 		conn := proctest.Opened[net.PacketConn](t)(upg.ListenPacket("udp", "localhost:0"))
 		client := proctest.Opened[net.Conn](t)(net.Dial("udp", conn.LocalAddr().String()))
-		if _, err := fmt.Fprint(client, "to ", i); err != nil {
-			t.Fatal(err)
-		}
+		proctest.Must(fmt.Fprint(client, "to ", i))
 	}
 	handovertest.Upgrade(t, upg)
 	got := []string{s.Await("datagram").Text, s.Await("datagram").Text}
@@ -252,24 +257,20 @@ func TestListenPacketUnix(t *testing.T) {
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "answer-all", proctest.WithArg("unixgram "+path))
 	proctest.Opened[net.PacketConn](t)(upg.ListenPacket("unixgram", path))
 	client := proctest.Opened[net.Conn](t)(net.Dial("unixgram", path))
-	if _, err := fmt.Fprint(client, "early"); err != nil {
-		t.Fatal(err)
-	}
+	proctest.Must(fmt.Fprint(client, "early"))
 	handovertest.Upgrade(t, upg)
 	if m := s.Await("datagram"); m.Text != "0 early" {
 		t.Errorf("received %q", m.Text)
 	}
-	if _, err := fmt.Fprint(client, "late"); err != nil {
-		t.Fatal(err)
-	}
+	proctest.Must(fmt.Fprint(client, "late"))
 	if m := s.Await("datagram"); m.Text != "0 late" {
 		t.Errorf("received %q", m.Text)
 	}
 }
 
-// Connections
+// Connections and files
 
-// Elsewhere an inherited connection stays open until the process exits.
+// In cloudflare/tableflip v1.2.3 an inherited connection stays open until the process exits.
 func TestConnClosed(t *testing.T) {
 	ln := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
 	s, _ := proctest.Start(t, "hold-connections", proctest.WithArg("0 "+ln.Addr().String()))
@@ -392,17 +393,20 @@ func TestAddNothing(t *testing.T) {
 	closedConn.Close()
 	closedListener := proctest.Must(net.Listen("tcp", "localhost:0")).(*net.TCPListener)
 	closedListener.Close()
-	for story, err := range map[string]error{
-		"nil listener":        upg.AddListener("tcp", "", nil),
-		"listener of nothing": upg.AddListener("tcp", "", (*net.TCPListener)(nil)),
-		"empty listener":      upg.AddListener("tcp", "", &net.TCPListener{}),
-		"nil packet conn":     upg.AddPacketConn("udp", "", nil),
-		"empty packet conn":   upg.AddPacketConn("udp", "", &net.UDPConn{}),
-		"nil connection":      upg.AddConn("tcp", "", nil),
-		"nil file":            upg.AddFile("a", nil),
+	for _, test := range []struct {
+		story string
+		err   error
+	}{
+		{"nil listener", upg.AddListener("tcp", "", nil)},
+		{"listener of nothing", upg.AddListener("tcp", "", (*net.TCPListener)(nil))},
+		{"empty listener", upg.AddListener("tcp", "", &net.TCPListener{})},
+		{"nil packet conn", upg.AddPacketConn("udp", "", nil)},
+		{"empty packet conn", upg.AddPacketConn("udp", "", &net.UDPConn{})},
+		{"nil connection", upg.AddConn("tcp", "", nil)},
+		{"nil file", upg.AddFile("a", nil)},
 	} {
-		if err == nil || !strings.HasPrefix(err.Error(), "tableflip: add ") {
-			t.Errorf("%s: %v", story, err)
+		if test.err == nil || !strings.HasPrefix(test.err.Error(), "tableflip: add ") {
+			t.Errorf("%s: %v", test.story, test.err)
 		}
 	}
 	proctest.WantError(t, "closed file", upg.AddFile("a", proctest.ClosedFile()), os.ErrClosed)
@@ -543,16 +547,19 @@ func init() {
 func TestRemoveNothing(t *testing.T) {
 	upg := handovertest.NewUpgrader(t, tableflip.Options{})
 	proctest.OK(t, upg.AddFile("name", os.Stderr))
-	for what, err := range map[string]error{
-		"RemoveListener":        upg.RemoveListener("tcp", "name"),
-		"RemovePacketConn":      upg.RemovePacketConn("udp", "name"),
-		"RemoveConn":            upg.RemoveConn("fd", "name"),
-		"RemoveFile":            upg.RemoveFile("other"),
-		"RemoveFile by a Name ": upg.RemoveFile("fd:name:"),
+	for _, test := range []struct {
+		what string
+		err  error
+	}{
+		{"RemoveListener", upg.RemoveListener("tcp", "name")},
+		{"RemovePacketConn", upg.RemovePacketConn("udp", "name")},
+		{"RemoveConn", upg.RemoveConn("fd", "name")},
+		{"RemoveFile", upg.RemoveFile("other")},
+		{"RemoveFile by a Name ", upg.RemoveFile("fd:name:")},
 	} {
-		proctest.WantError(t, what, err, os.ErrNotExist)
-		if err != nil && !strings.HasPrefix(err.Error(), "tableflip: remove ") {
-			t.Errorf("%s: %v", what, err)
+		proctest.WantError(t, test.what, test.err, os.ErrNotExist)
+		if test.err != nil && !strings.HasPrefix(test.err.Error(), "tableflip: remove ") {
+			t.Errorf("%s: %v", test.what, test.err)
 		}
 	}
 }
@@ -587,19 +594,22 @@ func TestChangeDuringUpgrade(t *testing.T) {
 	defer other.Close()
 	udp := proctest.Opened[net.PacketConn](t)(net.ListenPacket("udp", "localhost:0")).(*net.UDPConn)
 	tcp := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0")).(*net.TCPListener)
-	changes := map[string]func(*tableflip.Upgrader) error{
-		"Listen": func(upg *tableflip.Upgrader) error { return proctest.ErrorOf(upg.Listen("unix", path)) },
-		"ListenPacket": func(upg *tableflip.Upgrader) error {
+	changes := []struct {
+		name string
+		call func(*tableflip.Upgrader) error
+	}{
+		{"Listen", func(upg *tableflip.Upgrader) error { return proctest.ErrorOf(upg.Listen("unix", path)) }},
+		{"ListenPacket", func(upg *tableflip.Upgrader) error {
 			return proctest.ErrorOf(upg.ListenPacket("unixgram", path+"gram"))
-		},
-		"AddListener":      func(upg *tableflip.Upgrader) error { return upg.AddListener("tcp", "", tcp) },
-		"AddPacketConn":    func(upg *tableflip.Upgrader) error { return upg.AddPacketConn("udp", "", udp) },
-		"AddConn":          func(upg *tableflip.Upgrader) error { return upg.AddConn("tcp", "", server) },
-		"AddFile":          func(upg *tableflip.Upgrader) error { return upg.AddFile("b", pipe) },
-		"RemoveFile":       func(upg *tableflip.Upgrader) error { return upg.RemoveFile("a") },
-		"RemoveListener":   func(upg *tableflip.Upgrader) error { return upg.RemoveListener("tcp", "early") },
-		"RemovePacketConn": func(upg *tableflip.Upgrader) error { return upg.RemovePacketConn("udp", "early") },
-		"RemoveConn":       func(upg *tableflip.Upgrader) error { return upg.RemoveConn("tcp", "early") },
+		}},
+		{"AddListener", func(upg *tableflip.Upgrader) error { return upg.AddListener("tcp", "", tcp) }},
+		{"AddPacketConn", func(upg *tableflip.Upgrader) error { return upg.AddPacketConn("udp", "", udp) }},
+		{"AddConn", func(upg *tableflip.Upgrader) error { return upg.AddConn("tcp", "", server) }},
+		{"AddFile", func(upg *tableflip.Upgrader) error { return upg.AddFile("b", pipe) }},
+		{"RemoveFile", func(upg *tableflip.Upgrader) error { return upg.RemoveFile("a") }},
+		{"RemoveListener", func(upg *tableflip.Upgrader) error { return upg.RemoveListener("tcp", "early") }},
+		{"RemovePacketConn", func(upg *tableflip.Upgrader) error { return upg.RemovePacketConn("udp", "early") }},
+		{"RemoveConn", func(upg *tableflip.Upgrader) error { return upg.RemoveConn("tcp", "early") }},
 	}
 	type result struct {
 		change string
@@ -614,11 +624,11 @@ func TestChangeDuringUpgrade(t *testing.T) {
 		proctest.OK(t, upg.Ready())
 		results := make(chan result, len(changes))
 		proctest.During(t, step.ChildStarted, func() {
-			for change, call := range changes {
+			for _, change := range changes {
 				begun := make(chan struct{})
 				go func() {
 					close(begun)
-					results <- result{change, call(upg)}
+					results <- result{change.name, change.call(upg)}
 				}()
 				<-begun
 			}
@@ -679,24 +689,27 @@ func TestChangeAfterEnd(t *testing.T) {
 			proctest.OK(t, upg.AddFile("a", os.Stderr))
 			proctest.OK(t, upg.Ready())
 			proctest.OK(t, end.run(upg))
-			for what, err := range map[string]error{
-				"Listen":           proctest.ErrorOf(upg.Listen("unix", path)),
-				"ListenPacket":     proctest.ErrorOf(upg.ListenPacket("unixgram", path)),
-				"Listener":         proctest.ErrorOf(upg.Listener("tcp", "localhost:0")),
-				"PacketConn":       proctest.ErrorOf(upg.PacketConn("udp", "localhost:0")),
-				"Conn":             proctest.ErrorOf(upg.Conn("tcp", "a")),
-				"File":             proctest.ErrorOf(upg.File("a")),
-				"Files":            proctest.ErrorOf(upg.Files()),
-				"AddListener":      upg.AddListener("tcp", "b", ln),
-				"AddPacketConn":    upg.AddPacketConn("udp", "b", udp),
-				"AddConn":          upg.AddConn("tcp", "b", server),
-				"AddFile":          upg.AddFile("b", os.Stderr),
-				"RemoveListener":   upg.RemoveListener("tcp", "localhost:0"),
-				"RemovePacketConn": upg.RemovePacketConn("udp", "localhost:0"),
-				"RemoveConn":       upg.RemoveConn("tcp", "a"),
-				"RemoveFile":       upg.RemoveFile("a"),
+			for _, test := range []struct {
+				what string
+				err  error
+			}{
+				{"Listen", proctest.ErrorOf(upg.Listen("unix", path))},
+				{"ListenPacket", proctest.ErrorOf(upg.ListenPacket("unixgram", path))},
+				{"Listener", proctest.ErrorOf(upg.Listener("tcp", "localhost:0"))},
+				{"PacketConn", proctest.ErrorOf(upg.PacketConn("udp", "localhost:0"))},
+				{"Conn", proctest.ErrorOf(upg.Conn("tcp", "a"))},
+				{"File", proctest.ErrorOf(upg.File("a"))},
+				{"Files", proctest.ErrorOf(upg.Files())},
+				{"AddListener", upg.AddListener("tcp", "b", ln)},
+				{"AddPacketConn", upg.AddPacketConn("udp", "b", udp)},
+				{"AddConn", upg.AddConn("tcp", "b", server)},
+				{"AddFile", upg.AddFile("b", os.Stderr)},
+				{"RemoveListener", upg.RemoveListener("tcp", "localhost:0")},
+				{"RemovePacketConn", upg.RemovePacketConn("udp", "localhost:0")},
+				{"RemoveConn", upg.RemoveConn("tcp", "a")},
+				{"RemoveFile", upg.RemoveFile("a")},
 			} {
-				proctest.WantError(t, what, err, end.want)
+				proctest.WantError(t, test.what, test.err, end.want)
 			}
 			if proctest.Exists(path) {
 				t.Error("Listen failed and left its socket")

@@ -1,175 +1,329 @@
 package tableflip
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
 )
 
 // This file is the child's side of the conversation with its parent: it owns
-// the write end of the ready pipe and the read end of the verdict pipe.
+// the write end of the ready pipe and the read end of the verdict pipe. Both sides
+// speak in lines of words, and ignore words that they do not know.
 
-// The child's ends of the pipes, and the first descriptor after them.
+// The child's words, on the ready pipe.
 const (
-	readyDescriptor = 3 + iota
-	verdictDescriptor
-	firstDescriptor
+	wordHere         = "here"         // PID WORD…: New was called, and understands WORDs
+	wordReady        = "ready"        // Ready was called
+	wordAcknowledged = "acknowledged" // the child is in charge
+	wordFailed       = "failed"       // REASON: it leaves
 )
+
+// The parent's words, on the verdict pipe.
+const (
+	wordCommit   = "commit"   // the child is to take charge
+	wordAbort    = "abort"    // it is not, and must leave
+	wordNotified = "notified" // the service manager knows the child
+	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
+)
+
+// parentHandle is the kind and the name under which a parent passes a handle of its
+// own process.
+var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	ready     *os.File
-	closeOnce sync.Once // for ready
-	verdict   *os.File
-	saidReady bool
+	pid     int
+	ready   *os.File
+	verdict *os.File
+	handle  *process.Handle // of the parent's process, nil where there are none
+
+	closeReady sync.Once
+	listenOnce sync.Once
+	reload     func() // called for wordReload
 
 	decided chan struct{} // closed once one of these is true:
-	commit  bool          // the parent put this process in charge
+	commit  bool          // the parent has put this process in charge, if it acknowledges that
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
 
-	exited chan struct{} // closed once the parent's process has ended, and then:
-	notified bool // it had told the service manager that this is the main process
+	aborted  chan struct{} // closed if the parent takes the commit back
+	exited   chan struct{} // closed once the parent's process has ended, and then:
+	notified bool          // it had told the service manager that this is the main process
+
+	mu        sync.Mutex
+	inCharge  bool // this process has acknowledged the commit, or is an orphan
+	abandoned bool // Stop was called before
 }
 
-// findTable returns the table that a parent left in the environment, or nil if
-// this process is the first generation.
-func findTable() (*nametable.Table, error) {
-	variables, err := takeVariables()
-	if variables == nil || err != nil {
-		return nil, err
-	}
-	t, err := nametable.Decode(variables)
-	var version nametable.UnknownVersionError
-	if err != nil && !errors.As(err, &version) {
-		return nil, err
-	}
-
-	ready, readyErr := identifyPipe(readyDescriptor)
-	verdict, verdictErr := identifyPipe(verdictDescriptor)
-	if readyErr != nil || verdictErr != nil || ready != t.Ready || verdict != t.Verdict {
-		// The variables were meant for an ancestor of this process that is not
-		// a generation of the same service.
-		return nil, nil
-	}
-	return &t, err
-}
-
-func identifyPipe(fd uintptr) (nametable.PipeID, error) {
-	device, inode, err := descriptor.IdentifyPipe(fd)
-	return nametable.PipeID{Device: device, Inode: inode}, err
-}
-
-// newParent adopts the ends of the pipes and begins to listen to the parent.
-func newParent() (*parent, error) {
-	for _, fd := range []uintptr{readyDescriptor, verdictDescriptor} {
-		if err := descriptor.SetCloseOnExec(fd); err != nil {
-			return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
-		}
-	}
+// newParent adopts the ends of the pipes, and says that New was called.
+func newParent(t *nametable.Table, handle *process.Handle) (*parent, error) {
 	// This end of the pipe is shared with no one. Non-blocking, waiting for the
 	// parent to exit takes no thread.
-	if err := descriptor.SetNonblock(verdictDescriptor, true); err != nil {
+	if err := descriptor.SetNonblock(inherit.VerdictFD, true); err != nil {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		ready:   os.NewFile(readyDescriptor, "ready"),
-		verdict: os.NewFile(verdictDescriptor, "verdict"),
+		pid:     t.PID,
+		ready:   os.NewFile(inherit.ReadyFD, "ready"),
+		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
+		handle:  handle,
 		decided: make(chan struct{}),
+		aborted: make(chan struct{}),
 		exited:  make(chan struct{}),
 	}
-	go p.watch()
+
+	// In a PID namespace of its own this process does not know the number by which
+	// the parent knows it.
+	pid := string(ownPID())
+	if t.PIDNamespace != process.PIDNamespace() {
+		pid = "-"
+	}
+	// Whether the parent has heard shows in its verdict.
+	_ = p.say(wordHere, pid, wordReload)
+	step.Reached(step.HereSaid)
 	return p, nil
+}
+
+// listen begins to listen to the parent, once.
+func (p *parent) listen(reload func()) {
+	p.listenOnce.Do(func() {
+		p.reload = reload
+		go p.watch()
+		if p.handle != nil {
+			go p.watchProcess()
+		}
+	})
+}
+
+func (p *parent) say(words ...string) error {
+	_, err := io.WriteString(p.ready, strings.Join(words, " ")+"\n")
+	return err
 }
 
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
-	defer p.verdict.Close()
-	message := make([]byte, 1)
-	_, err := p.verdict.Read(message)
-	switch {
-	case err == nil && message[0] == verdictCommit:
-		p.commit = true
-	case err == nil && message[0] == verdictAbort:
-		p.refusal = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
-	case err == nil:
-		p.refusal = fmt.Errorf("tableflip: the parent sent an unknown verdict, %q: exit, and leave alone what is shared", message)
-	case errors.Is(err, io.EOF):
-		p.orphan = true
-	default:
-		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
+	defer func() {
+		p.verdict.Close()
+		if p.handle != nil {
+			p.handle.Close()
+		}
+	}()
+	for lines := bufio.NewReader(p.verdict); ; {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, os.ErrDeadlineExceeded) && p.unread() {
+			continue
+		}
+		if err != nil {
+			p.hearEnd(err)
+			return
+		}
+		p.hear(strings.Fields(line))
 	}
-	close(p.decided)
-	if p.refusal != nil {
-		return
-	}
-	if err == nil {
-		// Nothing follows a commit but managerNotified and the end of the file.
-		n, _ := io.Copy(io.Discard, p.verdict)
-		p.notified = n > 0
-	}
-	close(p.exited)
 }
 
-// sayReady tells the parent that this process serves. Whether the parent has
-// heard shows in its verdict.
+// hear obeys a line of the parent.
+func (p *parent) hear(words []string) {
+	if len(words) == 0 {
+		return
+	}
+	decided := isClosed(p.decided)
+	switch word := words[0]; {
+	case word == wordCommit && !decided:
+		p.commit = true
+		close(p.decided)
+	case word == wordAbort && !decided:
+		p.refusal = errAborted
+		close(p.decided)
+	case word == wordAbort && p.commit && !isClosed(p.aborted):
+		close(p.aborted)
+	case word == wordNotified:
+		p.notified = true
+	case word == wordReload && p.reload != nil:
+		p.reload()
+	}
+}
+
+var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
+
+// hearEnd is called when nothing more can be heard.
+func (p *parent) hearEnd(err error) {
+	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
+	case ended && !isClosed(p.decided):
+		p.orphan = true
+		close(p.decided)
+	case ended:
+	case !isClosed(p.decided):
+		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
+		close(p.decided)
+	}
+	if p.refusal == nil {
+		close(p.exited)
+		p.closeReady.Do(func() { p.ready.Close() })
+	}
+}
+
+// unread lets watch go on after the parent's process has ended, if there is something
+// that it said before.
+func (p *parent) unread() bool {
+	readable := false
+	err := descriptor.Control(p.verdict, func(fd uintptr) error {
+		readable, _ = descriptor.Poll(fd)
+		return nil
+	})
+	if !readable || err != nil {
+		return false
+	}
+	// What is in the pipe can be read without waiting.
+	return p.verdict.SetReadDeadline(time.Now().Add(time.Second)) == nil
+}
+
+// watchProcess ends watch when the parent's process has ended, which the pipe does
+// not tell if a process that the parent has forked has it open.
+func (p *parent) watchProcess() {
+	if p.handle.Wait() == nil {
+		p.verdict.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// sayReady tells the parent that this process can serve.
 func (p *parent) sayReady() {
-	p.saidReady = true
-	_, _ = p.ready.Write(append(ownPID(), '\n'))
+	_ = p.say(wordReady)
 	step.Reached(step.ReadySaid)
 }
 
-// putInCharge reports whether this process is in charge by now.
-func (p *parent) putInCharge() bool {
-	select {
-	case <-p.decided:
-		return p.refusal == nil
-	default:
-		return false
-	}
-}
-
-// hasExited reports whether the parent's process has ended. It asks the pipe, as
-// watch may not have run yet since.
-func (p *parent) hasExited() bool {
-	select {
-	case <-p.exited:
-		return true
-	default:
-	}
-	if !p.putInCharge() {
-		return false
-	}
-	ended := false
-	err := descriptor.Control(p.verdict, func(fd uintptr) error {
-		ended = descriptor.AtEOF(fd)
+// takeCharge acknowledges the parent's commit, between which and the acknowledgement
+// it calls prepare, whose effect the parent can undo. If it returns an error, this
+// process must leave.
+func (p *parent) takeCharge(prepare func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.inCharge:
 		return nil
-	})
-	return ended || descriptor.IsClosed(err)
+	case p.abandoned:
+		return errAbandoned
+	}
+
+	if err := prepare(); err != nil {
+		if p.orphan {
+			return err // the caller may try again
+		}
+		_ = p.say(wordFailed, oneLine(err))
+		p.abandonLocked()
+		return err
+	}
+	if p.commit {
+		if isClosed(p.aborted) {
+			return errAborted
+		}
+		if err := p.say(wordAcknowledged); err != nil {
+			// Nobody listens any more. If the parent lives, it has said why.
+			select {
+			case <-p.aborted:
+				return errAborted
+			case <-p.exited:
+			}
+		}
+		step.Reached(step.Acknowledged)
+	}
+	p.inCharge = true
+	return nil
 }
 
-// waitAbandoned closes the ready pipe, which means giving up, and reports whether the parent has put this process in charge
-// all the same. A parent that has heard that the child is ready decides at once,
-// unless it is suspended.
-func (p *parent) waitAbandoned() bool {
-	p.closeReady()
-	if p.saidReady {
+var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
+
+// abandon gives up, unless this process is in charge, which it reports. The parent
+// cannot commit any more, or gets no acknowledgement of what it has committed.
+func (p *parent) abandon() (inCharge bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inCharge || isClosed(p.decided) && p.orphan {
+		return true
+	}
+	p.abandonLocked()
+	return false
+}
+
+func (p *parent) abandonLocked() {
+	p.abandoned = true
+	p.closeReady.Do(func() { p.ready.Close() })
+	p.verdict.Close()
+}
+
+// wait returns once the parent has exited, and an error if it did not put this process
+// in charge, or ctx is done.
+func (p *parent) wait(ctx context.Context) error {
+	for _, event := range []<-chan struct{}{p.decided, p.exited} {
 		select {
-		case <-p.decided:
-		case <-time.After(time.Second):
+		case <-event:
+		case <-ctx.Done():
+			return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
+		}
+		if p.refusal != nil {
+			return p.refusal
 		}
 	}
-	return p.putInCharge()
+	if isClosed(p.aborted) && !p.isInCharge() {
+		return errAborted
+	}
+	return nil
 }
 
-// closeReady ends this side of the conversation. Before Ready it means giving up.
-func (p *parent) closeReady() {
-	p.closeOnce.Do(func() { p.ready.Close() })
+func (p *parent) isAbandoned() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.abandoned
+}
+
+// isInCharge reports whether this process has taken charge.
+func (p *parent) isInCharge() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inCharge
+}
+
+// hasExited reports whether the parent's process has ended. It asks the system,
+// because the goroutines that watch may not have run yet since.
+func (p *parent) hasExited() bool {
+	if isClosed(p.exited) {
+		return true
+	}
+	if !p.isInCharge() {
+		return false
+	}
+	if p.handle != nil && p.handle.Ended() {
+		return true
+	}
+	hungUp := false
+	err := descriptor.Control(p.verdict, func(fd uintptr) error {
+		_, hungUp = descriptor.Poll(fd)
+		return nil
+	})
+	return hungUp || descriptor.IsClosed(err)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// oneLine makes the text of err fit into a line of words.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
 }

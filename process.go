@@ -88,10 +88,10 @@ func (f *pidFile) prepare() (err error) {
 	if f.target, err = resolve(f.path); err == nil {
 		err = f.writeTemporary(ownPID(), 0)
 	}
+	step.Reached(step.PIDFilePrepared)
 	if err != nil {
 		return fmt.Errorf("tableflip: can't write the PID file: %w%s", err, pidFileHint(err))
 	}
-	step.Reached(step.PIDFileWritten)
 	return nil
 }
 
@@ -105,6 +105,7 @@ func (f *pidFile) commit() error {
 		f.abandon()
 		return fmt.Errorf("tableflip: can't replace the PID file: %w%s", err, pidFileHint(err))
 	}
+	step.Reached(step.PIDFileWritten)
 	return nil
 }
 

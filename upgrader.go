@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
-	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
 )
@@ -48,45 +48,50 @@ var (
 
 // Options are the options of New. The zero value is usable.
 type Options struct {
-	// UpgradeTimeout is how long a new process may take to become ready until
-	// it is killed. Zero, and less, means DefaultUpgradeTimeout.
+	// UpgradeTimeout limits how long a new process may take to become ready before
+	// it is killed. If zero or negative, [DefaultUpgradeTimeout] is used.
 	UpgradeTimeout time.Duration
 
 	// PIDFile, if not empty, is the path of a file that holds the PID of the
-	// process in charge. Ready writes it, with mode 0644 less the umask, and
-	// replaces it at once, by renaming a temporary file in its directory, which
-	// must be writable. A failed upgrade restores it, and Stop removes it. A
+	// process in charge. Ready writes it, with mode 0644 less the umask. It
+	// replaces the file at once, by renaming a temporary file in its directory, which
+	// must be writable. A failed upgrade restores the file, and Stop removes it. A
 	// relative path is relative to the directory that the process started in.
 	PIDFile string
 
-	// ListenConfig is what Listen and ListenPacket create sockets with. Its
-	// keep-alive parameters also apply to inherited TCP listeners. Nil means
-	// the zero ListenConfig.
+	// ListenConfig creates the sockets of Listen and ListenPacket. If nil, the zero
+	// ListenConfig is used. It is not applied to inherited sockets, which keep the
+	// options that they were created with, except that its keep-alive parameters
+	// also apply to inherited TCP listeners. Control is never called for an inherited
+	// socket, because the parent serves with it.
 	ListenConfig *net.ListenConfig
 
 	// Command, if not nil, is called by every Upgrade to change how the new
 	// process is started. The command is complete when it is called: this
 	// process's arguments, environment and standard streams, the binary that
-	// os.Args[0] names now, and the directory that this process started in. It
-	// may change anything but ExtraFiles, and may start a wrapper that execs
-	// the service, or starts it in the background and exits, if that keeps
+	// os.Args[0] names now, and the directory that this process started in.
+	//
+	// Command may change anything but ExtraFiles. It may have a wrapper execute the
+	// service, or start it in the background and exit, if the wrapper keeps
 	// descriptors from 3 on, and environment variables, intact. A wrapper that
-	// stays would keep the sockets open, and be killed in the service's place
-	// when an upgrade fails. Output must go to files, as this process will not be
-	// there to copy it. It must not wait for Stop, which waits for the upgrade.
+	// stays keeps the sockets open. Output must go to files, because this process
+	// will not be there to copy it.
+	//
+	// The time that Command takes does not count against UpgradeTimeout. Command must
+	// not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
-	// DescriptorStore has systemd keep a copy of every listener and packet conn
-	// (FileDescriptorStoreMax= in the unit must allow for as many), so that they
-	// outlive a crash: connections wait in their queues until Restart= has
+	// DescriptorStore has systemd store a copy of every listener and packet conn, so
+	// that they outlive a crash: connections wait in their queues until Restart= has
 	// started a new first generation, whose Listen returns the same sockets.
-	// Stop and the Remove methods have the copies closed, so that a restart by
-	// systemctl is none the better for them.
+	// FileDescriptorStoreMax= in the unit must allow for as many. Stop and the Remove
+	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, is told which inherited descriptors nobody claimed,
-	// of errors while cleaning up, if a new process dies before the old one, and
-	// if the service manager can't be told something.
+	// Logger, if not nil, receives warnings: inherited descriptors that nobody
+	// claimed, errors of cleaning up, a new process that dies before the old one, and
+	// messages that the service manager did not take. It is called without any lock
+	// held.
 	Logger *slog.Logger
 }
 
@@ -97,6 +102,7 @@ type state int
 
 const (
 	starting  state = iota // New has returned, Ready has not
+	accepting              // Ready takes charge
 	ready                  // in charge
 	upgrading              // in charge, with a child that is starting
 	upgraded               // the child is in charge
@@ -113,29 +119,52 @@ type Upgrader struct {
 	pidFile        pidFile
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
-	parent         *parent           // nil in the first generation
+	parent         *parent // nil in the first generation
+	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 
 	readyMu sync.Mutex    // held by Ready, so that calls at once all return one result
 	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
 	exit    chan struct{} // closed when the process is to drain and exit
 
-	mu            sync.Mutex
-	state         state
-	cancelUpgrade context.CancelCauseFunc // valid while upgrading
-	upgradeEnded  chan struct{}           // valid while upgrading, closed at its end
-	released      bool                    // Stop has made room for another Upgrader
+	// Under mu nothing blocks.
+	mu       sync.Mutex
+	state    state
+	accepted chan struct{} // while accepting: closed at its end
+	attempt  *attempt      // while upgrading
+	child    *child        // once upgraded
 }
 
-// New creates the Upgrader of this process. It takes over what a parent passes
-// on, or what systemd does by LISTEN_FDS if LISTEN_PID is this process, and removes
-// their word from the environment, so that it should be called before other
-// processes are started. It does not block.
+// An attempt is an upgrade under way.
+type attempt struct {
+	caller   context.Context
+	ctx      context.Context // ends when the attempt must, before the commit
+	stopCtx  context.Context // ends when Stop is called
+	cancel   context.CancelCauseFunc
+	stop     context.CancelCauseFunc
+	returned chan struct{} // closed when Upgrade returns
+
+	// Guarded by Upgrader.mu:
+	reloadAgain bool // the manager asked for another reload meanwhile
+	answered    bool // the manager was told how it went
+	undecided   bool // Upgrade has returned, and the child may still take charge
+}
+
+// New returns the [Upgrader] for this process. It inherits descriptors from the parent
+// process or, in the first generation, from systemd (LISTEN_FDS with a matching
+// LISTEN_PID). It does not block.
+//
+// What a parent passes on is taken when the package is initialised: the variables that
+// describe it leave the environment, and the descriptors get close-on-exec, so that no
+// process that is started before New can get them. A program that executes itself
+// (syscall.Exec) must do so after New, which otherwise returns an error.
 //
 // There is one Upgrader per process at a time: New may be called again after
-// Stop, or after an error. It returns ErrNotSupported where upgrades are not
-// possible. If a parent's word is unreadable, New fails every time: the process
-// should exit, which leaves the parent as it was.
+// Stop, or after an error. It returns [ErrNotSupported] where upgrades are not
+// possible. If what a parent passed on is unreadable, or was lost on the way while the
+// parent waits, New fails every time: the process should exit, which leaves the parent
+// as it was.
 func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
@@ -147,8 +176,9 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
-	notifier := systemd.FindNotifier(opts.Logger)
-	registry, parent, err := inherit(opts, notifier)
+	env := systemd.FindEnv()
+	notifier := env.Notifier(opts.Logger)
+	registry, parent, err := takeOver(opts, notifier)
 	if err != nil {
 		upgraderExists.Store(false)
 		return nil, err
@@ -157,64 +187,23 @@ func New(opts Options) (*Upgrader, error) {
 	if timeout <= 0 {
 		timeout = DefaultUpgradeTimeout
 	}
-	return &Upgrader{
+	u := &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
 		pidFile:        pidFile{path: path},
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
+		managerEnv:     env,
 		notifier:       notifier,
 		stop:           make(chan struct{}),
+		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
-	}, nil
-}
-
-// inherit takes over what a parent left or, in the first generation, which has a
-// nil parent, what the service manager passed.
-func inherit(opts Options, notifier *systemd.Notifier) (*registry.Registry, *parent, error) {
-	registryOpts := registry.Options{Logger: opts.Logger}
-	if opts.ListenConfig != nil {
-		registryOpts.ListenConfig = *opts.ListenConfig
 	}
-	if notifier != nil {
-		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
+	if parent != nil {
+		parent.listen(u.answerReload)
 	}
-
-	t, err := findTable()
-	if err != nil {
-		return nil, nil, err
-	}
-	if t == nil {
-		r, err := inheritActivated(registryOpts)
-		return r, nil, err
-	}
-	r, err := registry.New(registryOpts, firstDescriptor, t.Entries)
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := newParent()
-	if err != nil {
-		return nil, nil, err
-	}
-	forgetVariables()
-	return r, p, nil
-}
-
-func inheritActivated(opts registry.Options) (*registry.Registry, error) {
-	entries, err := systemd.ActivatedFDs(registry.ManagerNetwork)
-	if err != nil {
-		return nil, err
-	}
-	r, err := registry.New(opts, systemd.FirstFD, entries)
-	if err == nil {
-		err = r.DescribeStored()
-	}
-	if err != nil {
-		return nil, err
-	}
-	forgetVariables()
-	return r, systemd.ForgetActivatedFDs()
+	return u, nil
 }
 
 // HasParent reports whether this process was started by an upgrade. That stays
@@ -229,40 +218,98 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
-// Ready says that this process can serve: that it has taken and created its
-// listeners, and has all that it needs to answer. It must be called by every
-// generation. Accept from the listeners once Ready has returned nil. What a child
-// accepts before is lost if its parent then refuses it; what nobody accepts waits
-// in the queue.
+// Ready reports that this process can serve. Every generation must call it once its
+// listeners and everything else it needs exist. Accept from the listeners once Ready
+// has returned nil: what a child accepts before is lost if its parent then refuses it,
+// and what nobody accepts waits in the queue.
 //
-// It writes the PID file. In a child it then blocks until the parent has decided,
-// which takes no longer than the parent's UpgradeTimeout, and while the parent
-// is suspended. If the parent refuses, Ready returns an error, and the process
-// should exit without touching what it shares with the parent; if it has died,
-// this process is in charge, and Ready returns nil. Before it does, it closes
-// inherited descriptors that nobody took, and unlinks the files of those that
-// are Unix sockets, other than systemd's. In the first generation it tells the
-// service manager, if there is one, that the service is up.
+// In the first generation Ready writes the PID file, and tells the service manager, if
+// there is one, that the service is up. In a child it blocks until the parent has
+// decided, which takes no longer than the parent's UpgradeTimeout unless the parent is
+// suspended. If the parent refuses, Ready returns an error, and the process should
+// exit without touching what it shares with the parent. If the parent has died, this
+// process is in charge, and Ready returns nil. Before it returns nil, it writes the PID
+// file, closes inherited descriptors that nobody claimed, and unlinks the files of
+// those that are Unix sockets, except systemd's.
 //
-// Once it has returned nil, Upgrade is accepted (in a child: once its parent has
-// exited), and Ready does nothing any more. It returns ErrStopped after Stop, and
-// as soon as Stop is called. If it could not write the PID file, it can be tried
-// again.
+// Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: once its
+// parent has exited), and Ready does nothing any more. It returns [ErrStopped] after
+// Stop, and as soon as Stop is called. If it could not write the PID file before it
+// asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
 	u.readyMu.Lock()
 	defer u.readyMu.Unlock()
 
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	switch u.state {
+	state := u.state
+	u.mu.Unlock()
+	switch state {
 	case starting:
 	case stopped:
 		return ErrStopped
 	default:
 		return nil
 	}
-	if u.parent != nil {
+
+	if u.parent != nil && !u.parent.isInCharge() {
 		if err := u.askParent(); err != nil {
+			return err
+		}
+	}
+	u.mu.Lock()
+	if isClosed(u.stop) {
+		u.mu.Unlock()
+		return ErrStopped
+	}
+	u.state = accepting
+	u.accepted = make(chan struct{})
+	u.mu.Unlock()
+
+	err := u.takeCharge()
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.state = ready
+	if err != nil {
+		u.state = starting
+	}
+	close(u.accepted)
+	return err
+}
+
+// askParent asks to be put in charge, and returns nil once the parent has done so, or
+// has died.
+func (u *Upgrader) askParent() error {
+	if u.parent.isAbandoned() {
+		return errAbandoned
+	}
+	if isClosed(u.parent.decided) && u.parent.refusal != nil {
+		return u.parent.refusal
+	}
+	if err := u.pidFile.prepare(); err != nil {
+		return err
+	}
+	u.parent.sayReady()
+
+	process.Prepare() // for the next upgrade, while there is nothing else to do
+	select {
+	case <-u.parent.decided:
+	case <-u.stop:
+	}
+	if isClosed(u.stop) {
+		return ErrStopped
+	}
+	step.Reached(step.VerdictReceived)
+	return u.parent.refusal
+}
+
+// takeCharge makes this the process in charge. What it does after the
+// acknowledgement cannot be undone.
+func (u *Upgrader) takeCharge() error {
+	// An Upgrader that is not the first one of its process needs nobody's leave.
+	asks := u.parent != nil && !u.parent.isInCharge()
+	if asks {
+		if err := u.parent.takeCharge(u.pidFile.commit); err != nil {
 			return err
 		}
 	} else {
@@ -272,95 +319,54 @@ func (u *Upgrader) Ready() error {
 		process.Prepare()
 	}
 	u.registry.TakeCharge()
-	u.state = ready
-	u.notifyReady()
+
+	switch {
+	case u.notifier == nil:
+	case asks:
+		go u.notifyAfterParent()
+	default:
+		u.notifier.Ready()
+		u.registry.OpenStore()
+	}
 	return nil
 }
 
-// notifyReady tells the service manager that this process is in charge, unless its
-// parent does, to which the manager listens until it has exited.
-func (u *Upgrader) notifyReady() {
-	switch {
-	case u.notifier == nil:
-	case u.parent == nil:
-		u.notifier.Ready()
-		u.registry.OpenStore()
-	default:
-		go func() {
-			<-u.parent.exited
-			if !u.parent.notified {
-				u.notifyMainPID()
-			}
-			u.registry.OpenStore()
-		}()
+// notifyAfterParent waits until the manager listens to this process: before, it
+// listens to the parent.
+func (u *Upgrader) notifyAfterParent() {
+	<-u.parent.exited
+	if !u.parent.notified {
+		u.notifyMainPID()
 	}
+	u.registry.OpenStore()
 }
 
 // notifyMainPID is for a child whose parent has died before it could do that.
 // systemd has ended the service then; other managers may have waited.
 func (u *Upgrader) notifyMainPID() {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.state == ready || u.state == upgrading {
-		u.notifier.MainPID(os.Getpid(), u.state == ready)
-	}
-}
-
-// askParent asks to be put in charge. It unlocks u.mu while it waits.
-func (u *Upgrader) askParent() error {
-	select {
-	case <-u.parent.decided:
-		if u.parent.refusal != nil {
-			return u.parent.refusal
-		}
-	default:
-	}
-	// This is the one thing that others see before the commit: systemd reads the
-	// file when the parent exits, which may be right after it.
-	if err := u.pidFile.write(); err != nil {
-		return err
-	}
-	u.parent.sayReady()
-
+	state := u.state
 	u.mu.Unlock()
-	process.Prepare() // for the next upgrade, while there is nothing else to do
-	select {
-	case <-u.parent.decided:
-	case <-u.stop:
+	if state != upgraded && state != stopped {
+		u.notifier.MainPID(os.Getpid(), state != upgrading)
 	}
-	u.mu.Lock()
-
-	if u.state == stopped {
-		return ErrStopped
-	}
-	<-u.parent.decided
-	step.Reached(step.VerdictReceived)
-	u.parent.closeReady()
-	return u.parent.refusal
 }
 
-// WaitForParent blocks until the parent has exited, or ctx is done, whose cause
-// it then returns. Without a parent it returns at once. If the parent has aborted
-// the upgrade, it returns an error. Call it after Ready: the parent does not exit
-// before.
+// answerReload is called when the service manager has asked the parent for a reload
+// right after the parent had handed over.
+func (u *Upgrader) answerReload() {
+	u.notifier.Reloading()
+	u.notifier.Ready()
+}
+
+// WaitForParent blocks until the parent's process has ended, or ctx is done, whose cause
+// it then wraps. Without a parent it returns at once. If the parent has refused this
+// process, it returns an error. Call it after Ready: the parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	select {
-	case <-u.parent.decided:
-	case <-ctx.Done():
-		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
-	}
-	if u.parent.refusal != nil {
-		return u.parent.refusal
-	}
-	select {
-	case <-u.parent.exited:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
-	}
+	return u.parent.wait(ctx)
 }
 
 // Upgrade is UpgradeContext without a context of its own.
@@ -368,228 +374,354 @@ func (u *Upgrader) Upgrade() error {
 	return u.UpgradeContext(context.Background())
 }
 
-// UpgradeContext starts a new process and blocks until it is ready. Then the new
-// process is in charge, Exit is closed, and this process should stop accepting,
-// finish what it has begun, and exit. If there is a service manager, Exit is closed
-// once that knows its new main process, or takes too long to read (seconds).
+// UpgradeContext starts a new process and blocks until it is in charge. Then Exit is
+// closed, and this process should stop accepting, finish what it has begun, and exit.
 //
-// After an error everything is as it was, the new process has been killed and
-// reaped, and UpgradeContext can be called again, unless it is ErrUpgraded or
-// ErrStopped. The deadline of ctx, if it has one, takes the place of
-// Options.UpgradeTimeout. An error that does not just say in words what the new
-// process did is, or wraps,
+// The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
+// has none, to become ready. Then it has 10 seconds to take charge, which it does at
+// once unless it is suspended, and during which ctx no longer counts. If there is a
+// service manager, UpgradeContext also waits, for at most six seconds, until that knows
+// its new main process.
 //
-//   - ErrNotReady, ErrUpgradeInProgress, ErrParentRunning, ErrUpgraded or
+// After an error this process is in charge as before, the new one has been killed and
+// reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
+// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// because it belongs to another user or the kernel does not let it go, the error says
+// so. Then upgrades are refused with [ErrUpgradeInProgress] until it has ended, or has
+// taken charge after all.
+//
+// An error that does not just say in words what the new process did is, or wraps,
+//
+//   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
-//   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout has passed;
+//   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
+//     passed;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process failed, except under systemd, whose
 //     child it is;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(ctx context.Context) error {
-	return u.upgrade(ctx)
-}
-
-func (u *Upgrader) upgrade(callerCtx context.Context) (err error) {
-	ctx, err := u.beginUpgrade(callerCtx)
+func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+	a, err := u.beginUpgrade(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { u.endUpgrade(err) }()
+	defer func() { u.endUpgrade(a, err) }()
 
 	before, err := u.pidFile.read()
 	if err != nil {
 		return err
 	}
-	c, err := u.startChild(ctx)
+	c, err := u.startChild(a)
 	if err != nil {
 		return err
 	}
-	committed := false
-	defer func() {
-		if committed {
-			return
-		}
-		c.abort()
-		if err := u.pidFile.restore(before); err != nil && u.logger != nil {
-			u.logger.Error("tableflip: can't restore the PID file", "error", err)
-		}
-	}()
+	err = u.handOver(a, c)
+	if err == nil {
+		return nil
+	}
 
-	if err := c.awaitReady(ctx); err != nil {
-		return err
+	if abortErr := c.abort(); abortErr != nil {
+		u.mu.Lock()
+		a.undecided = true
+		u.mu.Unlock()
+		go u.settle(a, c, before)
+		return errors.Join(err, abortErr)
 	}
-	mainPID, err := u.prepareMainPID()
-	if err != nil {
-		return err
-	}
-	defer mainPID.Close()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	// Ctx follows its caller's from a goroutine, that may not have run yet.
-	if callerCtx.Err() != nil {
-		return cancelled(callerCtx)
-	}
-	if err := c.commit(u.logger); err != nil {
-		return err
-	}
-	committed = true
-	u.state = upgraded
-	u.logCleanUp(u.pidFile.remove()) // names the new process, unless it has another file
-	if mainPID.Notify(c.pid) {
-		c.managerNotified()
-	}
-	close(u.exit)
-	u.registry.HandOver(ErrUpgraded)
-	return nil
+	u.restorePIDFile(before)
+	return err
 }
 
-// beginUpgrade enters the state upgrading. The context that it returns ends when
-// the upgrade must.
-func (u *Upgrader) beginUpgrade(callerCtx context.Context) (context.Context, error) {
+// beginUpgrade enters the state upgrading.
+func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
+	a, refusal, answer := u.enterUpgrade(caller)
+	if answer != nil {
+		// The service manager may have asked for the upgrade, and wait.
+		answer()
+	}
+	if refusal != nil {
+		return nil, refusal
+	}
+	u.notifier.Reloading()
+	return a, nil
+}
+
+// enterUpgrade returns an attempt, or why there is none, and how to answer the
+// service manager.
+func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, refusal error, answer func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
-	case starting:
-		return nil, ErrNotReady
+	case starting, accepting:
+		return nil, ErrNotReady, nil
 	case upgrading:
-		// It answers this reload, too.
-		u.notifier.Reloading()
-		return nil, ErrUpgradeInProgress
+		if !u.attempt.answered {
+			u.attempt.reloadAgain = true
+			return nil, ErrUpgradeInProgress, nil
+		}
+		return nil, ErrUpgradeInProgress, u.answerReload
 	case upgraded:
-		return nil, ErrUpgraded
+		return nil, ErrUpgraded, u.child.forwardReload
 	case stopped:
-		return nil, ErrStopped
+		return nil, ErrStopped, nil
 	}
-	select {
-	case <-u.stop:
-		return nil, ErrStopped
-	default:
-	}
-	var refusal error
 	switch {
+	case isClosed(u.stop):
+		return nil, ErrStopped, nil
 	case u.parent != nil && !u.parent.hasExited():
 		refusal = ErrParentRunning
-	case callerCtx.Err() != nil:
-		refusal = cancelled(callerCtx)
+	case caller.Err() != nil:
+		refusal = cancelled(caller)
 	}
 	if refusal != nil {
-		// The manager may have asked for it, and wait for an answer.
-		u.notifier.Reloading()
-		u.notifier.ReloadFailed(refusal)
-		return nil, refusal
+		return nil, refusal, func() {
+			u.notifier.Reloading()
+			u.notifier.ReloadFailed(refusal)
+		}
 	}
 
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(callerCtx))
-	var timer *time.Timer
-	disconnect := context.AfterFunc(callerCtx, func() { cancel(cancelled(callerCtx)) })
-	if _, ok := callerCtx.Deadline(); !ok {
-		timer = time.AfterFunc(u.upgradeTimeout, func() {
-			cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", u.upgradeTimeout, os.ErrDeadlineExceeded))
-		})
-	}
+	a = &attempt{caller: caller, returned: make(chan struct{})}
+	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
+	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
+	context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
+	u.attempt = a
 	u.state = upgrading
-	u.notifier.Reloading()
-	u.upgradeEnded = make(chan struct{})
-	u.cancelUpgrade = func(cause error) {
-		cancel(cause)
-		disconnect()
-		if timer != nil {
-			timer.Stop()
-		}
+	return a, nil, nil
+}
+
+func cancelled(caller context.Context) error {
+	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(caller))
+}
+
+// err returns why the attempt must end. Its ctx follows its caller's from a goroutine,
+// which may not have run yet.
+func (a *attempt) err() error {
+	switch {
+	case a.ctx.Err() != nil:
+		return context.Cause(a.ctx)
+	case a.caller.Err() != nil:
+		return cancelled(a.caller)
 	}
-	return ctx, nil
+	return nil
 }
 
-func cancelled(callerCtx context.Context) error {
-	return fmt.Errorf("tableflip: upgrade cancelled: %w", context.Cause(callerCtx))
-}
-
-// endUpgrade leaves the state upgrading, unless a commit has.
-func (u *Upgrader) endUpgrade(err error) {
-	u.registry.Unfreeze()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.state == upgrading {
-		u.state = ready
-		if err == nil {
-			err = errors.New("tableflip: Options.Command has panicked")
-		}
-		u.notifier.ReloadFailed(err)
+// limit ends the attempt after timeout, unless its caller has a deadline, and returns
+// when it will end.
+func (a *attempt) limit(timeout time.Duration) time.Time {
+	if deadline, ok := a.caller.Deadline(); ok {
+		return deadline
 	}
-	u.cancelUpgrade(nil)
-	close(u.upgradeEnded)
+	timer := time.AfterFunc(timeout, func() {
+		a.cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
+	})
+	context.AfterFunc(a.ctx, func() { timer.Stop() })
+	return time.Now().Add(timeout)
 }
 
-// prepareMainPID fails for lack of descriptors.
-func (u *Upgrader) prepareMainPID() (*systemd.MainPIDUpdate, error) {
-	update, err := u.notifier.PrepareMainPID()
-	if err != nil {
-		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
-	}
-	return update, nil
-}
-
-func (u *Upgrader) startChild(ctx context.Context) (*child, error) {
+// startChild starts the new process.
+func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	cmd, err := newCommand(u.command)
 	if err != nil {
 		return nil, err
 	}
-	entries, files, release, err := u.registry.FreezeForChild()
-	if err != nil {
+	// Whoever has cancelled the upgrade meanwhile may not want it started.
+	if err := a.err(); err != nil {
 		return nil, err
 	}
+	until := a.limit(u.upgradeTimeout)
+
+	entries, files, release, err := u.registry.FreezeForChild()
+	if err != nil {
+		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
+	}
 	defer release()
-	return startChild(ctx, cmd, systemd.IsParent(), entries, files)
+	if self, err := process.Open(os.Getpid()); err == nil {
+		defer self.Close()
+		entries = append(entries, &nametable.Entry{Name: parentHandle})
+		files = append(files, self.File())
+	}
+	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
+}
+
+// handOver puts a child in charge once it is ready. After an error it may be in charge
+// all the same, until it was aborted.
+func (u *Upgrader) handOver(a *attempt, c *child) error {
+	if err := c.awaitReady(a.ctx); err != nil {
+		return err
+	}
+	mainPID, err := u.notifier.PrepareMainPID()
+	if err != nil {
+		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
+	}
+	defer mainPID.Close()
+	// From here on neither the caller nor the timeout can end the attempt.
+	if err := a.err(); err != nil {
+		return err
+	}
+	if err := c.commit(a.stopCtx); err != nil {
+		return err
+	}
+	u.retire(a, c, mainPID)
+	return nil
+}
+
+// retire makes way for a child that is in charge.
+func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
+	if mainPID.Notify(c.pid) {
+		_ = c.say(wordNotified)
+	}
+	step.Reached(step.ManagerNotified)
+	u.logCleanUp(u.pidFile.remove()) // if the new process has another one
+	c.keep(u.logger)
+
+	u.mu.Lock()
+	wasStopped := u.state == stopped
+	if !wasStopped {
+		u.state = upgraded
+		u.child = c
+		close(u.exit)
+	}
+	u.mu.Unlock()
+	if !wasStopped {
+		u.registry.HandOver(ErrUpgraded)
+	}
+}
+
+// endUpgrade leaves the state upgrading, unless the child is in charge or may still
+// take charge.
+func (u *Upgrader) endUpgrade(a *attempt, err error) {
+	a.cancel(nil)
+	u.mu.Lock()
+	stays := u.state == upgrading && !a.undecided
+	u.mu.Unlock()
+	if stays {
+		if err == nil {
+			err = errors.New("tableflip: Options.Command has panicked")
+		}
+		u.stayInCharge(a, err)
+	}
+	close(a.returned)
+}
+
+// stayInCharge ends an attempt that has failed because of err.
+func (u *Upgrader) stayInCharge(a *attempt, err error) {
+	u.registry.Unfreeze()
+
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
+	// While the state is upgrading, no other attempt can speak.
+	u.notifier.ReloadFailed(err)
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.state == upgrading {
+		u.state = ready
+		u.attempt = nil
+	}
+}
+
+// settle waits for a child whose death could not be confirmed.
+func (u *Upgrader) settle(a *attempt, c *child, before *pidFileContent) {
+	<-a.returned
+	if c.settle() {
+		mainPID, err := u.notifier.PrepareMainPID()
+		if err == nil {
+			defer mainPID.Close()
+		}
+		u.retire(a, c, mainPID)
+		return
+	}
+	u.mu.Lock()
+	wasStopped := u.state == stopped
+	u.mu.Unlock()
+	if wasStopped {
+		return
+	}
+	u.restorePIDFile(before)
+	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+}
+
+func (u *Upgrader) restorePIDFile(before *pidFileContent) {
+	if err := u.pidFile.restore(before); err != nil && u.logger != nil {
+		u.logger.Error("tableflip: can't restore the PID file", "error", err)
+	}
 }
 
 // Stop ends what the Upgrader does: it aborts an upgrade under way, closes what
 // the registry holds, and lets New be called again. A process in charge also
-// unlinks all Unix sockets of the registry and removes the PID file, if it still
-// names this process; one that was never put in charge unlinks only the sockets
-// that it created itself. After a successful upgrade there is nothing to do. A
-// process in charge also tells the service manager that the service stops.
+// unlinks all Unix sockets of the registry, removes the PID file if it still
+// names this process, and tells the service manager that the service stops. A process
+// that was never put in charge unlinks only the sockets that it created itself. After a
+// successful upgrade there is nothing to do.
 //
-// When Stop returns, all of this is done and Exit is closed. It blocks only as
-// long as it takes to kill a new process that is starting or, in a child that waits
-// in Ready, to learn the parent's verdict, for a second at the most, or until the
-// service manager has been told.
+// When Stop returns, all of this is done and Exit is closed. It blocks for as long as it
+// takes to kill a new process that is starting, at most a second, or until the service
+// manager knows the process that has just taken charge, at most six.
 func (u *Upgrader) Stop() {
+	if !u.beginStop() {
+		<-u.ended
+		return
+	}
+	defer close(u.ended)
+
+	u.mu.Lock()
+	if u.state == upgraded {
+		u.mu.Unlock()
+		upgraderExists.Store(false)
+		return
+	}
+	// A first generation that was never ready leaves what systemd has stored
+	// for it over a crash to the one after it.
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	u.state = stopped
+	u.mu.Unlock()
+
+	if inCharge {
+		u.notifier.Stopping()
+	}
+	u.registry.Stop(inCharge, ErrStopped)
+	if inCharge {
+		u.logCleanUp(u.pidFile.remove())
+	}
+	close(u.exit)
+	upgraderExists.Store(false)
+}
+
+// beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It
+// reports whether no other Stop was called before.
+func (u *Upgrader) beginStop() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	select {
-	case <-u.stop:
-	default:
+	first := !isClosed(u.stop)
+	if first {
 		close(u.stop)
 	}
-	for u.state == upgrading {
-		u.cancelUpgrade(ErrStopped)
-		ended := u.upgradeEnded
+	for {
+		var busy <-chan struct{}
+		switch {
+		case u.state == accepting:
+			busy = u.accepted
+		case u.state == upgrading && !isClosed(u.attempt.returned):
+			u.attempt.stop(ErrStopped)
+			busy = u.attempt.returned
+		default:
+			return first
+		}
 		u.mu.Unlock()
-		<-ended
+		<-busy
 		u.mu.Lock()
-	}
-	if u.state != upgraded && u.state != stopped {
-		// A first generation that was never ready leaves what systemd has kept
-		// for it over a crash to the one after it.
-		inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.waitAbandoned()
-		u.state = stopped
-		if inCharge {
-			u.notifier.Stopping()
-		}
-		u.registry.Stop(inCharge, ErrStopped)
-		if inCharge {
-			u.logCleanUp(u.pidFile.remove())
-		}
-		close(u.exit)
-	}
-	if !u.released {
-		u.released = true
-		upgraderExists.Store(false)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,9 +30,7 @@ func TestMain(m *testing.M) { proctest.Main(m) }
 
 func TestNewTwice(t *testing.T) {
 	first, err := tableflip.New(tableflip.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer first.Stop()
 	for range 2 {
 		if _, err := tableflip.New(tableflip.Options{}); err == nil || !strings.Contains(err.Error(), "only a single Upgrader") {
@@ -55,26 +54,17 @@ func TestNewTwice(t *testing.T) {
 
 func TestNewAfterUpgrade(t *testing.T) {
 	upg, _ := handovertest.NewParent(t, tableflip.Options{}, "succeed")
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	handovertest.Upgrade(t, upg)
 	if early, err := tableflip.New(tableflip.Options{}); err == nil {
 		early.Stop()
 		t.Fatal("New before Stop")
 	}
 	upg.Stop()
-	again, err := tableflip.New(tableflip.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	again.Stop()
+	handovertest.NewUpgrader(t, tableflip.Options{}).Stop()
 }
 
 func TestNewWithoutParent(t *testing.T) {
-	upg, err := tableflip.New(tableflip.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upg.Stop()
+	upg := handovertest.NewUpgrader(t, tableflip.Options{})
 	if upg.HasParent() {
 		t.Error("HasParent")
 	}
@@ -119,10 +109,7 @@ func init() {
 
 func TestReadyAfterStop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
-	upg, err := tableflip.New(tableflip.Options{PIDFile: path})
-	if err != nil {
-		t.Fatal(err)
-	}
+	upg := handovertest.NewUpgrader(t, tableflip.Options{PIDFile: path})
 	upg.Stop()
 	proctest.WantError(t, "Ready", upg.Ready(), tableflip.ErrStopped)
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrStopped)
@@ -131,15 +118,12 @@ func TestReadyAfterStop(t *testing.T) {
 	}
 }
 
+// Upgrade
+
 func TestUpgrade(t *testing.T) {
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "answer")
-	ln, err := upg.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "localhost:0"))
+	handovertest.Upgrade(t, upg)
 	<-upg.Exit()
 	child := s.Await("ready")
 	if child.Text != "true" {
@@ -160,15 +144,10 @@ func TestUpgradeFails(t *testing.T) {
 	}
 }
 
-// Upgrade
-
-// Elsewhere a process is ready only some time after Ready.
+// In cloudflare/tableflip v1.2.3 a process is ready only some time after Ready.
 func TestUpgradeAfterReady(t *testing.T) {
 	for range 500 {
-		upg, err := tableflip.New(tableflip.Options{Command: proctest.Unstartable})
-		if err != nil {
-			t.Fatal(err)
-		}
+		upg := handovertest.NewUpgrader(t, tableflip.Options{Command: proctest.Unstartable})
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -186,11 +165,7 @@ func TestUpgradeAfterReady(t *testing.T) {
 }
 
 func TestUpgradeBeforeReady(t *testing.T) {
-	upg, err := tableflip.New(tableflip.Options{Command: func(*exec.Cmd) { t.Error("Command was called") }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upg.Stop()
+	upg := handovertest.NewUpgrader(t, tableflip.Options{Command: func(*exec.Cmd) { t.Error("Command was called") }})
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrNotReady)
 }
 
@@ -230,7 +205,7 @@ func init() {
 	proctest.Role("three-generations", func() {
 		terminated := proctest.Terminated()
 		generation, _ := strconv.Atoi(proctest.Arg())
-		proctest.SetArg(strconv.Itoa(generation+1))
+		proctest.SetArg(strconv.Itoa(generation + 1))
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		handovertest.MustBeReady(upg)
 		proctest.Report("ready", upg.HasParent())
@@ -336,11 +311,7 @@ func TestUpgradeCancelled(t *testing.T) {
 }
 
 func TestUpgradeCancelledEarly(t *testing.T) {
-	upg, err := tableflip.New(tableflip.Options{Command: func(*exec.Cmd) { t.Error("Command was called") }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upg.Stop()
+	upg := handovertest.NewUpgrader(t, tableflip.Options{Command: func(*exec.Cmd) { t.Error("Command was called") }})
 	proctest.OK(t, upg.Ready())
 	because := errors.New("because")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -355,7 +326,7 @@ func TestUpgradeCancelledLate(t *testing.T) {
 	proctest.OK(t, upg.Ready())
 	for range 5 {
 		ctx, cancel := context.WithCancel(t.Context())
-		restore := proctest.When(step.ReadyReceived, cancel)
+		restore := proctest.During(t, step.ReadyReceived, cancel)
 		proctest.WantError(t, "UpgradeContext", upg.UpgradeContext(ctx), context.Canceled)
 		restore()
 		if !proctest.IsReaped(child.Process.Pid) {
@@ -366,18 +337,14 @@ func TestUpgradeCancelledLate(t *testing.T) {
 		t.Fatalf("the next upgrade: %v", err)
 	}
 	if m := s.Await("ready"); m.PID != child.Process.Pid {
-		t.Errorf("%d is ready, want %d", m.PID, child.Process.Pid)
+		t.Errorf("%d is ready, want %d", m.PID, os.Getpid())
 	}
 }
 
 // The context of an upgrade that has succeeded has no meaning any more.
 func TestUpgradeCancelledAfter(t *testing.T) {
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "answer")
-	ln, err := upg.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
+	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "localhost:0"))
 	proctest.OK(t, upg.Ready())
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.OK(t, upg.UpgradeContext(ctx))
@@ -443,11 +410,7 @@ func TestStopAtAnyTime(t *testing.T) {
 			if result != nil {
 				proctest.WantError(t, "Upgrade", proctest.Within(t, "Upgrade", result), tableflip.ErrStopped)
 			}
-			again, err := tableflip.New(tableflip.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			again.Stop()
+			handovertest.NewUpgrader(t, tableflip.Options{}).Stop()
 		})
 	}
 }
@@ -456,26 +419,19 @@ func TestStopAtAnyTime(t *testing.T) {
 func TestStopUnlinks(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	for range 20 {
-		upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")})
-		if err != nil {
-			t.Fatal(err)
-		}
+		upg := handovertest.NewUpgrader(t, tableflip.Options{PIDFile: filepath.Join(dir, "pid")})
 		var paths []string
 		for i := range 10 {
 			path := filepath.Join(dir, strconv.Itoa(i))
 			ln, err := upg.Listen("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			// Another generation may need the file that this one has closed.
 			ln.Close()
 			if !proctest.Exists(path) {
 				t.Fatal("Close has unlinked the socket")
 			}
 			conn, err := upg.ListenPacket("unixgram", path+"gram")
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			defer conn.Close()
 			paths = append(paths, path, path+"gram")
 		}
@@ -502,8 +458,7 @@ func TestStopUnlinks(t *testing.T) {
 
 func TestWaitForParent(t *testing.T) {
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "impatient")
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	handovertest.Upgrade(t, upg)
 	for _, moment := range []string{"before-Ready", "after-Ready"} {
 		if m := s.Await(moment); m.Text != "true" {
 			t.Errorf("WaitForParent %s did not return its context's cause", moment)
@@ -533,19 +488,15 @@ func init() {
 	})
 }
 
-// Options.Command and what is started
+// Options
 
 func TestCommand(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	other := filepath.Join(dir, "other")
 	proctest.OK(t, os.Symlink(proctest.Must(os.Executable()), other))
 	output, err := os.Create(filepath.Join(dir, "output"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer output.Close()
 	calls := 0
 	upg, s := handovertest.NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
@@ -559,8 +510,7 @@ func TestCommand(t *testing.T) {
 		cmd.Dir = dir
 		cmd.Stderr = output
 	}}, "describe")
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	handovertest.Upgrade(t, upg)
 	if calls != 1 {
 		t.Errorf("Command was called %d times", calls)
 	}
@@ -583,42 +533,40 @@ func init() {
 	})
 }
 
+// The PID file
+
 func TestPIDFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
-	requireContent := func(when string, pid int) {
+	wantContent := func(when string, pid int) {
 		t.Helper()
 		if content, err := os.ReadFile(path); string(content) != strconv.Itoa(pid) {
 			t.Errorf("%s: the PID file holds %q, %v, want %d", when, content, err, pid)
 		}
 	}
-	var child *exec.Cmd
-	upg, s := handovertest.NewParent(t, tableflip.Options{
-		PIDFile: path,
-		Command: func(cmd *exec.Cmd) { child = cmd },
-	}, "with-pid-file", proctest.WithArg(path))
+	upg, s := handovertest.NewParent(t, tableflip.Options{PIDFile: path}, "with-pid-file", proctest.WithArg(path))
 	if proctest.Exists(path) {
 		t.Error("there is a PID file before Ready")
 	}
 	proctest.OK(t, upg.Ready())
-	requireContent("after Ready", os.Getpid())
+	wantContent("after Ready", os.Getpid())
 
 	ctx, cancel := context.WithCancel(t.Context())
-	restore := proctest.When(step.ReadyReceived, func() {
-		requireContent("before the commit", child.Process.Pid)
+	restore := proctest.During(t, step.ReadyReceived, func() {
+		wantContent("before the commit", os.Getpid())
 		cancel()
 	})
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
 	restore()
-	requireContent("after a failed upgrade", os.Getpid())
+	wantContent("after a failed upgrade", os.Getpid())
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*")); len(left) != 1 {
 		t.Errorf("beside the PID file: %v", left)
 	}
 
 	proctest.OK(t, upg.Upgrade())
 	inCharge := s.Await("ready").PID
-	requireContent("after the upgrade", inCharge)
+	wantContent("after the upgrade", inCharge)
 	upg.Stop()
-	requireContent("after the parent's Stop", inCharge)
+	wantContent("after the parent's Stop", inCharge)
 	proctest.Terminate(t, inCharge)
 	s.AwaitEnd()
 	if proctest.Exists(path) {
@@ -637,8 +585,6 @@ func init() {
 	})
 }
 
-// The PID file
-
 func TestPIDFileMode(t *testing.T) {
 	for _, umask := range []int{0, 0o022, 0o077} {
 		path := filepath.Join(t.TempDir(), "pid")
@@ -648,13 +594,9 @@ func TestPIDFileMode(t *testing.T) {
 			err = upg.Ready()
 		}
 		syscall.Umask(before)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		if got, want := info.Mode(), os.FileMode(0o644&^umask); got != want {
 			t.Errorf("mode %v with umask %03o, want %v", got, umask, want)
 		}
@@ -664,10 +606,7 @@ func TestPIDFileMode(t *testing.T) {
 
 func TestPIDFileOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
-	upg, err := tableflip.New(tableflip.Options{PIDFile: path})
-	if err != nil {
-		t.Fatal(err)
-	}
+	upg := handovertest.NewUpgrader(t, tableflip.Options{PIDFile: path})
 	proctest.OK(t, upg.Ready())
 	proctest.OK(t, os.WriteFile(path, []byte("1"), 0o600))
 	upg.Stop()
@@ -678,11 +617,7 @@ func TestPIDFileOfAnother(t *testing.T) {
 
 func TestPIDFileReadyAgain(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
-	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid"), Command: proctest.Unstartable})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upg.Stop()
+	upg := handovertest.NewUpgrader(t, tableflip.Options{PIDFile: filepath.Join(dir, "pid"), Command: proctest.Unstartable})
 	proctest.WantError(t, "Ready", upg.Ready(), os.ErrNotExist)
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrNotReady)
 	proctest.OK(t, os.Mkdir(dir, 0o700))
@@ -694,8 +629,7 @@ func TestPIDFileReadyAgain(t *testing.T) {
 func TestPIDFileChildAgain(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
 	upg, s := handovertest.NewParent(t, tableflip.Options{}, "ready-later", proctest.WithArg(dir))
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	handovertest.Upgrade(t, upg)
 	if m := s.Await("ready"); m.Text != "true <nil>" {
 		t.Errorf("Ready without a directory, and with one: %s", m.Text)
 	}
@@ -718,24 +652,23 @@ func TestPIDFileWasMissing(t *testing.T) {
 	proctest.OK(t, os.Remove(path))
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, func() {
-		if !proctest.Exists(path) {
-			t.Error("the child has written no PID file")
+		if !proctest.Exists(path + ".tmp") {
+			t.Error("the child has prepared no PID file")
 		}
 		cancel()
 	})
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
-	if proctest.Exists(path) {
+	if proctest.Exists(path) || proctest.Exists(path+".tmp") {
 		t.Error("the dead child's PID file is there")
 	}
 }
 
-// Options.Logger
+// The logger
 
 func TestLoggerChildDies(t *testing.T) {
 	logger, lines := proctest.NewLogger()
 	upg, s := handovertest.NewParent(t, tableflip.Options{Logger: logger}, "ready-then-fail")
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	handovertest.Upgrade(t, upg)
 	child := s.Await("ready")
 	proctest.Terminate(t, child.PID)
 	line := proctest.Within(t, "a message", lines)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	hand "example.com/tableflip/benchmarks/handover"
+	"example.com/tableflip/internal/load"
 )
 
 // This file measures what needs no HTTP: chains of processes that hand listeners
@@ -177,7 +178,7 @@ func (b *bench) measureSeries(ctx context.Context, upgrades int) error {
 		sent[c], failed[c] = new(atomic.Int64), new(atomic.Int64)
 		addr := ch.Serving.TCP
 		wait.Go(func() {
-			for sleep(ctx, upTo(4)()) {
+			for load.Sleep(ctx, rand.N(4*time.Millisecond)) {
 				sent[c].Add(1)
 				if hand.Greeted(addr) != nil {
 					failed[c].Add(1)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // latencyGrace is shorter than the grace of the other measures, so that an upgrade
@@ -32,35 +34,35 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 		return err
 	}
 	defer s.stop()
-	l, err := startLoad(ctx, s, steadyKinds)
+	tr, err := startTraffic(ctx, s, steadyKindsFor(s))
 	if err != nil {
 		return err
 	}
-	defer l.stop()
-	sleep(ctx, 300*time.Millisecond)
-	start := l.now()
-	sleep(ctx, b.plan.latency/2)
-	begin := l.now()
+	defer tr.stop()
+	load.Sleep(ctx, 300*time.Millisecond)
+	start := tr.now()
+	load.Sleep(ctx, b.plan.latency/2)
+	begin := tr.now()
 	var upgrades []time.Duration
 	for i := range int(b.plan.latency / time.Second) {
-		sleep(ctx, begin+time.Duration(i)*time.Second+250*time.Millisecond-l.now())
-		upgrades = append(upgrades, l.now())
-		if err := p.upgrade(ctx, s, l.serving()); err != nil {
+		load.Sleep(ctx, begin+time.Duration(i)*time.Second+250*time.Millisecond-tr.now())
+		upgrades = append(upgrades, tr.now())
+		if err := p.upgrade(ctx, s, tr.serving()); err != nil {
 			return fmt.Errorf("%s: upgrade: %w", p.name, err)
 		}
 	}
-	sleep(ctx, begin+b.plan.latency-l.now())
-	end := l.now()
-	sleep(ctx, b.plan.latency/2)
-	l.stop()
+	load.Sleep(ctx, begin+b.plan.latency-tr.now())
+	end := tr.now()
+	load.Sleep(ctx, b.plan.latency/2)
+	tr.stop()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
 	took := make(map[string][]float64)
 	lost := 0.0
-	for _, r := range l.requests {
+	for _, r := range tr.requests {
 		phase := withoutUpgrades
 		switch {
 		case r.begin < start:
@@ -83,7 +85,7 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	}
 	b.add(latency, p.name, withUpgrades, "failed", "", round, lost)
 	appeared := 0.0
-	for _, process := range l.processes {
+	for _, process := range tr.processes {
 		if process.seen > begin {
 			appeared++
 		}
@@ -91,7 +93,7 @@ func (b *bench) measureLatency(ctx context.Context, p *peer, round int) error {
 	b.add(latency, p.name, withUpgrades, "asked", "", round, float64(len(upgrades)))
 	b.add(latency, p.name, withUpgrades, "new processes", "", round, appeared)
 	if slices.Contains(timelinePeers, p.name) {
-		b.drawTimeline(p, round, l, start, upgrades)
+		b.drawTimeline(p, round, tr, start, upgrades)
 	}
 	return nil
 }
@@ -110,11 +112,11 @@ func quantile(sorted []float64, q float64) float64 {
 }
 
 // drawTimeline keeps the slowest answer of each moment, of the last round only.
-func (b *bench) drawTimeline(p *peer, round int, l *load, start time.Duration, upgrades []time.Duration) {
+func (b *bench) drawTimeline(p *peer, round int, tr *traffic, start time.Duration, upgrades []time.Duration) {
 	b.rows = slices.DeleteFunc(b.rows, func(row row) bool { return row.measure == timeline && row.peer == p.name })
 	slowest := make(map[time.Duration]float64)
 	failed := make(map[time.Duration]float64)
-	for _, r := range l.requests {
+	for _, r := range tr.requests {
 		if r.begin < start {
 			continue
 		}

@@ -8,11 +8,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // A loss of each sort must be counted, and as often as it happened: what the server
@@ -43,18 +44,20 @@ func TestLossesAreCounted(t *testing.T) {
 				fmt.Fprintln(w, os.Getpid())
 			}))
 			defer server.Close()
-			l, err := startLoad(t.Context(), fake(server), []kind{
-				{name: "new POST", clients: 2, post: true, fresh: true, pause: upTo(1)},
-				{name: "keep-alive POST", clients: 2, post: true, pause: upTo(1)},
+			pause := load.UpTo(time.Millisecond)
+			addr := server.Listener.Addr().String()
+			tr, err := startTraffic(t.Context(), fake, []load.Kind{
+				{Name: "new POST", Clients: 2, Pause: pause, New: load.HTTP{Addr: addr, Fresh: true, Ask: post}.New},
+				{Name: "keep-alive POST", Clients: 2, Pause: pause, New: load.HTTP{Addr: addr, Ask: post}.New},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			warm.Store(true)
 			<-enough
-			l.stop()
+			tr.stop()
 			failed := int64(0)
-			for _, r := range l.copyRequests() {
+			for _, r := range tr.copyRequests() {
 				if r.failure != "" {
 					failed++
 				}
@@ -62,35 +65,10 @@ func TestLossesAreCounted(t *testing.T) {
 			if failed != spoiled.Load() || failed == 0 {
 				t.Errorf("counted %d failed requests, want %d", failed, spoiled.Load())
 			}
-			if len(l.copyRequests()) != int(answered.Load()) {
-				t.Errorf("counted %d requests, want %d", len(l.copyRequests()), answered.Load())
+			if len(tr.copyRequests()) != int(answered.Load()) {
+				t.Errorf("counted %d requests, want %d", len(tr.copyRequests()), answered.Load())
 			}
 		})
-	}
-}
-
-// Net/http must not hide a loss by sending a POST again, except by HTTP/2, where the
-// server says that it has not processed it.
-func TestBodiesCannotBeReplayed(t *testing.T) {
-	posts := 0
-	for _, k := range slices.Concat(kinds, steadyKinds) {
-		c := &client{load: &load{server: &server{}}, kind: k, http: &http.Client{}}
-		for range 2 {
-			req, err := c.request()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if req.Method != "POST" {
-				continue
-			}
-			posts++
-			if replayable := req.GetBody != nil; replayable != k.http2 {
-				t.Errorf("%s: the body can be replayed: %t", k.name, replayable)
-			}
-		}
-	}
-	if posts == 0 {
-		t.Error("no kind of client sends a POST")
 	}
 }
 
@@ -98,47 +76,23 @@ func TestBodiesCannotBeReplayed(t *testing.T) {
 func TestBadServerIsNotMeasured(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
-	_, err := startLoad(t.Context(), fake(server), []kind{{name: "new GET", clients: 1, fresh: true, pause: upTo(1)}})
+	get := load.HTTP{Addr: server.Listener.Addr().String(), Ask: get}
+	_, err := startTraffic(t.Context(), fake, []load.Kind{{Name: "GET", Clients: 1, Pause: load.UpTo(time.Millisecond), New: get.New}})
 	if err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("got the error %v, want one that names the status", err)
 	}
 }
 
-// A scheduled request that is late because of the one before it began when it was due.
-func TestSlownessIsNotOmitted(t *testing.T) {
-	const stall = 200 * time.Millisecond
-	var answered atomic.Int64
-	enough := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch answered.Add(1) {
-		case 5:
-			time.Sleep(stall)
-		case 20:
-			close(enough)
-		}
-		fmt.Fprintln(w, os.Getpid())
-	}))
-	defer server.Close()
-	l, err := startLoad(t.Context(), fake(server), []kind{{name: "GET", clients: 1, schedule: true, pause: every(10)}})
-	if err != nil {
-		t.Fatal(err)
+// Upgrades are made under 16 clients.
+func TestKinds(t *testing.T) {
+	clients := 0
+	for _, k := range kindsFor(new(server)) {
+		clients += k.Clients * max(1, k.Workers)
 	}
-	<-enough
-	l.stop()
-	slow := 0
-	for _, r := range l.copyRequests() {
-		if r.end-r.begin > stall/4 {
-			slow++
-		}
-	}
-	// 20 requests were due while the server stalled; three quarters of them waited
-	// for longer than that, in so far as they are among the first 20.
-	if slow < 10 {
-		t.Errorf("%d requests were slow, want all that were due during the stall", slow)
+	if clients != 16 {
+		t.Errorf("%d clients, want 16, as the report says", clients)
 	}
 }
 
 // fake is a peer's server that the test plays.
-func fake(s *httptest.Server) *server {
-	return &server{peer: &peer{name: "fake"}, plain: s.Listener.Addr().String()}
-}
+var fake = &server{peer: &peer{name: "fake"}}

@@ -283,8 +283,8 @@ func (b *bench) carryOut(ctx context.Context, tasks []task) error {
 func (b *bench) lost() float64 {
 	lost := b.sum(latency, ours, withUpgrades, "failed") + b.sum(series, string(hand.Ours), "", "failed") +
 		b.sum(handover, ours, "", "without a new process")
-	for _, k := range kinds {
-		lost += b.sum(requests, ours, k.name, "control failed") + b.sum(requests, ours, k.name, "failed")
+	for _, k := range kindNames {
+		lost += b.sum(requests, ours, k, "control failed") + b.sum(requests, ours, k, "failed")
 	}
 	return lost
 }

@@ -9,7 +9,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -20,6 +19,8 @@ import (
 	"syscall"
 	"text/template"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // A peer is a way to replace a server by another.
@@ -73,7 +74,7 @@ func goPeer(name, title, module string, upgrade func(context.Context, *server, i
 	}
 	p.command = func(s *server) *exec.Cmd {
 		return exec.Command(filepath.Join(s.built, name), "-plain", s.plain, "-tls", s.tls,
-			"-cert", filepath.Join(s.dir, certFile), "-key", filepath.Join(s.dir, keyFile), "-grace", s.grace.String())
+			"-cert", filepath.Join(s.dir, load.CertFile), "-key", filepath.Join(s.dir, load.KeyFile), "-grace", s.grace.String())
 	}
 	p.version = func(built string) (string, error) {
 		info, err := buildinfo.ReadFile(filepath.Join(built, name))
@@ -211,12 +212,12 @@ func (s *server) open(ctx context.Context) error {
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return err
 	}
-	addrs, err := freeAddresses(2)
+	addrs, err := load.FreeAddresses(2)
 	if err != nil {
 		return err
 	}
 	s.plain, s.tls = addrs[0], addrs[1]
-	if s.roots, err = writeCertificate(s.dir); err != nil {
+	if s.roots, err = load.WriteCertificate(s.dir); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -282,7 +283,7 @@ func retry(ctx context.Context, try func() error) error {
 		if err == nil {
 			return nil
 		}
-		if time.Now().After(deadline) || !sleep(ctx, 100*time.Microsecond) {
+		if time.Now().After(deadline) || !load.Sleep(ctx, 100*time.Microsecond) {
 			return err
 		}
 	}
@@ -312,24 +313,6 @@ func (s *server) configure(name, content string) string {
 	return path
 }
 
-// freeAddresses returns n free addresses. Their ports are below those that the
-// kernel gives to clients, so that nobody takes them while a server restarts.
-func freeAddresses(n int) ([]string, error) {
-	var addrs []string
-	for range 1000 {
-		if len(addrs) == n {
-			return addrs, nil
-		}
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
-		if err != nil {
-			continue
-		}
-		defer ln.Close() // not before all are found, lest one be found twice
-		addrs = append(addrs, ln.Addr().String())
-	}
-	return nil, errors.New("no free ports")
-}
-
 // buildServers compiles the servers into dir.
 func buildServers(ctx context.Context, dir string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir+"/", "./servers/...")
@@ -338,15 +321,4 @@ func buildServers(ctx context.Context, dir string) error {
 		return fmt.Errorf("building the servers (run this in the folder benchmarks): %w", err)
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

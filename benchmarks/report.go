@@ -183,9 +183,9 @@ func (r *results) failedPerUpgrade(name, kind string) (all float64, rounds []flo
 	}
 	failed := make(map[int]float64)
 	total := 0.0
-	for _, k := range kinds {
-		if kind == "" || k.name == kind {
-			for _, row := range r.of(requests, name, k.name, "failed") {
+	for _, k := range kindNames {
+		if kind == "" || k == kind {
+			for _, row := range r.of(requests, name, k, "failed") {
 				failed[row.round] += row.value
 				total += row.value
 			}
@@ -213,8 +213,8 @@ func perUpgrade(v float64) string {
 
 func (r *results) failedTable() string {
 	header := []any{""}
-	for _, k := range kinds {
-		header = append(header, k.name)
+	for _, k := range kindNames {
+		header = append(header, k)
 	}
 	header = append(header, "all", "all / tableflip", "upgrades", "requests", "failed without upgrades")
 	tableflips, _ := r.failedPerUpgrade(tableflip, "")
@@ -222,16 +222,16 @@ func (r *results) failedTable() string {
 	for _, name := range r.measured(requests) {
 		row := []any{title(name)}
 		var sent, controlSent, controlFailed float64
-		for _, k := range kinds {
-			if len(r.of(requests, name, k.name, "sent")) == 0 {
+		for _, k := range kindNames {
+			if len(r.of(requests, name, k, "sent")) == 0 {
 				row = append(row, "–")
 				continue
 			}
-			failed, _ := r.failedPerUpgrade(name, k.name)
+			failed, _ := r.failedPerUpgrade(name, k)
 			row = append(row, perUpgrade(failed))
-			sent += r.sum(requests, name, k.name, "sent")
-			controlSent += r.sum(requests, name, k.name, "control sent")
-			controlFailed += r.sum(requests, name, k.name, "control failed")
+			sent += r.sum(requests, name, k, "sent")
+			controlSent += r.sum(requests, name, k, "control sent")
+			controlFailed += r.sum(requests, name, k, "control failed")
 		}
 		all, rounds := r.failedPerUpgrade(name, "")
 		text := "**" + perUpgrade(all) + "**"
@@ -464,11 +464,11 @@ func (r *results) seriesTable() string {
 func (r *results) worse() string {
 	var found []string
 	for _, name := range r.measured(requests) {
-		for _, k := range kinds {
-			mine, _ := r.failedPerUpgrade(ours, k.name)
-			theirs, _ := r.failedPerUpgrade(name, k.name)
+		for _, k := range kindNames {
+			mine, _ := r.failedPerUpgrade(ours, k)
+			theirs, _ := r.failedPerUpgrade(name, k)
 			if name != ours && theirs < mine {
-				found = append(found, fmt.Sprintf("- failed requests, %s: %s, %s of %s", k.name, perUpgrade(mine), perUpgrade(theirs), title(name)))
+				found = append(found, fmt.Sprintf("- failed requests, %s: %s, %s of %s", k, perUpgrade(mine), perUpgrade(theirs), title(name)))
 			}
 		}
 	}

@@ -5,7 +5,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // measureRequests counts the failed requests of one peer, without and then with
@@ -16,54 +19,54 @@ func (b *bench) measureRequests(ctx context.Context, p *peer, round int) error {
 		return err
 	}
 	defer s.stop()
-	l, err := startLoad(ctx, s, kinds)
+	tr, err := startTraffic(ctx, s, kindsFor(s))
 	if err != nil {
 		return err
 	}
-	defer l.stop()
-	control := l.now()
-	sleep(ctx, b.plan.control)
+	defer tr.stop()
+	control := tr.now()
+	load.Sleep(ctx, b.plan.control)
 	var upgrades []time.Duration
-	for end := l.now() + b.plan.upgrades; l.now() < end && ctx.Err() == nil; {
-		begin := l.now()
+	for end := tr.now() + b.plan.upgrades; tr.now() < end && ctx.Err() == nil; {
+		begin := tr.now()
 		upgrades = append(upgrades, begin)
-		if err := p.upgrade(ctx, s, l.serving()); err != nil {
+		if err := p.upgrade(ctx, s, tr.serving()); err != nil {
 			return fmt.Errorf("%s: upgrade: %w", p.name, err)
 		}
-		l.awaitHandover(ctx, begin)
-		sleep(ctx, 200*time.Millisecond+upTo(100)())
+		tr.awaitHandover(ctx, begin)
+		load.Sleep(ctx, 200*time.Millisecond+rand.N(100*time.Millisecond))
 	}
-	l.stop()
+	tr.stop()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b.countRequests(p, round, l, control, upgrades)
-	b.observeHandovers(p, round, l, upgrades)
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	b.countRequests(p, round, tr, control, upgrades)
+	b.observeHandovers(p, round, tr, upgrades)
 	return nil
 }
 
 // handoverLimit is how long an old process is waited for: more than it may drain.
 const handoverLimit = 8 * time.Second
 
-func (l *load) awaitHandover(ctx context.Context, begin time.Duration) {
-	for l.now() < begin+handoverLimit {
-		if appeared, gone := l.handedOver(begin); appeared && gone {
+func (tr *traffic) awaitHandover(ctx context.Context, begin time.Duration) {
+	for tr.now() < begin+handoverLimit {
+		if appeared, gone := tr.handedOver(begin); appeared && gone {
 			return
 		}
-		if !sleep(ctx, 5*time.Millisecond) {
+		if !load.Sleep(ctx, 5*time.Millisecond) {
 			return
 		}
 	}
 }
 
 // countRequests tells requests before the first upgrade from those after it.
-func (b *bench) countRequests(p *peer, round int, l *load, control time.Duration, upgrades []time.Duration) {
+func (b *bench) countRequests(p *peer, round int, tr *traffic, control time.Duration, upgrades []time.Duration) {
 	type count struct{ sent, failed float64 }
 	counts := make(map[string]*[2]count)
 	categories := make(map[string]float64)
-	for _, r := range l.requests {
+	for _, r := range tr.requests {
 		if r.begin < control {
 			continue
 		}
@@ -81,15 +84,15 @@ func (b *bench) countRequests(p *peer, round int, l *load, control time.Duration
 			categories[r.failure]++
 		}
 	}
-	for _, k := range kinds {
-		c := counts[k.name]
+	for _, k := range kindNames {
+		c := counts[k]
 		if c == nil {
 			continue // it lacks that
 		}
-		b.add(requests, p.name, k.name, "control sent", "", round, c[0].sent)
-		b.add(requests, p.name, k.name, "control failed", "", round, c[0].failed)
-		b.add(requests, p.name, k.name, "sent", "", round, c[1].sent)
-		b.add(requests, p.name, k.name, "failed", "", round, c[1].failed)
+		b.add(requests, p.name, k, "control sent", "", round, c[0].sent)
+		b.add(requests, p.name, k, "control failed", "", round, c[0].failed)
+		b.add(requests, p.name, k, "sent", "", round, c[1].sent)
+		b.add(requests, p.name, k, "failed", "", round, c[1].failed)
 	}
 	for category, n := range categories {
 		b.add(failures, p.name, category, "failed", "", round, n)
@@ -97,15 +100,15 @@ func (b *bench) countRequests(p *peer, round int, l *load, control time.Duration
 }
 
 // observeHandovers follows the answers across each upgrade.
-func (b *bench) observeHandovers(p *peer, round int, l *load, upgrades []time.Duration) {
+func (b *bench) observeHandovers(p *peer, round int, tr *traffic, upgrades []time.Duration) {
 	for i, begin := range upgrades {
-		end := l.now()
+		end := tr.now()
 		if i+1 < len(upgrades) {
 			end = upgrades[i+1]
 		}
 		old := make(map[int]*process)
 		var appeared *process
-		for _, process := range l.processes {
+		for _, process := range tr.processes {
 			switch {
 			case process.seen <= begin:
 				old[process.pid] = process
@@ -127,7 +130,7 @@ func (b *bench) observeHandovers(p *peer, round int, l *load, upgrades []time.Du
 				remains = 1
 			}
 		}
-		for _, r := range l.requests {
+		for _, r := range tr.requests {
 			if old[r.pid] != nil && r.end <= end {
 				last = max(last, r.end)
 			}

@@ -18,8 +18,8 @@ import (
 func played(t *testing.T) *bench {
 	t.Helper()
 	const ms = time.Millisecond
-	l := &load{began: time.Now().Add(-3 * time.Second)}
-	l.processes = []*process{
+	tr := &traffic{began: time.Now().Add(-3 * time.Second)}
+	tr.processes = []*process{
 		{pid: 1, seen: 1 * ms, exit: 2500 * ms},
 		{pid: 2, seen: 1010 * ms, exit: 2300 * ms},
 		{pid: 3, seen: 2020 * ms},
@@ -34,12 +34,12 @@ func played(t *testing.T) *bench {
 		case at > 1010*ms && at != 1400*ms && at != 2100*ms:
 			r.pid = 2
 		}
-		l.requests = append(l.requests, r)
+		tr.requests = append(tr.requests, r)
 	}
 	b := &bench{}
 	upgrades := []time.Duration{1000 * ms, 2000 * ms}
-	b.countRequests(peerOf(ours), 0, l, 500*ms, upgrades)
-	b.observeHandovers(peerOf(ours), 0, l, upgrades)
+	b.countRequests(peerOf(ours), 0, tr, 500*ms, upgrades)
+	b.observeHandovers(peerOf(ours), 0, tr, upgrades)
 	return b
 }
 
@@ -75,8 +75,8 @@ func TestHandoversAreObserved(t *testing.T) {
 // An upgrade that brings no new process is not one that loses nothing.
 func TestUpgradeWithoutNewProcess(t *testing.T) {
 	b := &bench{}
-	l := &load{began: time.Now().Add(-2 * time.Second), processes: []*process{{pid: 1, seen: 1}}}
-	b.observeHandovers(peerOf(ours), 0, l, []time.Duration{time.Second})
+	tr := &traffic{began: time.Now().Add(-2 * time.Second), processes: []*process{{pid: 1, seen: 1}}}
+	b.observeHandovers(peerOf(ours), 0, tr, []time.Duration{time.Second})
 	if b.lost() == 0 {
 		t.Error("nothing was lost, want a failed upgrade")
 	}

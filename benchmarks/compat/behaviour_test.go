@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -66,43 +67,51 @@ var improvements = map[string]map[string]string{
 }
 
 // build builds the program. It puts ours in tableflip's place as a user would: by
-// one line in go.mod.
+// another import path.
 func build(t *testing.T, version string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "compat")
-	args := []string{"build", "-o", binary}
+	directory := "."
 	if version == onOurs {
-		args = append(args, "-mod=mod", "-modfile="+replaced(t))
+		directory = moved(t)
 	}
-	goCommand(t, append(args, ".")...)
+	goCommand(t, "build", "-C", directory, "-o", binary, ".")
 	return binary
 }
 
-// replaced writes a go.mod in which ours replaces tableflip, and the go.sum that
-// goes with it.
-func replaced(t *testing.T) string {
+// moved returns a module with a copy of the program, in which nothing but the import
+// path is not the same.
+func moved(t *testing.T) string {
 	t.Helper()
-	directory := t.TempDir()
-	var sums []byte
-	for _, file := range []string{"go.sum", "../../go.sum"} {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sums = append(sums, content...)
-	}
-	module, err := os.ReadFile("go.mod")
+	program, err := os.ReadFile("main.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	module = append(module, "\nreplace github.com/cloudflare/tableflip => ../..\n"...)
-	if err := errors.Join(
-		os.WriteFile(filepath.Join(directory, "go.mod"), module, 0o644),
-		os.WriteFile(filepath.Join(directory, "go.sum"), sums, 0o644),
-	); err != nil {
+	theirs, ours := fmt.Appendf(nil, "\t%q\n", theirPath), fmt.Appendf(nil, "\t%q\n", ourPath)
+	if n := bytes.Count(program, theirs); n != 1 {
+		t.Fatalf("the program imports %s %d times", theirPath, n)
+	}
+	library, err := filepath.Abs("../..")
+	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(directory, "go.mod")
+	sums, err := os.ReadFile(filepath.Join(library, "go.sum"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	directory := t.TempDir()
+	for name, content := range map[string][]byte{
+		"main.go": bytes.Replace(program, theirs, ours, 1),
+		"go.mod":  []byte("module compat\n"),
+		"go.sum":  sums,
+	} {
+		if err := os.WriteFile(filepath.Join(directory, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goCommand(t, "-C", directory, "mod", "edit", "-require", ourPath+"@v0.0.0", "-replace", ourPath+"="+library)
+	goCommand(t, "-C", directory, "mod", "tidy")
+	return directory
 }
 
 func goCommand(t *testing.T, args ...string) string {

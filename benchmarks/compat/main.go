@@ -2,8 +2,8 @@
 
 // Command compat is a service written for github.com/cloudflare/tableflip. It uses
 // every name of that package in the ways that its documentation shows. The tests
-// here run it, unchanged, on tableflip itself and on this project's library, which
-// takes its place by a replace directive.
+// here run it on tableflip itself and, with nothing but the import path changed, on
+// this project's library.
 //
 //	compat DIRECTORY
 //

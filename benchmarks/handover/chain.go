@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +36,7 @@ type Chain struct {
 	commands *os.File
 	output   *os.File
 	answers  *bufio.Reader // of output
+	early    []string      // answers that came before those that were waited for
 }
 
 // Start starts the first generation of c, which listens on n TCP listeners and one
@@ -48,7 +53,7 @@ func Start(binary string, c Contender, n int) (*Chain, error) {
 		return nil, err
 	}
 	cmd := exec.Command(binary)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", contenderVariable, c), fmt.Sprintf("%s=%d", countVariable, n))
+	cmd.Env = append(os.Environ(), contenderVariable+"="+string(c), countVariable+"="+strconv.Itoa(n), hostVariable+"="+host())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = commandsRead, answersWrite, os.Stderr
 	ch := &Chain{first: cmd, commands: commandsWrite, output: answersRead, answers: bufio.NewReader(answersRead)}
 	err = cmd.Start()
@@ -62,6 +67,13 @@ func Start(binary string, c Contender, n int) (*Chain, error) {
 		return nil, errors.Join(err, ch.Close())
 	}
 	return ch, nil
+}
+
+// host returns a loopback address, so that each chain has its own. Of 127.0.0.1, too
+// few ports may be free: a connection that its client closed first, in whatever ran
+// before, keeps its port for a minute (TIME_WAIT in tcp(7)).
+func host() string {
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }
 
 // Close ends the generation in charge and waits for its end.
@@ -90,7 +102,7 @@ func (ch *Chain) Upgrade() (t Timing, err error) {
 		return t, err
 	}
 	var called, committed, returned int64
-	if err := ch.answer("upgraded %d %d %d\n", &called, &committed, &returned); err != nil {
+	if err := ch.answer(upgradedFormat, &called, &committed, &returned); err != nil {
 		return t, err
 	}
 	if err := ch.awaitServing(); err != nil {
@@ -104,6 +116,26 @@ func (ch *Chain) Upgrade() (t Timing, err error) {
 	}, nil
 }
 
+// UpgradeInARow replaces k generations without a pause: each calls Upgrade when its
+// parent has exited. It returns the time from the first call to the last return.
+func (ch *Chain) UpgradeInARow(k int) (time.Duration, error) {
+	if err := ch.command(slices.Repeat([]byte{commandUpgrade}, k)...); err != nil {
+		return 0, err
+	}
+	first, last := int64(math.MaxInt64), int64(0)
+	for range k {
+		var called, committed, returned int64
+		if err := ch.answer(upgradedFormat, &called, &committed, &returned); err != nil {
+			return 0, err
+		}
+		first, last = min(first, called), max(last, returned)
+		if err := ch.awaitServing(); err != nil {
+			return 0, err
+		}
+	}
+	return time.Duration(last - first), nil
+}
+
 // CPU returns the CPU time that the generation in charge has used.
 func (ch *Chain) CPU() (time.Duration, error) {
 	if err := ch.command(commandCPU); err != nil {
@@ -114,8 +146,8 @@ func (ch *Chain) CPU() (time.Duration, error) {
 	return time.Duration(nanoseconds), err
 }
 
-func (ch *Chain) command(command byte) error {
-	_, err := ch.commands.Write([]byte{command})
+func (ch *Chain) command(commands ...byte) error {
+	_, err := ch.commands.Write(commands)
 	return err
 }
 
@@ -125,9 +157,9 @@ func (ch *Chain) awaitServing() error {
 	return ch.answer(servingFormat, &s.PID, &s.Inherited, &s.TCP, &s.UDP, &s.ready, &s.served)
 }
 
+// answer waits for the next line that begins with the first word of format.
 func (ch *Chain) answer(format string, values ...any) error {
-	ch.output.SetReadDeadline(time.Now().Add(patience))
-	line, err := ch.answers.ReadString('\n')
+	line, err := ch.next(format[:strings.Index(format, " ")+1])
 	if err != nil {
 		return fmt.Errorf("waiting for %q: %w", strings.TrimSpace(format), err)
 	}
@@ -135,6 +167,25 @@ func (ch *Chain) answer(format string, values ...any) error {
 		return fmt.Errorf("waiting for %q: got %q: %w", strings.TrimSpace(format), line, err)
 	}
 	return nil
+}
+
+// next returns the next line with this prefix, and keeps others for later: parent and
+// child write to the same pipe, in an order that only WaitForParent could ensure.
+func (ch *Chain) next(prefix string) (string, error) {
+	wanted := func(line string) bool { return strings.HasPrefix(line, prefix) }
+	if i := slices.IndexFunc(ch.early, wanted); i >= 0 {
+		line := ch.early[i]
+		ch.early = slices.Delete(ch.early, i, i+1)
+		return line, nil
+	}
+	ch.output.SetReadDeadline(time.Now().Add(patience))
+	for {
+		line, err := ch.answers.ReadString('\n')
+		if err != nil || wanted(line) {
+			return line, err
+		}
+		ch.early = append(ch.early, line)
+	}
 }
 
 // awaitEnd waits until no process of the chain has its standard output open.

@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,6 +41,7 @@ var Contenders = []Contender{Ours, Tableflip, Floor}
 const (
 	contenderVariable = "BENCHMARK_CONTENDER"
 	countVariable     = "BENCHMARK_LISTENERS"
+	hostVariable      = "BENCHMARK_HOST"
 	floorVariable     = "BENCHMARK_FLOOR"
 )
 
@@ -61,7 +61,11 @@ type Serving struct {
 	ready, served int64
 }
 
-const servingFormat = "serving %d %t %s %s %d %d\n"
+// What a generation answers: that it serves, and that it was replaced.
+const (
+	servingFormat  = "serving %d %t %s %s %d %d\n"
+	upgradedFormat = "upgraded %d %d %d\n" // when Upgrade was called, Exit closed, Upgrade returned
+)
 
 // Main is a generation, if the process was started as one by Start or an upgrade.
 // Then it does not return.
@@ -98,11 +102,6 @@ type upgrader interface {
 	Stop()
 }
 
-// host is a loopback address of its own, as one has fewer than 30,000 free ports.
-func (c Contender) host() string {
-	return fmt.Sprintf("127.0.0.%d", 1+slices.Index(Contenders, c))
-}
-
 func (c Contender) new() (upgrader, error) {
 	switch c {
 	case Ours:
@@ -126,19 +125,20 @@ func generation(c Contender) error {
 	if err != nil {
 		return err
 	}
+	host := os.Getenv(hostVariable)
 	listeners := make([]net.Listener, count)
 	for i := range listeners {
 		// The name has the shape of what most names are. The kernel chooses the
-		// port, as that one may be taken.
+		// port, because this one may be taken.
 		listeners[i], err = upg.ListenWithCallback("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+i), func(network, _ string) (net.Listener, error) {
-			return net.Listen(network, c.host()+":0")
+			return net.Listen(network, host+":0")
 		})
 		if err != nil {
 			return err
 		}
 	}
 	packets, err := upg.ListenPacketWithCallback("udp", "127.0.0.1:10000", func(network, _ string) (net.PacketConn, error) {
-		return net.ListenPacket(network, c.host()+":0")
+		return net.ListenPacket(network, host+":0")
 	})
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func generation(c Contender) error {
 			if err != nil {
 				return err
 			}
-			fmt.Printf("upgraded %d %d %d\n", called, <-committed, returned)
+			fmt.Printf(upgradedFormat, called, <-committed, returned)
 			// What it has accepted is its own to finish.
 			listeners[0].Close()
 			greeter.Wait()
@@ -239,9 +239,10 @@ func (p patient) Upgrade() error {
 type floor struct {
 	ready  *os.File // nil in the first generation
 	parent *os.File
-	next   uintptr                                 // the next inherited descriptor
-	files  []*os.File                              // what was inherited
-	own    []interface{ File() (*os.File, error) } // what was not
+	next   uintptr        // the next inherited descriptor
+	files  []*os.File     // what was inherited
+	own    []syscall.Conn // what was not
+	alive  *os.File       // ends with this process: the garbage collector must not close it
 	exit   chan struct{}
 }
 
@@ -321,12 +322,13 @@ func (f *floor) Upgrade() error {
 	if err != nil {
 		return err
 	}
-	parentRead, _, err := os.Pipe()
+	parentRead, alive, err := os.Pipe()
 	if err != nil {
 		return err
 	}
+	f.alive = alive
 	for _, socket := range f.own {
-		file, err := socket.File()
+		file, err := duplicate(socket)
 		if err != nil {
 			return err
 		}
@@ -343,6 +345,24 @@ func (f *floor) Upgrade() error {
 	_, err = readyRead.Read(make([]byte, 1))
 	close(f.exit)
 	return err
+}
+
+// duplicate does what the File method of a socket does. But os/exec would make a file
+// of that method block, and the socket with it, and who calls Accept then is stuck.
+func duplicate(socket syscall.Conn) (*os.File, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(s uintptr) { fd, dupErr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("fcntl", dupErr)
+	}
+	return os.NewFile(uintptr(fd), ""), nil
 }
 
 func (f *floor) Exit() <-chan struct{} { return f.exit }

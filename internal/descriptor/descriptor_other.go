@@ -9,6 +9,8 @@ const Supported = false
 
 func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
 
+func Replace(target, fd uintptr) error { return errors.ErrUnsupported }
+
 func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
 
 func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
@@ -17,7 +19,7 @@ func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }
 
-func AtEOF(uintptr) bool { return false }
+func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
 func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
 

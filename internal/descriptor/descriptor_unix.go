@@ -47,22 +47,37 @@ func Close(fd uintptr) error {
 	return os.NewSyscallError("close", unix.Close(int(fd)))
 }
 
-// AtEOF reports whether a read from fd, which does not block, finds the end of
-// the file.
-func AtEOF(fd uintptr) bool {
-	n, err := unix.Read(int(fd), make([]byte, 1))
-	return n == 0 && err == nil
+// Poll reports, without waiting, whether something can be read from fd, and whether
+// the other end of its pipe was closed. It takes nothing out of the pipe.
+func Poll(fd uintptr) (readable, hungUp bool) {
+	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(polled, 0)
+	for err == unix.EINTR {
+		n, err = unix.Poll(polled, 0)
+	}
+	if n < 1 || err != nil {
+		return false, false
+	}
+	return polled[0].Revents&unix.POLLIN != 0, polled[0].Revents&unix.POLLHUP != 0
 }
+
+// AnonymousPipes has pipes look as they do on OpenBSD and NetBSD, which report the
+// device and the inode 0 for all. It is for tests.
+var AnonymousPipes bool
 
 // IdentifyPipe returns what tells the pipe of fd from others. It fails if fd is no
 // end of a pipe.
 func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(fd), &stat); err != nil {
+	// Not unix.Stat_t, whose fields are not those that package inherit sees.
+	var stat syscall.Stat_t
+	if err := syscall.Fstat(int(fd), &stat); err != nil {
 		return 0, 0, os.NewSyscallError("fstat", err)
 	}
-	if stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+	if uint32(stat.Mode)&syscall.S_IFMT != syscall.S_IFIFO {
 		return 0, 0, fmt.Errorf("descriptor %d is not a pipe", fd)
+	}
+	if AnonymousPipes {
+		return 0, 0, nil
 	}
 	return uint64(stat.Dev), uint64(stat.Ino), nil
 }

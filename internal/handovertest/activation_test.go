@@ -24,23 +24,15 @@ import (
 
 // The sockets of socket activation, in the first generation and those after it.
 
-// The sockets of socket activation, in the first generation and those after it.
-
 // activate starts a first generation with files as LISTEN_FDS. Variables in env
 // replace, or add to, those that systemd would set. The caller keeps files.
-func activate(t *testing.T, cmd *exec.Cmd, files []*os.File, env ...string) {
-	t.Helper()
+func activate(s *proctest.Service, cmd *exec.Cmd, files []*os.File, env ...string) {
 	cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(files)))
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Args = []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, cmd.Path}
 	cmd.Path = "/bin/sh"
 	cmd.ExtraFiles = files
-	proctest.OK(t, cmd.Start())
-	reaped := proctest.InBackground(cmd.Wait)
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-reaped
-	})
+	s.Start(cmd)
 }
 
 func named(names ...string) string { return "LISTEN_FDNAMES=" + strings.Join(names, ":") }
@@ -225,7 +217,7 @@ func TestActivatedSpellings(t *testing.T) {
 			cmd := s.Command("claim", proctest.WithArg(strings.Join(lines, "\n")))
 			cmd.Dir = dir
 			cmd.Path, _ = os.Executable()
-			activate(t, cmd, files)
+			activate(s, cmd, files)
 			for _, spelling := range all {
 				want := "none"
 				if spelling.found {
@@ -253,7 +245,7 @@ func TestActivatedMapped(t *testing.T) {
 	proctest.OK(t, err)
 	addr := fmt.Sprint("127.0.0.1:", bound.(*unix.SockaddrInet6).Port)
 	s := proctest.NewService(t)
-	activate(t, s.Command("claim", proctest.WithArg("listener tcp4 "+addr)), []*os.File{socket})
+	activate(s, s.Command("claim", proctest.WithArg("listener tcp4 "+addr)), []*os.File{socket})
 	wantDone(t, s, "listener tcp4 "+addr, addr)
 }
 
@@ -278,7 +270,7 @@ func TestActivatedExact(t *testing.T) {
 		s := proctest.NewService(t)
 		ask := "listener tcp " + test.host + ":" + port
 		files := map[string]*os.File{"v4": fileOf(t, v4), "v6": fileOf(t, v6)}
-		activate(t, s.Command("claim", proctest.WithArg(ask)), []*os.File{files[test.first], files[test.second]})
+		activate(s, s.Command("claim", proctest.WithArg(ask)), []*os.File{files[test.first], files[test.second]})
 		wantDone(t, s, ask, test.want.Addr().String())
 	}
 }
@@ -311,7 +303,7 @@ func TestActivatedNames(t *testing.T) {
 		lines = append(lines, a.ask)
 	}
 	s := proctest.NewService(t)
-	activate(t, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))),
+	activate(s, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))),
 		[]*os.File{fileOf(t, first), fileOf(t, second), fileOf(t, third), fileOf(t, packet), fileOf(t, server), file, fifoRead},
 		named("web", "web", "", "web", "web", "web", "web"))
 	for _, a := range ask {
@@ -334,7 +326,7 @@ func TestActivatedVariables(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := proctest.NewService(t)
 			cmd := s.Command("claim", proctest.WithArg(ask))
-			activate(t, cmd, []*os.File{fileOf(t, ln)}, test.env...)
+			activate(s, cmd, []*os.File{fileOf(t, ln)}, test.env...)
 			if got := s.Await("variables").Text; got != "[]" {
 				t.Errorf("left in the environment: %s", got)
 			}
@@ -345,22 +337,20 @@ func TestActivatedVariables(t *testing.T) {
 		s := proctest.NewService(t)
 		cmd := s.Command("claim", proctest.WithArg(ask), "LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=web")
 		cmd.ExtraFiles = []*os.File{fileOf(t, ln)}
-		proctest.OK(t, cmd.Start())
-		defer cmd.Wait()
-		defer cmd.Process.Kill()
+		s.Start(cmd)
 		if got := s.Await("variables").Text; got != "[LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=web]" {
 			t.Errorf("left in the environment: %s", got)
 		}
 		wantDone(t, s, ask, "none")
 	})
-	for name, test := range map[string]struct{ env, want string }{
-		"garbled":          {"LISTEN_FDS=two", "unset it and LISTEN_PID"},
-		"negative":         {"LISTEN_FDS=-1", "unset it and LISTEN_PID"},
-		"more than passed": {"LISTEN_FDS=1000", "of the 1000 that LISTEN_FDS announces"},
+	for _, test := range []struct{ name, env, want string }{
+		{"garbled", "LISTEN_FDS=two", "unset it and LISTEN_PID"},
+		{"negative", "LISTEN_FDS=-1", "unset it and LISTEN_PID"},
+		{"more than passed", "LISTEN_FDS=1000", "of the 1000 that LISTEN_FDS announces"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			s := proctest.NewService(t)
-			activate(t, s.Command("claim", proctest.WithArg(ask)), []*os.File{fileOf(t, ln)}, test.env)
+			activate(s, s.Command("claim", proctest.WithArg(ask)), []*os.File{fileOf(t, ln)}, test.env)
 			if got := s.Await("New").Text; strings.Count(got, test.want) != 2 {
 				t.Errorf("New and New again: %s", got)
 			}
@@ -380,7 +370,7 @@ func TestActivatedUnixStays(t *testing.T) {
 		ln.Close()
 	}
 	s := proctest.NewService(t)
-	activate(t, s.Command("claim", proctest.WithArg("listener unix "+claimed+"\nready\nstop")), files, named("a", "b.socket"))
+	activate(s, s.Command("claim", proctest.WithArg("listener unix "+claimed+"\nready\nstop")), files, named("a", "b.socket"))
 	for _, file := range files {
 		file.Close()
 	}
@@ -412,7 +402,7 @@ func TestActivatedRemove(t *testing.T) {
 					lines = []string{"listener " + name, "remove " + name, "ready", "remove " + name}
 				}
 				s := proctest.NewService(t)
-				activate(t, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))), []*os.File{file}, named("web"))
+				activate(s, s.Command("claim", proctest.WithArg(strings.Join(lines, "\n"))), []*os.File{file}, named("web"))
 				results := map[string]string{"listener": ln.Addr().String(), "ready": "<nil>", "remove": "<nil>"}
 				for _, line := range lines[:3] {
 					do, _, _ := strings.Cut(line, " ")
@@ -429,7 +419,7 @@ func TestActivatedRemove(t *testing.T) {
 func TestActivatedSubprocess(t *testing.T) {
 	ln := proctest.Opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
 	s := proctest.NewService(t)
-	activate(t, s.Command("claim", proctest.WithArg("listener systemd web\nsubprocess\nready\nsubprocess")), []*os.File{fileOf(t, ln)}, named("web"))
+	activate(s, s.Command("claim", proctest.WithArg("listener systemd web\nsubprocess\nready\nsubprocess")), []*os.File{fileOf(t, ln)}, named("web"))
 	if got := s.Await("variables").Text; got != "[]" {
 		t.Errorf("left in the environment: %s", got)
 	}
@@ -443,16 +433,19 @@ func TestActivatedSubprocess(t *testing.T) {
 // Whichever name one generation uses, the next may use the other.
 func TestActivatedUpgrade(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
-	for name, generations := range map[string][]string{
-		"address, name, address": {"tcp :PORT", "systemd web", "tcp *:PORT"},
-		"name, address, name":    {"systemd web", "tcp [::]:PORT", "systemd web"},
-		"two addresses":          {"tcp 0.0.0.0:PORT", "tcp :PORT", "tcp4 :PORT"},
-		"Unix":                   {"unix " + path, "systemd web", "unix " + path},
+	for _, test := range []struct {
+		name        string
+		generations []string
+	}{
+		{"address, name, address", []string{"tcp :PORT", "systemd web", "tcp *:PORT"}},
+		{"name, address, name", []string{"systemd web", "tcp [::]:PORT", "systemd web"}},
+		{"two addresses", []string{"tcp 0.0.0.0:PORT", "tcp :PORT", "tcp4 :PORT"}},
+		{"Unix", []string{"unix " + path, "systemd web", "unix " + path}},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			var ln net.Listener
 			port := ""
-			if name == "Unix" {
+			if test.name == "Unix" {
 				ln = proctest.Must(net.Listen("unix", path))
 				ln.(*net.UnixListener).SetUnlinkOnClose(false)
 			} else {
@@ -463,17 +456,17 @@ func TestActivatedUpgrade(t *testing.T) {
 			defer file.Close()
 			ln.Close()
 			s := proctest.NewService(t)
-			activate(t, s.Command("travel", proctest.WithArg(strings.ReplaceAll(strings.Join(generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
+			activate(s, s.Command("travel", proctest.WithArg(strings.ReplaceAll(strings.Join(test.generations, "\n"), "PORT", port))), []*os.File{file}, named("web"))
 			last := s.Await("serving")
 			addr := "localhost:" + port
-			if name == "Unix" {
+			if test.name == "Unix" {
 				addr = path
 			}
 			if got := proctest.Answer(t, ln.Addr().Network(), addr); got != strconv.Itoa(last.PID) {
 				t.Errorf("the answer is %q, want %d", got, last.PID)
 			}
 			s.Await("stopped")
-			if name == "Unix" && !proctest.Exists(path) {
+			if test.name == "Unix" && !proctest.Exists(path) {
 				t.Error("the socket unit's file is gone")
 			}
 			s.AwaitEnd()

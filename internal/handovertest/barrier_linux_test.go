@@ -90,24 +90,27 @@ func TestBarrierManagerDies(t *testing.T) {
 
 // What does not reach systemd fails no upgrade, and is logged.
 func TestManagerBroken(t *testing.T) {
-	for name, spoil := range map[string]func(t *testing.T, m *manager){
-		"no such socket": func(t *testing.T, m *manager) { proctest.OK(t, os.Remove(m.socket)) },
-		"refused":        func(t *testing.T, m *manager) { m.die() },
-		"too long a path": func(t *testing.T, m *manager) {
+	for _, test := range []struct {
+		name  string
+		spoil func(t *testing.T, m *manager)
+	}{
+		{"no such socket", func(t *testing.T, m *manager) { proctest.OK(t, os.Remove(m.socket)) }},
+		{"refused", func(t *testing.T, m *manager) { m.die() }},
+		{"too long a path", func(t *testing.T, m *manager) {
 			t.Setenv("NOTIFY_SOCKET", "/"+strings.Repeat("x", 200))
-		},
-		"a file": func(t *testing.T, m *manager) {
+		}},
+		{"a file", func(t *testing.T, m *manager) {
 			proctest.OK(t, os.Remove(m.socket))
 			proctest.OK(t, os.WriteFile(m.socket, nil, 0o600))
-		},
-		"dead at the start of the child": func(t *testing.T, m *manager) { proctest.During(t, step.ChildStarted, m.die) },
-		"dead when the child is ready":   func(t *testing.T, m *manager) { proctest.During(t, step.ReadyReceived, m.die) },
-		"dead before the commit":         func(t *testing.T, m *manager) { proctest.During(t, step.BeforeCommit, m.die) },
-		"dead after the commit":          func(t *testing.T, m *manager) { proctest.During(t, step.AfterCommit, m.die) },
+		}},
+		{"dead at the start of the child", func(t *testing.T, m *manager) { proctest.During(t, step.ChildStarted, m.die) }},
+		{"dead when the child is ready", func(t *testing.T, m *manager) { proctest.During(t, step.ReadyReceived, m.die) }},
+		{"dead before the commit", func(t *testing.T, m *manager) { proctest.During(t, step.BeforeCommit, m.die) }},
+		{"dead after the commit", func(t *testing.T, m *manager) { proctest.During(t, step.AfterCommit, m.die) }},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			m := startedByManager(t)
-			spoil(t, m)
+			test.spoil(t, m)
 			logger, logbook := proctest.NewLogger()
 			upg, s := NewParent(t, tableflip.Options{Logger: logger, DescriptorStore: true}, "succeed")
 			proctest.OK(t, proctest.ErrorOf(upg.Listen("tcp", "localhost:0")))

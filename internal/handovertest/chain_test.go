@@ -363,16 +363,12 @@ func TestChain(t *testing.T) {
 	t.Parallel()
 	const generations = 50
 	test, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer test.Close()
 	c := newChain(t)
 	g, _ := c.start(linkVariable + "=" + test.Addr().String())
 	link, err := test.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer link.Close()
 	answers := bufio.NewReader(link)
 	g.AwaitStep(alone)

@@ -4,6 +4,7 @@ package handovertest
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,9 +36,7 @@ func TestCommandSpoils(t *testing.T) {
 		}
 		proctest.Unstartable(cmd)
 	}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer upg.Stop()
 	proctest.OK(t, upg.Ready())
 	for range 2 {
@@ -86,27 +85,25 @@ func TestCommandPanics(t *testing.T) {
 
 // The process that is ready need not be the one that was started.
 func TestCommandWrapper(t *testing.T) {
-	for story, script := range map[string]string{
-		"waits for it":      `"$0" & wait`,
-		"becomes it":        `exec "$0"`,
-		"exits before it":   `"$0" &`,
-		"is itself wrapped": `sh -c '"$0" & wait' "$0" & wait`,
+	for _, test := range []struct {
+		story  string
+		script string
+	}{
+		{"waits for it", `"$0" & wait`},
+		{"becomes it", `exec "$0"`},
+		{"exits before it", `"$0" &`},
+		{"is itself wrapped", `sh -c '"$0" & wait' "$0" & wait`},
 	} {
-		t.Run(story, func(t *testing.T) {
+		t.Run(test.story, func(t *testing.T) {
 			var started *exec.Cmd
 			upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
-				proctest.Shell(script)(cmd)
+				proctest.Shell(test.script)(cmd)
 				started = cmd
 			}}, "answer")
-			ln, err := upg.Listen("tcp", "localhost:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			proctest.OK(t, upg.Ready())
-			proctest.OK(t, upg.Upgrade())
+			ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "localhost:0"))
+			Upgrade(t, upg)
 			child := s.Await("ready")
-			if (child.PID == started.Process.Pid) != (story == "becomes it") {
+			if (child.PID == started.Process.Pid) != (test.story == "becomes it") {
 				t.Errorf("started %d, %d is ready", started.Process.Pid, child.PID)
 			}
 			if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
@@ -117,34 +114,36 @@ func TestCommandWrapper(t *testing.T) {
 	}
 }
 
-// Elsewhere a closed standard stream makes every upgrade fail.
+// In cloudflare/tableflip v1.2.3 a closed standard stream makes every upgrade fail.
 func TestCommandStdinClosed(t *testing.T) {
 	stdin := os.Stdin
 	defer func() { os.Stdin = stdin }()
 	os.Stdin = proctest.ClosedFile()
-	requireNullDevice(t, "stdin", nil)
+	wantNullDevice(t, "stdin", nil)
 }
 
 func TestCommandStreams(t *testing.T) {
-	for story, command := range map[string]func(*exec.Cmd){
-		"stdin closed":         func(cmd *exec.Cmd) { cmd.Stdin = proctest.ClosedFile() },
-		"stdin is nil":         func(cmd *exec.Cmd) { cmd.Stdin = nil },
-		"stdin is not a file":  func(cmd *exec.Cmd) { cmd.Stdin = (*os.File)(nil) },
-		"stderr closed":        func(cmd *exec.Cmd) { cmd.Stderr = proctest.ClosedFile() },
-		"stderr is not a file": func(cmd *exec.Cmd) { cmd.Stderr = (*os.File)(nil) },
+	for _, test := range []struct {
+		story   string
+		command func(*exec.Cmd)
+	}{
+		{"stdin closed", func(cmd *exec.Cmd) { cmd.Stdin = proctest.ClosedFile() }},
+		{"stdin is nil", func(cmd *exec.Cmd) { cmd.Stdin = nil }},
+		{"stdin is not a file", func(cmd *exec.Cmd) { cmd.Stdin = (*os.File)(nil) }},
+		{"stderr closed", func(cmd *exec.Cmd) { cmd.Stderr = proctest.ClosedFile() }},
+		{"stderr is not a file", func(cmd *exec.Cmd) { cmd.Stderr = (*os.File)(nil) }},
 	} {
-		t.Run(story, func(t *testing.T) {
-			stream, _, _ := strings.Cut(story, " ")
-			requireNullDevice(t, stream, command)
+		t.Run(test.story, func(t *testing.T) {
+			stream, _, _ := strings.Cut(test.story, " ")
+			wantNullDevice(t, stream, test.command)
 		})
 	}
 }
 
-func requireNullDevice(t *testing.T, stream string, command func(*exec.Cmd)) {
+func wantNullDevice(t *testing.T, stream string, command func(*exec.Cmd)) {
 	t.Helper()
 	upg, s := NewParent(t, tableflip.Options{Command: command}, "standard-streams")
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	Upgrade(t, upg)
 	if m := s.Await(stream); m.Text != "true" {
 		t.Errorf("%s is not %s in the child", stream, os.DevNull)
 	}
@@ -160,12 +159,11 @@ func init() {
 	})
 }
 
-// Elsewhere relative paths are looked up in the directory of the moment.
+// In cloudflare/tableflip v1.2.3 relative paths are looked up in the directory of the
+// moment.
 func TestCommandChdir(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	proctest.OK(t, os.Symlink(proctest.Must(os.Executable()), filepath.Join(dir, "service")))
 	s := proctest.NewService(t)
 	cmd := s.Command("wanderer")

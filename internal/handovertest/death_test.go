@@ -55,10 +55,10 @@ var mishaps = map[string]mishap{
 		syscall.Close(3)
 		w.Hang()
 	},
-	"say nonsense":        sayReady("ready!\n"),
-	"say an empty line":   sayReady("\n"),
-	"say a negative PID":  sayReady("-1\n"),
-	"say no end of zeros": sayReady(strings.Repeat("0", 1000)),
+	"say nonsense":        say("ready!\n"),
+	"say an empty line":   say("\n"),
+	"say a negative PID":  say("here -1\n"),
+	"say no end of zeros": say(strings.Repeat("0", 5000)),
 	"say half a word and hang up": func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		proctest.Must(syscall.Write(3, []byte("re")))
 		syscall.Close(3)
@@ -73,8 +73,8 @@ var mishaps = map[string]mishap{
 	},
 }
 
-// sayReady says something else than a child that is ready.
-func sayReady(message string) mishap {
+// say says something else than a child that is ready.
+func say(message string) mishap {
 	return func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		proctest.Must(syscall.Write(3, []byte(message)))
 		w.Hang()
@@ -105,7 +105,8 @@ func TestChildFails(t *testing.T) {
 		{name: "killed before New", fault: beforeNew, cause: killed},
 		{name: "killed after New", fault: newReturned, cause: killed},
 		{name: "killed after claiming", fault: claimed, cause: killed},
-		{name: "killed while it writes the PID file", fault: step.PIDFileWritten, cause: killed},
+		{name: "killed after New said here", fault: step.HereSaid, cause: killed},
+		{name: "killed after writing the PID file", fault: step.PIDFilePrepared, cause: killed},
 		{name: "killed after it said ready", fault: step.ReadySaid, text: "the new process"},
 
 		{name: "exits", mishap: "exit 0", text: "exit status 0"},
@@ -114,11 +115,11 @@ func TestChildFails(t *testing.T) {
 		{name: "stops and lingers", mishap: "Stop and linger", lingers: true, text: "gave up"},
 		{name: "stops after it said ready", mishap: "Stop after saying ready", lingers: true, text: "was stopped"},
 		{name: "closes its ready pipe", mishap: "hang up", lingers: true, text: "gave up"},
-		{name: "says nonsense", mishap: "say nonsense", lingers: true, text: `"ready!\n"`},
-		{name: "says an empty line", mishap: "say an empty line", lingers: true, text: `"\n"`},
-		{name: "says a negative PID", mishap: "say a negative PID", lingers: true, text: `"-1\n"`},
-		{name: "says no end of zeros", mishap: "say no end of zeros", lingers: true, text: strings.Repeat("0", 32)},
-		{name: "says half a word", mishap: "say half a word and hang up", lingers: true, text: `"re"`},
+		{name: "says nonsense", mishap: "say nonsense", lingers: true, timeout: 2 * time.Second, cause: late},
+		{name: "says an empty line", mishap: "say an empty line", lingers: true, timeout: 2 * time.Second, cause: late},
+		{name: "says a negative PID", mishap: "say a negative PID", lingers: true, text: `"-1"`},
+		{name: "says no end of zeros", mishap: "say no end of zeros", lingers: true, text: "no end"},
+		{name: "says half a word", mishap: "say half a word and hang up", lingers: true, text: "gave up"},
 		{name: "hangs", mishap: "hang", lingers: true, timeout: 2 * time.Second, cause: late},
 		{name: "is suspended", mishap: "SIGSTOP", lingers: true, timeout: 2 * time.Second, cause: late},
 		{name: "has no space for the PID file", mishap: "no space", refusal: syscall.EFBIG, cause: "exit status 2"},
@@ -184,6 +185,8 @@ func TestParentKilled(t *testing.T) {
 		{name: "ready received", step: step.ReadyReceived, pause: readyReturns},
 		{name: "before commit", step: step.BeforeCommit, pause: readyReturns},
 		{name: "after commit", step: step.AfterCommit, pause: readyReturns},
+		{name: "acknowledged", step: step.AcknowledgementReceived, pause: readyReturns},
+		{name: "manager notified", step: step.ManagerNotified, pause: readyReturns},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -229,8 +232,8 @@ func TestServiceGone(t *testing.T) {
 		childStep  step.Step // or the child
 	}{
 		{name: "parent killed before starting a child", parentStep: starting},
-		// The commit has been written, and cannot be taken back: the parent exits.
-		{name: "child killed after commit", childStep: step.VerdictReceived},
+		// It has said that it is in charge, and cannot take that back: the parent exits.
+		{name: "child killed when it is in charge", childStep: step.Acknowledged},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -278,7 +281,7 @@ func wantNobody(t *testing.T, network, addr string) {
 func TestFirstKilled(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)
-	first, reaped := c.start(c.DieAt(step.PIDFileWritten))
+	first, reaped := c.start(c.DieAt(step.PIDFilePrepared))
 	first.AwaitEnd()
 	<-reaped
 	c.wantFiles("pid.tmp", "socket")
@@ -310,13 +313,14 @@ func TestParentSuspended(t *testing.T) {
 			parent.Order("upgrade")
 			child := c.Next()
 			parent.AwaitStep(test.step)
-			c.wantPIDFile(child.PID) // systemd reads it as soon as the parent exits
 			proctest.Suspend(t, parent.PID)
 			requests := c.send()
 			if test.childServes {
 				c.wantAnswers(requests, child.PID)
+				c.wantPIDFile(child.PID) // systemd reads it as soon as the parent exits
 				proctest.Continue(t, parent.PID)
 			} else {
+				c.wantPIDFile(parent.PID)
 				proctest.Continue(t, parent.PID)
 				c.wantAnswers(requests, parent.PID)
 			}

@@ -74,7 +74,10 @@ func TestUpgradeErrors(t *testing.T) {
 			var exit *exec.ExitError
 			return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
 		}},
-		{"another word than ready", proctest.Shell("echo hello >&3"), says(`"hello\n"`)},
+		{"unknown words", proctest.Shell("echo hello >&3; exit 3"), exits(3)},
+		{"no process ID", proctest.Shell("echo here hello >&3"), says(`"hello"`)},
+		{"ready before here", proctest.Shell("echo ready >&3"), says("not that it is here")},
+		{"a reason", proctest.Shell("echo failed no disk >&3"), says("failed: no disk")},
 		{"words without end", proctest.Shell("exec cat /dev/zero >&3"), says(`"\x00\x00`)},
 	} {
 		t.Run(test.story, func(t *testing.T) {
@@ -98,23 +101,26 @@ func init() {
 	proctest.Role("panic", func() { panic("as told") })
 }
 
-// Elsewhere each failed upgrade loses two descriptors until the garbage collector
-// finds them.
+// In cloudflare/tableflip v1.2.3 each failed upgrade loses two descriptors until the
+// garbage collector finds them.
 func TestUpgradeLeaks(t *testing.T) {
-	for way, command := range map[string]func(*exec.Cmd){
-		"exits":            proctest.Shell("exit 7"),
-		"gives up":         proctest.Shell("exec 3>&-; exit 7"),
-		"cannot start":     proctest.Unstartable,
-		"hangs":            proctest.Shell("exec sleep 1000"),
-		"closes its pipes": proctest.Shell("exec 3>&- 4>&-; exec sleep 1000"),
-		"was refused":      func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{os.Stderr} },
-		"output is copied": func(cmd *exec.Cmd) {
+	for _, test := range []struct {
+		way     string
+		command func(*exec.Cmd)
+	}{
+		{"exits", proctest.Shell("exit 7")},
+		{"gives up", proctest.Shell("exec 3>&-; exit 7")},
+		{"cannot start", proctest.Unstartable},
+		{"hangs", proctest.Shell("exec sleep 1000")},
+		{"closes its pipes", proctest.Shell("exec 3>&- 4>&-; exec sleep 1000")},
+		{"was refused", func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{os.Stderr} }},
+		{"output is copied", func(cmd *exec.Cmd) {
 			proctest.Shell("exit 7")(cmd)
 			cmd.Stderr = new(strings.Builder)
-		},
+		}},
 	} {
-		t.Run(way, func(t *testing.T) {
-			upg, _ := NewParent(t, tableflip.Options{Command: command, UpgradeTimeout: 10 * time.Millisecond}, "fail")
+		t.Run(test.way, func(t *testing.T) {
+			upg, _ := NewParent(t, tableflip.Options{Command: test.command, UpgradeTimeout: 10 * time.Millisecond}, "fail")
 			server, _ := proctest.Connect(t)
 			proctest.OK(t, upg.AddConn("tcp", "", server))
 			proctest.OK(t, upg.AddFile("a", os.Stderr))
@@ -146,9 +152,7 @@ func TestUpgradeLeaks(t *testing.T) {
 // duplicates for the time of the upgrade.
 func TestUpgradeLeaksInChild(t *testing.T) {
 	ln, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer ln.Close()
 	s, _ := proctest.Start(t, "fail-with-connection", proctest.WithArg(ln.Addr().String()))
 	if m := s.Await("leaked"); m.Text != "0" {
@@ -193,7 +197,7 @@ func TestChildIsReaped(t *testing.T) {
 	proctest.OK(t, upg.Ready())
 	for range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
-		restore := proctest.When(step.ChildStarted, cancel)
+		restore := proctest.During(t, step.ChildStarted, cancel)
 		proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
 		restore()
 		if !proctest.IsReaped(child.Process.Pid) {

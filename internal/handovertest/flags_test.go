@@ -134,9 +134,7 @@ func init() {
 		if os.Getenv(failVariable) != "" {
 			os.Exit(7)
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
@@ -147,9 +145,7 @@ func init() {
 		if os.Getenv(failVariable) != "" {
 			os.Exit(7)
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
@@ -160,9 +156,7 @@ func init() {
 func TestFlags(t *testing.T) {
 	env := []string{failVariable + "=1"}
 	input, inputWriter, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer inputWriter.Close()
 	defer input.Close()
 	upg, s := NewParent(t, tableflip.Options{
@@ -179,15 +173,13 @@ func TestFlags(t *testing.T) {
 	}
 	for _, s := range shareables {
 		c, err := s.open(t)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		t.Cleanup(func() { c.Close() })
 		passed[s.name] = c
 	}
 	want := flags()
 	inputFlags, outputFlags := statusFlags(input), statusFlags(s.Output)
-	expect := func(when string) {
+	wantFlags := func(when string) {
 		t.Helper()
 		if got := flags(); got != want {
 			t.Errorf("%s the flags are %s; they were %s", when, got, want)
@@ -203,24 +195,24 @@ func TestFlags(t *testing.T) {
 	for name, s := range passed {
 		proctest.OK(t, pass(upg, name, s))
 	}
-	expect("after adding")
+	wantFlags("after adding")
 	proctest.OK(t, upg.Ready())
 	if err := upg.Upgrade(); err == nil {
 		t.Fatal("the child did not fail")
 	}
-	expect("after a failed upgrade")
+	wantFlags("after a failed upgrade")
 	if got := s.Await("flags").Text; got != want {
 		t.Errorf("in the child that failed the flags are %s; they were %s", got, want)
 	}
 
 	env[0] = failVariable + "="
 	proctest.OK(t, upg.Upgrade())
-	expect("after a successful upgrade")
+	wantFlags("after a successful upgrade")
 	if got := s.Await("flags").Text; got != want {
 		t.Errorf("in the child the flags are %s; they were %s", got, want)
 	}
 	s.Await("ready")
-	expect("when the child is in charge")
+	wantFlags("when the child is in charge")
 }
 
 // TestAcceptAndClose checks that after an upgrade, failed or not, the
@@ -246,9 +238,7 @@ func TestAcceptAndClose(t *testing.T) {
 					addr = filepath.Join(proctest.SocketDir(t), "socket")
 				}
 				ln, err := net.Listen(network, addr)
-				if err != nil {
-					t.Fatal(err)
-				}
+				proctest.OK(t, err)
 				t.Cleanup(func() { ln.Close() })
 				proctest.OK(t, upg.AddListener("test", "listener", ln.(tableflip.Listener)))
 				accepted := make(chan error, 10)
@@ -273,9 +263,7 @@ func TestAcceptAndClose(t *testing.T) {
 				// After the first, Accept asks the kernel again.
 				for range 2 {
 					conn, err := net.DialTimeout(network, ln.Addr().String(), proctest.Patience)
-					if err != nil {
-						t.Fatal(err)
-					}
+					proctest.OK(t, err)
 					defer conn.Close()
 					proctest.WantError(t, "Accept", proctest.Within(t, "Accept", accepted), nil)
 				}
@@ -288,30 +276,36 @@ func TestAcceptAndClose(t *testing.T) {
 	}
 }
 
-// The blocking mode belongs to the open file, which parent and child share: who
-// changes it changes it for both.
+// addPipes passes on one end of a pipe of each blocking mode, as the files "pollable" and
+// "blocking". All ends stay open until the end of the test.
+func addPipes(t *testing.T, upg *tableflip.Upgrader) (pollable, blocking *os.File, others []*os.File) {
+	t.Helper()
+	pollable, other, err := os.Pipe()
+	proctest.OK(t, err)
+	var pair [2]int
+	proctest.OK(t, unix.Pipe(pair[:]))
+	blocking = os.NewFile(uintptr(pair[0]), "")
+	others = []*os.File{other, os.NewFile(uintptr(pair[1]), "")}
+	for _, file := range append([]*os.File{pollable, blocking}, others...) {
+		t.Cleanup(func() { file.Close() })
+	}
+	proctest.OK(t, upg.AddFile("pollable", pollable))
+	proctest.OK(t, upg.AddFile("blocking", blocking))
+	return pollable, blocking, others
+}
+
 func TestFlagsUpgradeFails(t *testing.T) {
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")
 	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "localhost:0")).(*net.TCPListener)
 	server, _ := proctest.Connect(t)
 	proctest.OK(t, upg.AddConn("tcp", "a", server))
-	pollable, other, err := os.Pipe()
-	proctest.OK(t, err)
-	defer pollable.Close()
-	defer other.Close()
-	var pair [2]int
-	proctest.OK(t, unix.Pipe(pair[:]))
-	blocking, otherBlocking := os.NewFile(uintptr(pair[0]), ""), os.NewFile(uintptr(pair[1]), "")
-	defer blocking.Close()
-	defer otherBlocking.Close()
-	proctest.OK(t, upg.AddFile("pollable", pollable))
-	proctest.OK(t, upg.AddFile("blocking", blocking))
+	pollable, blocking, others := addPipes(t, upg)
 	stdin := os.Stdin
 	defer func() { os.Stdin = stdin }()
 	os.Stdin = pollable
 
 	flags := func() (all []int) {
-		for _, source := range []syscall.Conn{ln, server, pollable, blocking, other, otherBlocking} {
+		for _, source := range []syscall.Conn{ln, server, pollable, blocking, others[0], others[1]} {
 			raw, err := source.SyscallConn()
 			proctest.OK(t, err)
 			proctest.OK(t, raw.Control(func(fd uintptr) {
@@ -336,29 +330,10 @@ func TestFlagsUpgradeFails(t *testing.T) {
 
 func TestFlagsInChild(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "claim-files")
-	pollable, other, err := os.Pipe()
-	proctest.OK(t, err)
-	defer pollable.Close()
-	defer other.Close()
-	var pair [2]int
-	proctest.OK(t, unix.Pipe(pair[:]))
-	blocking, otherBlocking := os.NewFile(uintptr(pair[0]), ""), os.NewFile(uintptr(pair[1]), "")
-	defer blocking.Close()
-	defer otherBlocking.Close()
-	proctest.OK(t, upg.AddFile("pollable", pollable))
-	proctest.OK(t, upg.AddFile("blocking", blocking))
-	isNonblocking := func(file *os.File) (nonblocking bool) {
-		raw, err := file.SyscallConn()
-		proctest.OK(t, err)
-		proctest.OK(t, raw.Control(func(fd uintptr) {
-			flag, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-			proctest.OK(t, err)
-			nonblocking = flag&unix.O_NONBLOCK != 0
-		}))
-		return nonblocking
-	}
+	pollable, blocking, _ := addPipes(t, upg)
 	Upgrade(t, upg)
 	s.Await("claimed")
+	isNonblocking := func(file *os.File) bool { return statusFlags(file)&unix.O_NONBLOCK != 0 }
 	if !isNonblocking(pollable) || isNonblocking(blocking) {
 		t.Errorf("non-blocking: %v %v, want true false", isNonblocking(pollable), isNonblocking(blocking))
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -57,7 +58,7 @@ func MustBeReady(upg *tableflip.Upgrader) { proctest.Must(0, upg.Ready()) }
 // Variables returns what the environment holds of a handover.
 func Variables() []string {
 	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return !strings.HasPrefix(variable, "TABLEFLIP_")
+		return !strings.HasPrefix(variable, inherit.Variable)
 	})
 }
 
@@ -85,43 +86,44 @@ func init() {
 		proctest.Report("hanging")
 		proctest.UntilKilled()
 	})
-	// answer-all takes the listeners whose networks and addresses it is told,
-	// and answers on each of them with its index. It takes packet conns too, from
-	// which it reports what it receives.
-	proctest.Role("answer-all", func() {
-		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		var serve []func()
-		for i, line := range strings.Split(proctest.Arg(), "\n") {
-			network, addr, _ := strings.Cut(line, " ")
-			if strings.HasPrefix(network, "udp") || network == "unixgram" {
-				conn := proctest.Must(upg.PacketConn(network, addr))
-				serve = append(serve, func() {
-					datagram := make([]byte, 100)
-					for {
-						n, _, err := conn.ReadFrom(datagram)
-						proctest.Must(n, err)
-						proctest.Report("datagram", i, string(datagram[:n]))
-					}
-				})
-				continue
-			}
-			ln := proctest.Must(upg.Listener(network, addr))
-			if ln == nil {
-				panic("nothing inherited as " + line)
-			}
+}
+
+// AnswerAll is a role. It takes the listeners whose networks and addresses it is told,
+// and answers on each of them with its index. It takes packet conns too, from
+// which it reports what it receives.
+func AnswerAll() {
+	upg := proctest.Must(tableflip.New(tableflip.Options{}))
+	var serve []func()
+	for i, line := range strings.Split(proctest.Arg(), "\n") {
+		network, addr, _ := strings.Cut(line, " ")
+		if strings.HasPrefix(network, "udp") || network == "unixgram" {
+			conn := proctest.Must(upg.PacketConn(network, addr))
 			serve = append(serve, func() {
+				datagram := make([]byte, 100)
 				for {
-					conn := proctest.Must(ln.Accept())
-					proctest.Must(io.WriteString(conn, strconv.Itoa(i)))
-					conn.Close()
+					n, _, err := conn.ReadFrom(datagram)
+					proctest.Must(n, err)
+					proctest.Report("datagram", i, string(datagram[:n]))
 				}
 			})
+			continue
 		}
-		MustBeReady(upg)
-		proctest.Report("ready")
-		for _, serve := range serve {
-			go serve()
+		ln := proctest.Must(upg.Listener(network, addr))
+		if ln == nil {
+			panic("nothing inherited as " + line)
 		}
-		proctest.UntilKilled()
-	})
+		serve = append(serve, func() {
+			for {
+				conn := proctest.Must(ln.Accept())
+				proctest.Must(io.WriteString(conn, strconv.Itoa(i)))
+				conn.Close()
+			}
+		})
+	}
+	MustBeReady(upg)
+	proctest.Report("ready")
+	for _, serve := range serve {
+		go serve()
+	}
+	proctest.UntilKilled()
 }

@@ -30,9 +30,6 @@ import (
 
 // What a service manager is told, by whom and in which order.
 
-// What systemd is told, by whom and in which order, and what a systemd that does
-// not play its part does to an upgrade: nothing.
-
 // A manager stands for the service manager. It reads what it is told, and answers
 // barriers, at once.
 type manager struct {
@@ -251,9 +248,12 @@ func shorten(t *testing.T, timeout *time.Duration) {
 }
 
 func TestManagerUpgrade(t *testing.T) {
-	for name, prefix := range map[string]string{"file": "", "abstract": "@"} {
-		t.Run(name, func(t *testing.T) {
-			m := &manager{t: t, socket: prefix + filepath.Join(proctest.SocketDir(t), "notify"), started: monotonic()}
+	for _, test := range []struct{ name, prefix string }{
+		{"file", ""},
+		{"abstract", "@"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := &manager{t: t, socket: test.prefix + filepath.Join(proctest.SocketDir(t), "notify"), started: monotonic()}
 			m.bind()
 			m.read()
 			t.Setenv("NOTIFY_SOCKET", m.socket)
@@ -431,19 +431,22 @@ func init() {
 // One line of valid UTF-8 without control characters, or systemd ignores it, or
 // takes part of it for something else.
 func TestManagerStatusText(t *testing.T) {
-	for name, cause := range map[string]string{
-		"lines":         "two\nlines\r\nMAINPID=1\rMAINPID=1",
-		"NUL":           "a\x00b",
-		"invalid UTF-8": "caf\xe9 \xff\xfe \xe2\x82",
-		"10 KB":         strings.Repeat("x", 10<<10),
-		"10 KB of ü":    "x" + strings.Repeat("ü", 5<<10),
+	for _, test := range []struct {
+		name  string
+		cause string
+	}{
+		{"lines", "two\nlines\r\nMAINPID=1\rMAINPID=1"},
+		{"NUL", "a\x00b"},
+		{"invalid UTF-8", "caf\xe9 \xff\xfe \xe2\x82"},
+		{"10 KB", strings.Repeat("x", 10<<10)},
+		{"10 KB of ü", "x" + strings.Repeat("ü", 5<<10)},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			m := startedByManager(t)
 			upg, _ := NewParent(t, tableflip.Options{}, "hang")
 			proctest.OK(t, upg.Ready())
 			ctx, cancel := context.WithCancelCause(context.Background())
-			cancel(errors.New(cause))
+			cancel(errors.New(test.cause))
 			if err := upg.UpgradeContext(ctx); err == nil {
 				t.Fatal("the upgrade succeeded")
 			}
@@ -453,7 +456,7 @@ func TestManagerStatusText(t *testing.T) {
 			if !found || len(status) < 3 || !utf8.ValidString(text) || len(text) > 1100 || strings.ContainsFunc(status, unicode.IsControl) {
 				t.Errorf("%d bytes: %q", len(text), text)
 			}
-			if strings.HasPrefix(name, "10 KB") && strings.ContainsRune(text, utf8.RuneError) {
+			if strings.HasPrefix(test.name, "10 KB") && strings.ContainsRune(text, utf8.RuneError) {
 				t.Error("the status was cut within a character")
 			}
 		})
@@ -522,7 +525,7 @@ func TestManagerStopCommit(t *testing.T) {
 		upg, s := NewParent(t, tableflip.Options{}, "hold-socket", proctest.WithArg(filepath.Join(proctest.SocketDir(t), "s")))
 		proctest.OK(t, upg.Ready())
 		var stopping sync.WaitGroup
-		restore := proctest.When(step.ReadyReceived, func() { stopping.Go(upg.Stop) })
+		restore := proctest.During(t, step.ReadyReceived, func() { stopping.Go(upg.Stop) })
 		err := upg.Upgrade()
 		restore()
 		proctest.Within(t, "Stop", proctest.Waited(&stopping))
@@ -592,11 +595,11 @@ func TestManagerOrphan(t *testing.T) {
 // WATCHDOG_PID that names the parent would tell the child that its watchdog is
 // another's.
 func TestManagerWatchdog(t *testing.T) {
-	for name, test := range map[string]struct{ pid, want string }{
-		"the parent's": {strconv.Itoa(os.Getpid()), "30000000"},
-		"another's":    {"1", "1 30000000"},
+	for _, test := range []struct{ name, pid, want string }{
+		{"the parent's", strconv.Itoa(os.Getpid()), "30000000"},
+		{"another's", "1", "1 30000000"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			t.Setenv("WATCHDOG_PID", test.pid)
 			t.Setenv("WATCHDOG_USEC", "30000000")
 			upg, s := NewParent(t, tableflip.Options{}, "tell-watchdog")

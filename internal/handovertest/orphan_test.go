@@ -17,16 +17,15 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
 // A child whose parent dies before Ready, as a program sees it.
 
-// Orphans
-
-// Elsewhere Ready fails with EPIPE, the documented pattern panics, and no process
-// is left.
-func TestParentKilledInRole(t *testing.T) {
+// In cloudflare/tableflip v1.2.3 Ready fails with EPIPE, the documented pattern panics,
+// and no process is left.
+func TestOrphan(t *testing.T) {
 	for _, moment := range []string{"before New", "before Listen", "before Ready"} {
 		t.Run(moment, func(t *testing.T) {
 			dir := proctest.SocketDir(t)
@@ -46,9 +45,9 @@ func TestParentKilledInRole(t *testing.T) {
 			if content, err := os.ReadFile(pidFile); string(content) != strconv.Itoa(child.PID) {
 				t.Errorf("the PID file holds %q, %v, want %d", content, err, child.PID)
 			}
-			for network, addr := range map[string]string{"tcp": tcp, "unix": path} {
-				if got := proctest.Answer(t, network, addr); got != strconv.Itoa(child.PID) {
-					t.Errorf("%s: the answer is %q, want %d", network, got, child.PID)
+			for _, socket := range []struct{ network, addr string }{{"tcp", tcp}, {"unix", path}} {
+				if got := proctest.Answer(t, socket.network, socket.addr); got != strconv.Itoa(child.PID) {
+					t.Errorf("%s: the answer is %q, want %d", socket.network, got, child.PID)
 				}
 			}
 			proctest.Terminate(t, child.PID)
@@ -64,7 +63,7 @@ func init() {
 	proctest.Role("orphan", func() {
 		terminated := proctest.Terminated()
 		moment, dir, _ := strings.Cut(proctest.Arg(), "\n")
-		isChild := len(Variables()) > 0
+		isChild := inherit.Variables() != nil
 		killParentAt := func(now string) {
 			if !isChild || now != moment {
 				return

@@ -22,15 +22,10 @@ import (
 
 // Everything at once.
 
-// Everything at once
-
 func TestRaceReadyStop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	for range 100 {
-		upg, err := tableflip.New(tableflip.Options{PIDFile: path})
-		if err != nil {
-			t.Fatal(err)
-		}
+		upg := NewUpgrader(t, tableflip.Options{PIDFile: path})
 		var all sync.WaitGroup
 		for range 2 {
 			all.Go(func() {
@@ -60,8 +55,8 @@ func TestRaceAll(t *testing.T) {
 	}
 	descriptors := proctest.OpenDescriptors()
 
-	// expect reports whether it is time to end.
-	expect := func(err error, allowed ...error) bool {
+	// isEnd reports whether err says that it is time to end.
+	isEnd := func(err error, allowed ...error) bool {
 		if err == nil || slices.ContainsFunc(allowed, func(want error) bool { return errors.Is(err, want) }) {
 			return false
 		}
@@ -93,38 +88,38 @@ func TestRaceAll(t *testing.T) {
 		if err == nil {
 			t.Error("an upgrade succeeded")
 		}
-		return expect(err, tableflip.ErrUpgradeInProgress)
+		return isEnd(err, tableflip.ErrUpgradeInProgress)
 	})
 	repeat(func(int) bool {
 		ln, err := upg.Listen("tcp", "localhost:0")
 		if err != nil {
-			return expect(err)
+			return isEnd(err)
 		}
 		defer ln.Close()
-		return expect(upg.RemoveListener("tcp", "localhost:0"))
+		return isEnd(upg.RemoveListener("tcp", "localhost:0"))
 	})
 	repeat(func(int) bool {
 		conn, err := upg.ListenPacket("udp", "localhost:0")
 		if err != nil {
-			return expect(err)
+			return isEnd(err)
 		}
 		defer conn.Close()
-		return expect(upg.RemovePacketConn("udp", "localhost:0"))
+		return isEnd(upg.RemovePacketConn("udp", "localhost:0"))
 	})
 	repeat(func(i int) bool {
 		fileName := strconv.Itoa(i % 3)
-		return expect(upg.AddFile(fileName, os.Stderr)) || expect(upg.RemoveFile(fileName), os.ErrNotExist)
+		return isEnd(upg.AddFile(fileName, os.Stderr)) || isEnd(upg.RemoveFile(fileName), os.ErrNotExist)
 	})
 	repeat(func(int) bool {
 		_, filesErr := upg.Files()
 		_, connErr := upg.Conn("tcp", "x")
-		return expect(filesErr) || expect(connErr)
+		return isEnd(filesErr) || isEnd(connErr)
 	})
 	repeat(func(int) bool {
 		if err := upg.WaitForParent(context.Background()); err != nil || upg.HasParent() {
 			t.Error(err, upg.HasParent())
 		}
-		return expect(upg.Ready()) || proctest.IsClosed(upg.Exit())
+		return isEnd(upg.Ready()) || proctest.IsClosed(upg.Exit())
 	})
 	proctest.Within(t, "5 upgrades", enough)
 	for range 4 {

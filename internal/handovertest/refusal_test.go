@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,9 +26,7 @@ import (
 func TestReadyStopped(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "stop-in-ready", proctest.WithArg(path))
-	if _, err := upg.Listen("unix", path); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 	proctest.OK(t, upg.Ready())
 	proctest.During(t, step.ReadyReceived, func() {
 		if m := s.Await("ready"); m.Text != "true" {
@@ -60,18 +59,24 @@ func init() {
 	})
 }
 
-// The wrapper is killed, and the child that was refused lives on: it must hear
-// of it, and touch nothing.
+// The wrapper is killed, and the child that was refused lives on, because it is in a
+// PID namespace of its own and the parent does not know it: it must hear of the
+// refusal, and touch nothing.
 func TestReadyRefused(t *testing.T) {
+	wrapper := `exec unshare --pid --fork "$0"`
+	if runtime.GOOS != "linux" || os.Getuid() != 0 {
+		if runtime.GOOS == "linux" {
+			t.Skip("only root can make a PID namespace")
+		}
+		wrapper = `"$0" & wait` // there the parent cannot prove whom it would kill
+	}
 	dir := proctest.SocketDir(t)
 	path, pidFile := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
 	upg, s := NewParent(t, tableflip.Options{
-		Command: proctest.Shell(`"$0" & wait`),
+		Command: proctest.Shell(wrapper),
 		PIDFile: pidFile,
 	}, "refused", proctest.WithArg(dir))
-	if _, err := upg.Listen("unix", path); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 	proctest.OK(t, upg.Ready())
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, cancel)
@@ -115,12 +120,10 @@ func TestStopMeetsCommit(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for range 10 {
 		upg, _ := NewParent(t, tableflip.Options{}, "hold-socket", proctest.WithArg(path))
-		if _, err := upg.Listen("unix", path); err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 		proctest.OK(t, upg.Ready())
 		var stopping sync.WaitGroup
-		restore := proctest.When(step.ReadyReceived, func() { stopping.Go(upg.Stop) })
+		restore := proctest.During(t, step.ReadyReceived, func() { stopping.Go(upg.Stop) })
 		err := upg.Upgrade()
 		restore()
 		proctest.Within(t, "Stop", proctest.Waited(&stopping))

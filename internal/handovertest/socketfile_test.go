@@ -160,9 +160,8 @@ func TestSocketFileTooLate(t *testing.T) {
 	}
 }
 
-// Unix sockets
-
-// Elsewhere a child that fails takes the socket of its parent along: an outage.
+// In cloudflare/tableflip v1.2.3 a child that fails takes the socket of its parent along:
+// an outage.
 func TestSocketFileChildFails(t *testing.T) {
 	for _, way := range []string{
 		"listen", "claim nothing", "close", "remove", "remove and claim again", "add again", "add again and remove", "add by another name",
@@ -280,7 +279,7 @@ func init() {
 	})
 }
 
-// In a process in charge that is as in the first generation.
+// A child in charge unlinks what it has inherited, as the first generation does.
 func TestSocketFileInherited(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "remove-after-ready", proctest.WithArg(path))
@@ -318,7 +317,7 @@ func TestSocketFileOfAnother(t *testing.T) {
 	proctest.OK(t, os.Rename(path+".new", path))
 	proctest.OK(t, os.Rename(gram+".new", gram))
 
-	requireTheirs := func(when string) {
+	wantTheirs := func(when string) {
 		t.Helper()
 		if !proctest.Exists(path) || !proctest.Exists(gram) {
 			t.Fatalf("%s: the socket of another process was unlinked", when)
@@ -326,10 +325,10 @@ func TestSocketFileOfAnother(t *testing.T) {
 	}
 	Upgrade(t, upg)
 	child := s.Await("ready")
-	requireTheirs("after an upgrade to a child that claimed nothing")
+	wantTheirs("after an upgrade to a child that claimed nothing")
 	proctest.Terminate(t, child.PID)
 	s.AwaitEnd()
-	requireTheirs("after the child's Stop")
+	wantTheirs("after the child's Stop")
 	upg.Stop()
 
 	upg = NewUpgrader(t, tableflip.Options{})
@@ -338,7 +337,7 @@ func TestSocketFileOfAnother(t *testing.T) {
 	proctest.Opened[net.Listener](t)(net.Listen("unix", path+".new"))
 	proctest.OK(t, os.Rename(path+".new", path))
 	upg.Stop()
-	requireTheirs("after Stop of the first generation")
+	wantTheirs("after Stop of the first generation")
 }
 
 func init() {
@@ -420,14 +419,10 @@ func init() {
 func TestSocketFileOfPeer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	peer, err := net.ListenPacket("unixgram", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer peer.Close()
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer conn.Close()
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")
 	proctest.OK(t, upg.AddPacketConn("unixgram", path, conn))
@@ -444,14 +439,10 @@ func TestSocketFileRebound(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")
 	old, err := upg.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	proctest.OK(t, os.Remove(path))
 	other, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer other.Close()
 	proctest.OK(t, upg.RemoveListener("unix", path))
 	old.Close()
@@ -463,25 +454,15 @@ func TestSocketFileRebound(t *testing.T) {
 func TestSocketFileOfTheDead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")
 	if _, err := upg.Listen("unix", path); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("while it is open: %v, want that the address is in use", err)
 	}
 	dead.SetUnlinkOnClose(false)
 	dead.Close()
-	ln, err := upg.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.Close()
+	proctest.Opened[net.Listener](t)(upg.Listen("unix", path))
+	proctest.Opened[net.Conn](t)(net.Dial("unix", path))
 }
 
 func TestSocketFileOfDeadGram(t *testing.T) {

@@ -72,9 +72,7 @@ func TestStartFails(t *testing.T) {
 			prepare: func(t *testing.T, _ *tableflip.Upgrader) (string, func(*exec.Cmd)) {
 				path := writeProgram(t, script, 0o755)
 				file, err := os.OpenFile(path, os.O_WRONLY, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
+				proctest.OK(t, err)
 				t.Cleanup(func() { file.Close() })
 				if err := exec.Command(path).Run(); !errors.Is(err, syscall.ETXTBSY) {
 					t.Skipf("this kernel executes files that are being written, as Linux 6.11 and 6.12 do: %v", err)

@@ -24,8 +24,6 @@ import (
 
 // The service manager's descriptor store.
 
-// The descriptor store
-
 // storeNames returns the names of what is in the store, in order.
 func (m *manager) storeNames() []string {
 	var names []string
@@ -37,15 +35,14 @@ func (m *manager) storeNames() []string {
 }
 
 // restart starts a first generation with what is in the store.
-func (m *manager) restart(cmd *exec.Cmd) {
-	m.t.Helper()
+func (m *manager) restart(s *proctest.Service, cmd *exec.Cmd) {
 	var names []string
 	var files []*os.File
-	for _, s := range m.store {
-		names = append(names, s.name)
-		files = append(files, s.file)
+	for _, kept := range m.store {
+		names = append(names, kept.name)
+		files = append(files, kept.file)
 	}
-	activate(m.t, cmd, files, named(names...))
+	activate(s, cmd, files, named(names...))
 }
 
 // wantStored checks that the next message stores a copy of socket.
@@ -182,7 +179,7 @@ func TestStoreCrash(t *testing.T) {
 
 	// Nothing is changed by one that fails to start.
 	s = proctest.NewService(t)
-	m.restart(s.Command("give-up", m.variable(), proctest.WithArg("unix "+path)))
+	m.restart(s, s.Command("give-up", m.variable(), proctest.WithArg("unix "+path)))
 	s.Await("stopped")
 	s.AwaitEnd()
 	m.wantNoMore()
@@ -192,7 +189,7 @@ func TestStoreCrash(t *testing.T) {
 
 	// More than the service asks for: the last is no more.
 	s = proctest.NewService(t)
-	m.restart(s.Command("keep", m.variable(), proctest.WithArg(strings.Join(sockets[:3], "\n"))))
+	m.restart(s, s.Command("keep", m.variable(), proctest.WithArg(strings.Join(sockets[:3], "\n"))))
 	again := s.Await("ready")
 	if want := strings.Join(addrs[:3], " "); again.Text != want {
 		t.Errorf("after the crash it listens on %s, want %s", again.Text, want)

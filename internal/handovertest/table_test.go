@@ -36,11 +36,11 @@ func TestTableGarbled(t *testing.T) {
 		{"empty", `TABLEFLIP_HANDOVER= exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"header missing", `unset TABLEFLIP_HANDOVER; exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"names missing", `unset TABLEFLIP_HANDOVER_0; exec "$0"`, []string{"TABLEFLIP_HANDOVER_0", "missing"}},
-		{"names cut", `TABLEFLIP_HANDOVER_0=${TABLEFLIP_HANDOVER_0%;*} exec "$0"`, []string{"3 descriptors announced, 2 found"}},
+		{"names cut", `TABLEFLIP_HANDOVER_0=${TABLEFLIP_HANDOVER_0%;*} exec "$0"`, []string{"4 descriptors announced, 3 found"}},
 		// So many that they are not all taken by what the runtime opens.
 		{"descriptors missing", `set -- "$0" $TABLEFLIP_HANDOVER
 			for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do more="$more;fd,missing"; done
-			TABLEFLIP_HANDOVER="$2 $3 $4 23 1" TABLEFLIP_HANDOVER_0="$TABLEFLIP_HANDOVER_0$more" exec "$0"`,
+			TABLEFLIP_HANDOVER="$2 $3 $4 fds=24 parts=1 pid=1 until=2" TABLEFLIP_HANDOVER_0="$TABLEFLIP_HANDOVER_0$more" exec "$0"`,
 			[]string{"inherit descriptor", `"fd:missing:"`}},
 		{"newer version", `TABLEFLIP_HANDOVER="27${TABLEFLIP_HANDOVER#1}" exec "$0"`, []string{`"27"`, `"1"`}},
 		{"newer version with more fields", `TABLEFLIP_HANDOVER="27${TABLEFLIP_HANDOVER#1} and more" exec "$0"`, []string{`"27"`, `"1"`}},
@@ -92,13 +92,9 @@ func TestTableNames(t *testing.T) {
 	file := proctest.Opened[*os.File](t)(os.Create(filepath.Join(t.TempDir(), "file")))
 	server, client := proctest.Connect(t)
 	for i, odd := range oddNames {
-		if _, err := fmt.Fprintf(file, "%d\n", i); err != nil {
-			t.Fatal(err)
-		}
+		proctest.Must(fmt.Fprintf(file, "%d\n", i))
 		read := proctest.Opened[*os.File](t)(os.Open(file.Name()))
-		if _, err := read.Seek(int64(i), io.SeekStart); err != nil {
-			t.Fatal(err)
-		}
+		proctest.Must(read.Seek(int64(i), io.SeekStart))
 		proctest.OK(t, upg.AddFile(odd, read))
 		proctest.OK(t, upg.AddConn(odd, oddNames[len(oddNames)-1-i], server))
 	}
@@ -136,7 +132,7 @@ func init() {
 }
 
 // Linux takes no environment string longer than 128 KiB. How the table is spread is
-// env_test.go's.
+// internal/nametable's.
 func TestTableLarge(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "list-files")
 	var want []string
@@ -220,15 +216,14 @@ func init() {
 				}
 			}()
 		}
-		if err := upg.Ready(); err != nil {
-			panic(err)
-		}
+		MustBeReady(upg)
 		proctest.Report("ready")
 		select {}
 	})
 }
 
 func TestTableManyListeners(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "many")
 	// The child holds each twice: its own and the registry's.
 	const need = 2*manyListeners + 200
 	var limit syscall.Rlimit
@@ -240,26 +235,20 @@ func TestTableManyListeners(t *testing.T) {
 		t.Fatalf("the names are only %d bytes long", size)
 	}
 
-	upg, s := NewParent(t, tableflip.Options{}, "many")
 	// Not TCP, which would run out of ports if other tests do the same.
 	dir := proctest.SocketDir(t)
 	path := func(i int) string { return filepath.Join(dir, strconv.Itoa(i)) }
 	for i := range manyListeners {
 		ln, err := net.Listen("unix", path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		proctest.OK(t, upg.AddListener("unix", manyName(i), ln.(tableflip.Listener)))
 		ln.Close()
 	}
-	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Upgrade())
+	Upgrade(t, upg)
 	s.Await("ready")
 	for i := 0; i < manyListeners; i += 93 {
 		conn, err := net.DialTimeout("unix", path(i), proctest.Patience)
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		conn.SetDeadline(time.Now().Add(proctest.Patience))
 		if answer, err := io.ReadAll(conn); err != nil || string(answer) != strconv.Itoa(i) {
 			t.Errorf("listener %d answered %q, %v", i, answer, err)
@@ -267,8 +256,6 @@ func TestTableManyListeners(t *testing.T) {
 		conn.Close()
 	}
 }
-
-// What the table says and what the descriptor is
 
 // A disguised file calls itself something else.
 type disguisedFile struct {

@@ -135,7 +135,7 @@ func init() {
 	})
 }
 
-// And so does what the child replaced.
+// What was replaced before Ready counts as what nobody claimed.
 func TestUnclaimedReplaced(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	path, next := filepath.Join(dir, "s"), filepath.Join(dir, "next")

@@ -6,16 +6,29 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
+
+	"example.com/tableflip/internal/inherit"
 )
 
-// The variable TABLEFLIP_HANDOVER holds the header, fields separated by spaces:
+// The variable TABLEFLIP_HANDOVER holds the header, words separated by spaces:
 //
-//	VERSION READY VERDICT DESCRIPTORS PARTS
+//	VERSION READY VERDICT WORD=VALUE…
 //
 // READY and VERDICT are the device and inode, as DEVICE:INODE, of the pipes
 // that the child finds as its descriptors 3 and 4. Every version begins with
-// these three fields, so that any binary can tell a table that is meant for it
-// from one that leaked from an unrelated process.
+// these three words, so that any binary can tell a table that is meant for it
+// from one that leaked from an unrelated process. A word that a binary does not know
+// is ignored. The words of this version are
+//
+//	fds=N      how many descriptors the child finds from 5 on
+//	parts=N    how many variables name them
+//	pid=N      the sender's process ID
+//	pidns=N    the sender's PID namespace, where there are such
+//	until=N    how long the sender waits, in milliseconds since 1970
+//	token=T    what the child can read from the verdict pipe at once, where devices
+//	           and inodes do not identify pipes
+//	offers=A,… what the sender understands beyond the handover itself
 //
 // The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
 // descriptors from 5 on, separated by semicolons. The fields of each are
@@ -29,8 +42,7 @@ import (
 const (
 	version = "1"
 
-	// Variable is the name of the header's variable.
-	Variable = "TABLEFLIP_HANDOVER"
+	variable = inherit.Variable
 
 	// Linux refuses a longer string than 32 pages (MAX_ARG_STRLEN, execve(2)).
 	maxPart = 32*4096 - 1024
@@ -39,6 +51,11 @@ const (
 // A Table tells a child what its parent passed to it.
 type Table struct {
 	Ready, Verdict PipeID
+	PID            int       // of the sender
+	PIDNamespace   string    // of the sender, or empty
+	Until          time.Time // to the millisecond: how long the sender waits
+	Token          string    // what identifies the pipes where their PipeIDs do not
+	Offers         []string
 	Entries        []*Entry
 }
 
@@ -64,11 +81,6 @@ func parsePipeID(text string) (PipeID, error) {
 	return id, errors.Join(deviceErr, inodeErr)
 }
 
-// IsVariable reports whether an environment variable of this name is part of a table.
-func IsVariable(name string) bool {
-	return name == Variable || strings.HasPrefix(name, Variable+"_")
-}
-
 // Encode returns the variables that carry the table, as NAME=VALUE.
 func (t Table) Encode() []string {
 	text := encodeEntries(t.Entries)
@@ -77,12 +89,26 @@ func (t Table) Encode() []string {
 	variables := []string{""} // the header, which is known last
 	for rest := text; rest != ""; parts++ {
 		size := min(len(rest), maxPart)
-		variables = append(variables, fmt.Sprintf("%s_%d=%s", Variable, parts, rest[:size]))
+		variables = append(variables, fmt.Sprintf("%s_%d=%s", variable, parts, rest[:size]))
 		rest = rest[size:]
 	}
-	variables[0] = fmt.Sprintf("%s=%s %s %s %d %d", Variable,
-		version, t.Ready, t.Verdict, len(t.Entries), parts)
+	variables[0] = variable + "=" + t.encodeHeader(parts)
 	return variables
+}
+
+func (t Table) encodeHeader(parts int) string {
+	header := fmt.Sprintf("%s %s %s fds=%d parts=%d pid=%d until=%d",
+		version, t.Ready, t.Verdict, len(t.Entries), parts, t.PID, t.Until.UnixMilli())
+	for _, word := range []struct{ name, value string }{
+		{"pidns", t.PIDNamespace},
+		{"token", t.Token},
+		{"offers", strings.Join(t.Offers, ",")},
+	} {
+		if word.value != "" {
+			header += " " + word.name + "=" + word.value
+		}
+	}
+	return header
 }
 
 func encodeEntries(entries []*Entry) string {
@@ -132,16 +158,16 @@ func (v UnknownVersionError) Error() string {
 // Decode is the inverse of Encode. With an UnknownVersionError, the pipes of the
 // table are valid all the same.
 func Decode(variables map[string]string) (Table, error) {
-	t, count, parts, err := decodeHeader(variables[Variable])
+	t, count, parts, err := decodeHeader(variables[variable])
 	if err != nil {
 		return t, err
 	}
 
 	var text strings.Builder
 	for i := range parts {
-		part, ok := variables[fmt.Sprintf("%s_%d", Variable, i)]
+		part, ok := variables[fmt.Sprintf("%s_%d", variable, i)]
 		if !ok {
-			return Table{}, garbled("%s_%d, one of %d parts, is missing", Variable, i, parts)
+			return Table{}, garbled("%s_%d, one of %d parts, is missing", variable, i, parts)
 		}
 		text.WriteString(part)
 	}
@@ -154,13 +180,13 @@ func Decode(variables map[string]string) (Table, error) {
 
 func garbled(format string, args ...any) error {
 	return fmt.Errorf("tableflip: garbled environment variable %s: %w (to start without a parent, unset it)",
-		Variable, fmt.Errorf(format, args...))
+		variable, fmt.Errorf(format, args...))
 }
 
 func decodeHeader(text string) (t Table, count, parts uint64, err error) {
 	header := strings.Split(text, " ")
 	if len(header) < 3 {
-		return Table{}, 0, 0, garbled("%d fields in %.80q", len(header), text)
+		return Table{}, 0, 0, garbled("%d words in %.80q", len(header), text)
 	}
 
 	var readyErr, verdictErr error
@@ -169,20 +195,32 @@ func decodeHeader(text string) (t Table, count, parts uint64, err error) {
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return Table{}, 0, 0, garbled("pipes: %w", err)
 	}
-
 	if header[0] != version {
 		return t, 0, 0, UnknownVersionError(header[0])
 	}
-	if len(header) != 5 {
-		return Table{}, 0, 0, garbled("%d fields in %.80q", len(header), text)
-	}
 
-	count, countErr := strconv.ParseUint(header[3], 10, 31)
-	parts, partsErr := strconv.ParseUint(header[4], 10, 31)
-	if err := errors.Join(countErr, partsErr); err != nil {
-		return Table{}, 0, 0, garbled("%w", err)
+	words := make(map[string]string)
+	for _, word := range header[3:] {
+		name, value, _ := strings.Cut(word, "=")
+		words[name] = value
 	}
-	return t, count, parts, nil
+	numbers := make(map[string]uint64)
+	for _, name := range []string{"fds", "parts", "pid", "until"} {
+		bits := 31
+		if name == "until" {
+			bits = 53
+		}
+		if numbers[name], err = strconv.ParseUint(words[name], 10, bits); err != nil {
+			return Table{}, 0, 0, garbled("%s: %w", name, err)
+		}
+	}
+	t.PID = int(numbers["pid"])
+	t.Until = time.UnixMilli(int64(numbers["until"]))
+	t.PIDNamespace, t.Token = words["pidns"], words["token"]
+	if words["offers"] != "" {
+		t.Offers = strings.Split(words["offers"], ",")
+	}
+	return t, numbers["fds"], numbers["parts"], nil
 }
 
 func decodeEntries(text string, count uint64) ([]*Entry, error) {
@@ -215,7 +253,7 @@ func (e *Entry) decode(encoded string) error {
 	next := 0
 	for field := range strings.SplitSeq(encoded, ",") {
 		if next == len(fields) {
-			return fmt.Errorf("more than %d fields", len(fields))
+			return nil // a later version's
 		}
 		var err error
 		if *fields[next], err = url.PathUnescape(field); err != nil {

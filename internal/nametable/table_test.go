@@ -7,6 +7,9 @@ import (
 	"runtime/metrics"
 	"strings"
 	"testing"
+	"time"
+
+	"example.com/tableflip/internal/inherit"
 )
 
 // maxVariable is MAX_ARG_STRLEN of Linux, which counts the name, the equals sign
@@ -19,7 +22,7 @@ func environment(t testing.TB, variables []string) map[string]string {
 	env := map[string]string{}
 	for _, variable := range variables {
 		name, value, found := strings.Cut(variable, "=")
-		if !found || !IsVariable(name) {
+		if !found || !inherit.IsVariable(name) {
 			t.Fatalf("%.80q is not a variable of the table", variable)
 		}
 		if strings.ContainsRune(variable, 0) {
@@ -48,7 +51,7 @@ func checkRoundTrip(t testing.TB, before Table) {
 }
 
 func show(t Table) string {
-	text := fmt.Sprint(t.Ready, t.Verdict)
+	text := fmt.Sprint(t.Ready, t.Verdict, t.PID, t.PIDNamespace, t.Until, t.Token, t.Offers)
 	for _, d := range t.Entries {
 		text += fmt.Sprintf(" %+v", *d)
 	}
@@ -56,7 +59,10 @@ func show(t Table) string {
 }
 
 func tableOf(entries ...Entry) Table {
-	t := Table{Ready: PipeID{1, 2}, Verdict: PipeID{1<<64 - 1, 0}}
+	t := Table{
+		Ready: PipeID{1, 2}, Verdict: PipeID{1<<64 - 1, 0}, PID: 7, PIDNamespace: "8",
+		Until: time.UnixMilli(1234), Token: "abc", Offers: []string{"reload", "more"},
+	}
 	for _, d := range entries {
 		t.Entries = append(t.Entries, &d)
 	}
@@ -113,43 +119,41 @@ func TestTableIsSplit(t *testing.T) {
 }
 
 func TestTableGarbled(t *testing.T) {
-	const header = Variable
-	const part = Variable + "_0"
+	const header = variable
+	const part = variable + "_0"
 	for _, test := range []struct {
 		story     string
 		variables map[string]string
 		want      string
 	}{
-		{"no header", map[string]string{part: "fd,a"}, "fields"},
-		{"empty header", map[string]string{header: ""}, "fields"},
+		{"no header", map[string]string{part: "fd,a"}, "words"},
+		{"empty header", map[string]string{header: ""}, "words"},
 		{"random text", map[string]string{header: "what is this"}, "not a device and an inode"},
-		{"header too short", map[string]string{header: "1 1:2 3:4 0"}, "4 fields"},
-		{"header too long", map[string]string{header: "1 1:2 3:4 0 0 0"}, "6 fields"},
-		{"no pipe", map[string]string{header: "1 12 3:4 0 0"}, "not a device and an inode"},
-		{"pipe is text", map[string]string{header: "1 1:a 3:4 0 0"}, "pipes"},
-		{"pipe is negative", map[string]string{header: "1 1:2 -3:4 0 0"}, "pipes"},
-		{"pipe is out of range", map[string]string{header: "1 1:2 3:18446744073709551616 0 0"}, "out of range"},
-		{"count is text", map[string]string{header: "1 1:2 3:4 x 0"}, "invalid syntax"},
-		{"count is negative", map[string]string{header: "1 1:2 3:4 -1 0"}, "invalid syntax"},
-		{"count is out of range", map[string]string{header: "1 1:2 3:4 99999999999 0"}, "out of range"},
-		{"parts out of range", map[string]string{header: "1 1:2 3:4 0 99999999999"}, "out of range"},
-		{"count too large", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a"}, "2 descriptors announced, 1 found"},
-		{"count too small", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,a;fd,b"}, "1 descriptors announced, 2 found"},
-		{"count of zero", map[string]string{header: "1 1:2 3:4 0 1", part: "fd,a"}, "no descriptors announced"},
-		{"huge count", map[string]string{header: "1 1:2 3:4 2147483647 1", part: "fd,a"}, "2147483647 descriptors announced, 1 found"},
-		{"missing part", map[string]string{header: "1 1:2 3:4 1 1"}, part + ", one of 1 parts, is missing"},
-		{"missing second part", map[string]string{header: "1 1:2 3:4 1 2", part: "fd,a"}, "_1, one of 2 parts, is missing"},
-		{"huge number of parts", map[string]string{header: "1 1:2 3:4 1 2147483647", part: "fd,a"}, "is missing"},
-		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f,g"}, "more than 6 fields"},
-		{"broken escape", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a;fd,%zz"}, "descriptor 1"},
-		{"cut escape", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,%4"}, "descriptor 0"},
+		{"header too short", map[string]string{header: "1 1:2 3:4 fds=0 parts=0 pid=1"}, "until"},
+		{"no pipe", map[string]string{header: "1 12 3:4 fds=0 parts=0 pid=1 until=2"}, "not a device and an inode"},
+		{"pipe is text", map[string]string{header: "1 1:a 3:4 fds=0 parts=0 pid=1 until=2"}, "pipes"},
+		{"pipe is negative", map[string]string{header: "1 1:2 -3:4 fds=0 parts=0 pid=1 until=2"}, "pipes"},
+		{"pipe is out of range", map[string]string{header: "1 1:2 3:18446744073709551616 fds=0 parts=0 pid=1 until=2"}, "out of range"},
+		{"count is text", map[string]string{header: "1 1:2 3:4 fds=x parts=0 pid=1 until=2"}, "invalid syntax"},
+		{"count is negative", map[string]string{header: "1 1:2 3:4 fds=-1 parts=0 pid=1 until=2"}, "invalid syntax"},
+		{"count is out of range", map[string]string{header: "1 1:2 3:4 fds=99999999999 parts=0 pid=1 until=2"}, "out of range"},
+		{"parts out of range", map[string]string{header: "1 1:2 3:4 fds=0 parts=99999999999 pid=1 until=2"}, "out of range"},
+		{"count too large", map[string]string{header: "1 1:2 3:4 fds=2 parts=1 pid=1 until=2", part: "fd,a"}, "2 descriptors announced, 1 found"},
+		{"count too small", map[string]string{header: "1 1:2 3:4 fds=1 parts=1 pid=1 until=2", part: "fd,a;fd,b"}, "1 descriptors announced, 2 found"},
+		{"count of zero", map[string]string{header: "1 1:2 3:4 fds=0 parts=1 pid=1 until=2", part: "fd,a"}, "no descriptors announced"},
+		{"huge count", map[string]string{header: "1 1:2 3:4 fds=2147483647 parts=1 pid=1 until=2", part: "fd,a"}, "2147483647 descriptors announced, 1 found"},
+		{"missing part", map[string]string{header: "1 1:2 3:4 fds=1 parts=1 pid=1 until=2"}, part + ", one of 1 parts, is missing"},
+		{"missing second part", map[string]string{header: "1 1:2 3:4 fds=1 parts=2 pid=1 until=2", part: "fd,a"}, "_1, one of 2 parts, is missing"},
+		{"huge number of parts", map[string]string{header: "1 1:2 3:4 fds=1 parts=2147483647 pid=1 until=2", part: "fd,a"}, "is missing"},
+		{"broken escape", map[string]string{header: "1 1:2 3:4 fds=2 parts=1 pid=1 until=2", part: "fd,a;fd,%zz"}, "descriptor 1"},
+		{"cut escape", map[string]string{header: "1 1:2 3:4 fds=1 parts=1 pid=1 until=2", part: "fd,%4"}, "descriptor 0"},
 	} {
 		t.Run(test.story, func(t *testing.T) {
 			got, err := Decode(test.variables)
 			if err == nil {
 				t.Fatalf("accepted: %+v", got)
 			}
-			for _, want := range []string{"tableflip: ", Variable, "unset it", test.want} {
+			for _, want := range []string{"tableflip: ", variable, "unset it", test.want} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%q lacks %q", err, want)
 				}
@@ -162,11 +166,26 @@ func TestTableGarbled(t *testing.T) {
 	}
 }
 
+// A later version of this package may say more, which is ignored.
+func TestTableUnknownWords(t *testing.T) {
+	got, err := Decode(map[string]string{
+		variable:        "1 1:2 3:4 fds=1 new=a=b parts=1 pid=5 until=6 plain",
+		variable + "_0": "fd,a,,,,b,new,newer",
+	})
+	want := Table{
+		Ready: PipeID{1, 2}, Verdict: PipeID{3, 4}, PID: 5, Until: time.UnixMilli(6),
+		Entries: []*Entry{{Name: Name{File, "a", ""}, FDName: "b"}},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %s, %v; want %s", show(got), err, show(want))
+	}
+}
+
 // Whatever another version writes after the pipes, it is told apart from a
 // garbled table, and the pipes are readable.
 func TestTableOtherVersion(t *testing.T) {
 	for _, header := range []string{"2 1:2 3:4", "2 1:2 3:4 0 0", "2 1:2 3:4 ? any thing more"} {
-		got, err := Decode(map[string]string{Variable: header})
+		got, err := Decode(map[string]string{variable: header})
 		var version UnknownVersionError
 		if !errors.As(err, &version) {
 			t.Errorf("%q: got %v, want an unknown version", header, err)
@@ -193,18 +212,18 @@ func allocatedBytes() uint64 {
 func FuzzDecode(f *testing.F) {
 	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyEntries(100, 3)} {
 		env := environment(f, tableOf(entries...).Encode())
-		f.Add(env[Variable], env[Variable+"_0"], "")
+		f.Add(env[variable], env[variable+"_0"], "")
 	}
-	f.Add("1 1:2 3:4 2147483647 2", "fd,a", ";;;;;")
-	f.Add("1 1:2 3:4 2147483647 2147483647", "", "")
+	f.Add("1 1:2 3:4 fds=2147483647 parts=2 pid=1 until=2", "fd,a", ";;;;;")
+	f.Add("1 1:2 3:4 fds=2147483647 parts=2147483647 pid=1 until=2", "", "")
 	f.Add("2 1:2 3:4", "", "")
 	f.Add("", "%", ",,,,,,")
 	f.Fuzz(func(t *testing.T, header, first, second string) {
 		before := allocatedBytes()
 		got, err := Decode(map[string]string{
-			Variable:        header,
-			Variable + "_0": first,
-			Variable + "_1": second,
+			variable:        header,
+			variable + "_0": first,
+			variable + "_1": second,
 		})
 		// The runtime counts by spans, so that a small input looks large.
 		if used, limit := allocatedBytes()-before, uint64(1<<20+200*(len(header)+len(first)+len(second))); used > limit {
@@ -224,7 +243,7 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b")
 	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "")
 	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fdName string) {
-		before := Table{Ready: PipeID{device, inode}, Verdict: PipeID{inode, device}}
+		before := Table{Ready: PipeID{device, inode}, Verdict: PipeID{inode, device}, Until: time.UnixMilli(0)}
 		for i := range count % 100 {
 			// Rotated, so that each field is empty in some descriptors.
 			fields := []string{kind, network, addr, given, path, fdName}

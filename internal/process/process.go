@@ -29,21 +29,21 @@ const (
 
 // A Process is one that this process started.
 type Process struct {
-	pid    int
-	path   string // of its binary, as this process sees it
-	handle handle
+	pid  int
+	path string // of its binary, as this process sees it
+	control
 	reap   func()        // begins to wait for the process to exit, once
 	reaped chan struct{} // closed when it has
 	err    error         // nil for status 0, valid once reaped is closed
 }
 
-// A handle is how a process that has been started is waited for and killed.
-type handle struct {
+// A control is how a process that has been started is waited for and killed.
+type control struct {
 	wait func() error // returns how it ended
 	kill func() error // returns os.ErrProcessDone if it has ended
 }
 
-func childHandle(cmd *exec.Cmd) handle { return handle{cmd.Wait, cmd.Process.Kill} }
+func childControl(cmd *exec.Cmd) control { return control{cmd.Wait, cmd.Process.Kill} }
 
 // Start starts cmd, which must not have been started. The caller keeps
 // cmd.ExtraFiles. A sibling is a child of this process's parent, where the system can
@@ -122,26 +122,26 @@ func start(cmd *exec.Cmd, sibling bool) (*Process, error) {
 	if sibling || asksForSibling(cmd) {
 		startCmd = startSibling
 	}
-	handle, err := startCmd(cmd)
+	control, err := startCmd(cmd)
 	if err != nil {
 		return nil, err
 	}
 
-	p := &Process{pid: cmd.Process.Pid, path: binaryPath(cmd), handle: handle, reaped: make(chan struct{})}
+	p := &Process{pid: cmd.Process.Pid, path: binaryPath(cmd), control: control, reaped: make(chan struct{})}
 	p.reap = sync.OnceFunc(func() {
 		go func() {
-			p.err = p.handle.wait()
+			p.err = p.control.wait()
 			close(p.reaped)
 		}()
 	})
 	return p, nil
 }
 
-func startChild(cmd *exec.Cmd) (handle, error) {
+func startChild(cmd *exec.Cmd) (control, error) {
 	if err := cmd.Start(); err != nil {
-		return handle{}, err
+		return control{}, err
 	}
-	return childHandle(cmd), nil
+	return childControl(cmd), nil
 }
 
 // PID returns the process's ID.
@@ -168,7 +168,7 @@ func (p *Process) Hint() string { return exitHint(p.path) }
 // os.ErrDeadlineExceeded if it has not ended in time. If cmd's output is copied,
 // patience must allow for its WaitDelay, too.
 func (p *Process) Kill(patience time.Duration) error {
-	killErr := p.handle.kill()
+	killErr := p.control.kill()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {

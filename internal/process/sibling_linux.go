@@ -29,7 +29,7 @@ func asksForSibling(cmd *exec.Cmd) bool {
 }
 
 // startSibling starts a child of this process's parent.
-func startSibling(cmd *exec.Cmd) (handle, error) {
+func startSibling(cmd *exec.Cmd) (control, error) {
 	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
 	if os.Getpid() == 1 {
 		return startChild(cmd)
@@ -48,7 +48,7 @@ func startSibling(cmd *exec.Cmd) (handle, error) {
 	pidfd := -1
 	attr.PidFD = &pidfd
 	if err := cmd.Start(); err != nil {
-		return handle{}, err
+		return control{}, err
 	}
 	if passed != nil {
 		*passed = -1
@@ -56,7 +56,7 @@ func startSibling(cmd *exec.Cmd) (handle, error) {
 			*passed = int(dup)
 		}
 	}
-	return handle{
+	return control{
 		wait: func() error {
 			err := waitPidfd(pidfd)
 			_ = cmd.Wait() // fails, but releases what cmd holds
@@ -78,13 +78,13 @@ func hasPidfds() bool {
 }
 
 // startPolled starts a sibling of which nothing but its ID is known.
-func startPolled(cmd *exec.Cmd) (handle, error) {
+func startPolled(cmd *exec.Cmd) (control, error) {
 	if err := cmd.Start(); err != nil {
-		return handle{}, err
+		return control{}, err
 	}
 	pid := cmd.Process.Pid
 	started := startTime(pid)
-	return handle{
+	return control{
 		wait: func() error {
 			for isAlive(pid, started) {
 				time.Sleep(pollInterval)

@@ -132,12 +132,26 @@ func OpenDescriptors() int {
 	return open
 }
 
-// WithoutGC keeps the garbage collector from running until the end of the test.
+// WithoutGC closes what is lost already, and keeps the garbage collector from running
+// until the end of the test.
 func WithoutGC(t *testing.T) {
 	t.Helper()
-	runtime.GC()
 	percent := debug.SetGCPercent(-1)
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
+
+	// Finalizers run some time after the collection, one after the other.
+	runtime.GC()
+	finalized := finalizeSoon()
+	runtime.GC()
+	Within(t, "finalizers", finalized)
+}
+
+// finalizeSoon loses an object, and returns what is closed by its finalizer.
+func finalizeSoon() <-chan struct{} {
+	type object struct{ finalized chan struct{} }
+	o := &object{make(chan struct{})}
+	runtime.SetFinalizer(o, func(o *object) { close(o.finalized) })
+	return o.finalized
 }
 
 // OpenFiles returns what the descriptors of a process refer to, by number. It is

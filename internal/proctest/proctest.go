@@ -14,9 +14,10 @@
 //
 // All tests speak the same words:
 //
-//   - Must is for roles: it panics, which ends the process with status 2.
+//   - Must panics, which ends a role's process with status 2. It is for roles, and for
+//     what a test needs and is not about.
 //   - OK is for what a test cannot go on without: it ends the test.
-//   - Want… is what a test checks: the test fails and goes on.
+//   - Want… is what a test checks: the test fails, and goes on where it can.
 //   - Await… and Within wait for an event, for Patience at most, and then end the test.
 //   - Report is what a process says, Order what it is told.
 package proctest
@@ -37,6 +38,8 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/step"
+
+	"golang.org/x/sys/unix"
 )
 
 // Patience bounds every wait for an event. No test passes because of it.
@@ -69,6 +72,10 @@ func Main(m *testing.M) {
 		play(name)
 	}
 
+	// What the caller has left open would show in the descriptors of some processes.
+	for fd := 3; fd < 1024; fd++ {
+		unix.CloseOnExec(fd)
+	}
 	// The race detector would have every process sleep for a second at its end. Of
 	// most of those started from here nobody looks at the exit status: they end at
 	// the first race, and their tests fail for want of them.
@@ -197,7 +204,7 @@ func Take(variable string) string {
 	return value
 }
 
-// Must is for roles.
+// Must returns value, and panics if err is not nil.
 func Must[T any](value T, err error) T {
 	if err != nil {
 		panic(err)

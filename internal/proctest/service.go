@@ -28,6 +28,7 @@ type Service struct {
 	reports mailbox       // ends once no process has the pipe open
 	joined  chan *Process // by their wires
 	wire    net.Listener
+	hearing sync.WaitGroup
 
 	mu    sync.Mutex
 	pids  map[int]string // with their start times
@@ -66,7 +67,9 @@ func (s *Service) cleanUp() {
 	s.mu.Unlock()
 	if !s.reports.awaitEnd() {
 		s.t.Error("processes of this test are still running")
+		return
 	}
+	Within(s.t, "the ends of all wires", Waited(&s.hearing))
 	if s.t.Failed() || s.t.Skipped() {
 		return
 	}
@@ -80,8 +83,8 @@ func (s *Service) cleanUp() {
 }
 
 func (s *Service) listen(read *os.File) {
-	defer read.Close()
 	defer s.reports.end()
+	defer read.Close()
 	lines := bufio.NewScanner(read)
 	lines.Buffer(nil, 1<<24)
 	for lines.Scan() {

@@ -151,7 +151,7 @@ func (s *Service) Wire() string {
 	s.t.Helper()
 	if s.wire == nil {
 		s.wire = Opened[net.Listener](s.t)(net.Listen("tcp", "127.0.0.1:0"))
-		go s.welcome(s.wire)
+		s.hearing.Go(func() { s.welcome(s.wire) })
 	}
 	return wireVariable + "=" + s.wire.Addr().String()
 }
@@ -162,14 +162,14 @@ func (s *Service) welcome(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		go s.hear(conn)
+		s.hearing.Go(func() { s.hear(conn) })
 	}
 }
 
 func (s *Service) hear(conn net.Conn) {
-	defer conn.Close()
 	p := &Process{t: s.t, encode: json.NewEncoder(conn)}
 	defer p.reports.end()
+	defer conn.Close()
 	for decoder := json.NewDecoder(conn); ; {
 		var m Message
 		if decoder.Decode(&m) != nil {

@@ -51,9 +51,10 @@ type Registry struct {
 	index    index
 	files    socketFiles
 	store    storeState
-	inCharge bool          // TakeCharge was called
-	frozen   chan struct{} // non-nil during an upgrade, closed at its end
-	closed   error         // why there will be no child
+	scratch  descriptor.Scratch // for claims
+	inCharge bool               // TakeCharge was called
+	frozen   chan struct{}      // non-nil during an upgrade, closed at its end
+	closed   error              // why there will be no child
 }
 
 // New returns a registry of inherited descriptors, which are open from first on. It
@@ -310,6 +311,7 @@ func (r *Registry) TakeCharge() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inCharge = true
+	r.log(r.scratch.Close())
 	for _, e := range r.index.takeUnclaimed() {
 		if r.logger != nil {
 			r.logger.Warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.Name.String())
@@ -351,6 +353,7 @@ func (r *Registry) closeAll(reason error, unlinks func(*entry) bool) error {
 		}
 		errs = append(errs, e.close())
 	}
+	errs = append(errs, r.scratch.Close())
 	r.closed = reason
 	r.unfreezeLocked()
 	return errors.Join(errs...)

@@ -29,7 +29,7 @@ func (r *Registry) ListenWithCallback(network, addr string, callback func(networ
 
 func (r *Registry) Listener(network, addr string) (net.Listener, error) {
 	return claim(r, nametable.Name{Kind: nametable.Listener, Network: network, Addr: addr}, func(e *entry) (net.Listener, error) {
-		ln, err := open(e, net.FileListener)
+		ln, err := open(r, e, net.FileListener)
 		if err != nil {
 			return nil, err
 		}
@@ -80,7 +80,7 @@ func (r *Registry) ListenPacketWithCallback(network, addr string, callback func(
 
 func (r *Registry) PacketConn(network, addr string) (net.PacketConn, error) {
 	return claim(r, nametable.Name{Kind: nametable.PacketConn, Network: network, Addr: addr}, func(e *entry) (net.PacketConn, error) {
-		return open(e, net.FilePacketConn)
+		return open(r, e, net.FilePacketConn)
 	})
 }
 
@@ -96,7 +96,13 @@ func (r *Registry) RemovePacketConn(network, addr string) error {
 
 func (r *Registry) Conn(network, addr string) (net.Conn, error) {
 	return claim(r, nametable.Name{Kind: nametable.Conn, Network: network, Addr: addr}, func(e *entry) (net.Conn, error) {
-		conn, err := open(e, net.FileConn)
+		// The scratch file would keep open what the caller closes.
+		file, err := e.duplicate("")
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		conn, err := net.FileConn(file)
 		if err != nil {
 			return nil, err
 		}
@@ -105,7 +111,7 @@ func (r *Registry) Conn(network, addr string) (net.Conn, error) {
 			conn.Close()
 			return nil, fmt.Errorf("%T does not implement tableflip.Conn", conn)
 		}
-		r.log(e.close()) // a duplicate would keep open what the caller closes
+		r.log(e.close())
 		e.conn = shared
 		return conn, nil
 	})
@@ -166,13 +172,12 @@ func newEntry(kind, network, addr string) *entry {
 }
 
 // open returns what package net makes of e's descriptor.
-func open[T any](e *entry, fileSocket func(*os.File) (T, error)) (T, error) {
-	file, err := e.duplicate("")
+func open[T any](r *Registry, e *entry, fileSocket func(*os.File) (T, error)) (T, error) {
+	file, err := r.scratch.File(e.fd)
 	if err != nil {
 		var none T
 		return none, err
 	}
-	defer file.Close()
 	return fileSocket(file)
 }
 

@@ -1,11 +1,12 @@
 // Package step names the steps of a handover, so that tests can let a process die,
-// wait, or look around at each of them.
+// wait, or look around at each of them, and says how long the last one may take.
 package step
 
 import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // A Step is one of the variables below, or one that a test's program has made with
@@ -14,24 +15,33 @@ type Step struct{ name string }
 
 // The steps of a parent, in the order of a handover.
 var (
-	ChildStarted  = Step{"child started"}
-	ReadyReceived = Step{"ready received"}
-	BeforeCommit  = Step{"before commit"}
-	AfterCommit   = Step{"after commit"}
+	ChildStarted            = Step{"child started"}
+	ReadyReceived           = Step{"ready received"}
+	BeforeCommit            = Step{"before commit"}
+	AfterCommit             = Step{"after commit"}
+	AcknowledgementReceived = Step{"acknowledgement received"}
+	ManagerNotified         = Step{"manager notified"}
 )
 
 // The steps of a child, in the order of a handover.
 var (
-	PIDFileWritten  = Step{"pid file written"}
+	HereSaid        = Step{"here said"}
+	PIDFilePrepared = Step{"pid file prepared"}
 	ReadySaid       = Step{"ready said"}
 	VerdictReceived = Step{"verdict received"}
+	PIDFileWritten  = Step{"pid file written"}
+	Acknowledged    = Step{"acknowledged"}
 )
 
 // All are the steps of a handover.
 var All = []Step{
-	ChildStarted, ReadyReceived, BeforeCommit, AfterCommit,
-	PIDFileWritten, ReadySaid, VerdictReceived,
+	ChildStarted, ReadyReceived, BeforeCommit, AfterCommit, AcknowledgementReceived, ManagerNotified,
+	HereSaid, PIDFilePrepared, ReadySaid, VerdictReceived, PIDFileWritten, Acknowledged,
 }
+
+// AcknowledgeTimeout is how long a child may take to acknowledge a commit, which it
+// does at once unless it is suspended. Tests make it shorter.
+var AcknowledgeTimeout = 10 * time.Second
 
 func (s Step) String() string { return s.name }
 

@@ -10,9 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -37,20 +34,6 @@ const maxStatus = 1000
 type Notifier struct {
 	addr   *net.UnixAddr
 	logger *slog.Logger // nil for none
-}
-
-// FindNotifier returns nil if nobody wants to be notified.
-func FindNotifier(logger *slog.Logger) *Notifier {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	n := &Notifier{&net.UnixAddr{Net: "unixgram", Name: path}, logger}
-	if path[0] != '/' && path[0] != '@' {
-		n.log(fmt.Errorf("NOTIFY_SOCKET is %q, which is no Unix socket", path))
-		return nil
-	}
-	return n
 }
 
 // Ready tells the manager that the service is up.
@@ -147,24 +130,4 @@ func (n *Notifier) log(err error) {
 	if err != nil && n.logger != nil {
 		n.logger.Warn("tableflip: can't talk to the service manager", "error", err)
 	}
-}
-
-// WithoutWatchdogPID removes a variable that, naming this process, would tell a
-// child that the watchdog (sd_watchdog_enabled(3)) is not for it.
-func WithoutWatchdogPID(env []string) []string {
-	own := "WATCHDOG_PID=" + strconv.Itoa(os.Getpid())
-	return slices.DeleteFunc(env, func(variable string) bool { return variable == own })
-}
-
-// IsParent reports whether systemd is the parent of this process. New processes are
-// then started as its children, too. It says of a main process that is none
-// ("Supervising process which is not our child") that it does not wait for it: it
-// sends it SIGKILL right after SIGTERM when the unit is stopped, and does not notice
-// if it dies.
-func IsParent() bool {
-	if os.Getenv("INVOCATION_ID") == "" {
-		return false
-	}
-	parent := os.Getppid()
-	return parent == 1 || strconv.Itoa(parent) == os.Getenv("MANAGERPID") // systemd.exec(5)
 }

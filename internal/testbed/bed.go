@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
@@ -36,22 +37,23 @@ type config struct {
 // bed is one run: a server, its clients, and what happens to them.
 type bed struct {
 	config
-	dir     string // for everything that the run writes
-	binary  []byte // of the server, as built
-	version int    // last one installed
-	target  target
-	chain   *chain
-	record  *recorder
-	began   time.Time
-	took    time.Duration
-	rows    []*row
-	broken  []string // promises, other than those in rows
+	dir       string // for everything that the run writes
+	binary    []byte // of the server, as built
+	version   int    // last one installed
+	target    target
+	chain     *chain
+	record    *recorder
+	kindNames []string // of the clients, in the report's order
+	began     time.Time
+	took      time.Duration
+	rows      []*row
+	broken    []string // promises, other than those in rows
 }
 
 // run makes a run in dir. The error is one of the test-bed; what the library does
 // wrong is in the bed.
 func run(ctx context.Context, cfg config, dir string) (*bed, error) {
-	b := &bed{config: cfg, dir: dir, record: newRecorder()}
+	b := &bed{config: cfg, dir: dir, record: newRecorder(cfg.grace)}
 	var err error
 	if b.binary, err = build(ctx, cfg.library, dir); err != nil {
 		return nil, err
@@ -73,7 +75,7 @@ func run(ctx context.Context, cfg config, dir string) (*bed, error) {
 	}
 	err = b.chain.start()
 	if err == nil {
-		b.load(ctx)
+		b.work(ctx)
 	}
 	if stopErr := b.chain.stop(b.drain + 10*time.Second); stopErr != nil {
 		b.broken = append(b.broken, "at the end: "+stopErr.Error())
@@ -89,22 +91,25 @@ func (b *bed) logPath() string { return b.path("servers.log") }
 
 // arguments prepares what the servers need, and returns their arguments.
 func (b *bed) arguments() ([]string, error) {
-	addrs, err := freeAddresses(5)
+	addrs, err := load.FreeAddresses(5)
 	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(b.pidFile()), 0o700); err != nil {
 		return nil, err
 	}
-	roots, err := writeCertificate(b.path("cert.pem"), b.path("key.pem"))
+	roots, err := load.WriteCertificate(b.dir)
 	if err != nil {
 		return nil, err
 	}
-	b.target = target{addrs[0], addrs[1], addrs[2], b.path("socket"), addrs[3], addrs[4], roots}
+	b.target = target{
+		tcp: addrs[0], tls: addrs[1], h2c: addrs[2], unix: b.path("socket"), echo: addrs[3], udp: addrs[4],
+		roots: roots, pace: b.pace, grace: b.grace,
+	}
 	args := []string{
 		"-tcp", b.target.tcp, "-tls", b.target.tls, "-h2c", b.target.h2c,
 		"-unix", b.target.unix, "-echo", b.target.echo, "-udp", b.target.udp,
-		"-cert", b.path("cert.pem"), "-key", b.path("key.pem"),
+		"-cert", b.path(load.CertFile), "-key", b.path(load.KeyFile),
 		"-pid-file", b.pidFile(), "-fault-file", b.path("fault"),
 		"-upgrade-timeout", b.upgradeTimeout.String(),
 		"-grace", b.grace.String(), "-drain", b.drain.String(),
@@ -118,26 +123,26 @@ func (b *bed) arguments() ([]string, error) {
 	return args, nil
 }
 
-// load runs the clients, and the plan under them.
-func (b *bed) load(ctx context.Context) {
+// work runs the clients, and the plan under them.
+func (b *bed) work(ctx context.Context) {
 	working, stopWorking := context.WithCancel(ctx)
-	finished := make(chan struct{})
 	b.began = time.Now()
-	go func() {
-		defer close(finished)
-		runClients(working, b.clients, b.kinds, b.seed, client{target: &b.target, record: b.record, pace: b.pace, grace: b.grace})
-	}()
+	kinds := selected(b.target.kinds(b.clients), b.kinds)
+	for _, k := range kinds {
+		b.kindNames = append(b.kindNames, k.Name)
+	}
+	clients := load.Start(working, kinds, b.seed, b.record.add)
 	go b.tellPhases(working)
 	steps := plan(rand.New(rand.NewPCG(b.seed, 0)), b.duration, b.upgrades, b.faults)
 	for _, s := range steps {
-		if !sleep(ctx, b.wait(s)) {
+		if !load.Sleep(ctx, b.wait(s)) {
 			break
 		}
 		b.rows = append(b.rows, b.perform(s))
 	}
-	sleep(ctx, b.duration-time.Since(b.began))
+	load.Sleep(ctx, b.duration-time.Since(b.began))
 	stopWorking()
-	<-finished
+	clients.Wait()
 	b.took = time.Since(b.began)
 }
 
@@ -170,7 +175,7 @@ func (b *bed) tellPhases(ctx context.Context) {
 	for {
 		p, end := b.phaseAt(time.Since(b.began))
 		b.record.enter(p)
-		if !sleep(ctx, max(end-time.Since(b.began), time.Millisecond)) {
+		if !load.Sleep(ctx, max(end-time.Since(b.began), time.Millisecond)) {
 			return
 		}
 		if b.interleave == 0 {

@@ -3,98 +3,123 @@
 package main
 
 import (
-	"context"
+	"bytes"
+	"crypto/x509"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
+
+	"example.com/tableflip/internal/load"
+	"example.com/tableflip/internal/testbed/wire"
 )
-
-// exchangeLimit is how long a client waits for an answer before it gives it up
-// as lost.
-const exchangeLimit = 20 * time.Second
-
-// client is one worker of some kind. Its kind's loop makes exchanges until ctx is
-// done, and never gives one up because of that.
-type client struct {
-	kind   string
-	random *rand.Rand
-	target *target
-	record *recorder
-	pace   time.Duration // mean pause between exchanges
-	grace  time.Duration // the server's idle grace
-}
 
 // target is where the clients find the server.
 type target struct {
 	tcp, tls, h2c, unix, echo, udp string
-	roots                          []byte // PEM
+	roots                          *x509.CertPool
+
+	pace  time.Duration // mean pause between exchanges
+	grace time.Duration // the server's idle grace
 }
 
-// loops is what the clients of each kind do.
-var loops = []struct {
-	kind string
-	loop func(context.Context, *client)
-}{
-	{"new GET", newGET},
-	{"new POST", newPOST},
-	{"keep-alive GET", keepGET},
-	{"keep-alive POST", keepPOST},
-	{"thinking POST", thinkingPOST},
-	{"slow sender", slowSender},
-	{"download", download},
-	{"TLS POST", tlsPOST},
-	{"HTTP/2 streams", http2Streams},
-	{"HTTP/2 one-shot", http2OneShot},
-	{"h2c streams", h2cStreams},
-	{"h2c one-shot", h2cOneShot},
-	{"Unix POST", unixPOST},
-	{"TCP echo", tcpEcho},
-	{"UDP", udp},
+// kinds returns n clients of each kind.
+func (t *target) kinds(n int) []load.Kind {
+	plain := func(h load.HTTP, ask func(*rand.Rand) load.Request) func() load.Exchanger {
+		if h.Addr == "" {
+			h.Addr = t.tcp
+		}
+		h.Ask = ask
+		return h.New
+	}
+	pause := load.UpTo(2 * t.pace)
+	// Eight streams side by side on each connection.
+	streams := func(name string, h load.HTTP) load.Kind {
+		return load.Kind{Name: name, Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: plain(h, mixed)}
+	}
+	overTLS := load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2}
+	overTCP := load.HTTP{Addr: t.h2c, Protocol: load.H2C}
+	replayable := func(h load.HTTP) load.HTTP { h.Replayable = true; return h }
+	return []load.Kind{
+		{Name: "new GET", Clients: n, Pause: pause, New: plain(load.HTTP{Fresh: true}, get)},
+		{Name: "new POST", Clients: n, Pause: pause, New: plain(load.HTTP{Fresh: true}, post)},
+		{Name: "keep-alive GET", Clients: n, Pause: pause, New: plain(load.HTTP{}, get)},
+		{Name: "keep-alive POST", Clients: n, Pause: pause, New: plain(load.HTTP{}, post)},
+		// Four times as many, because each of them sends so little.
+		{Name: "thinking POST", Clients: 4 * n, Pause: think, New: plain(load.HTTP{}, post)},
+		{Name: "slow sender", Clients: n, Pause: pause, New: t.slowSender},
+		{Name: "download", Clients: n, Pause: pause, New: plain(load.HTTP{}, download)},
+		{Name: "TLS POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.tls, Roots: t.roots, Renew: true}, post)},
+		streams("HTTP/2 streams", replayable(overTLS)),
+		streams("HTTP/2 one-shot", overTLS),
+		streams("h2c streams", replayable(overTCP)),
+		streams("h2c one-shot", overTCP),
+		{Name: "Unix POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.unix, Unix: true, Renew: true}, post)},
+		{Name: "TCP echo", Clients: n, Pause: pause, New: t.tcpEcho},
+		{Name: "UDP", Clients: n, Pause: pause, New: t.datagrams},
+	}
 }
 
-// matches reports whether the kind contains one of the words, which are separated
-// by commas.
-func matches(kind, words string) bool {
-	return words != "" && slices.ContainsFunc(strings.Split(words, ","), func(word string) bool {
-		return strings.Contains(kind, word)
+// selected returns the kinds whose name contains one of the words, which are separated
+// by commas; all of them if there are no words.
+func selected(kinds []load.Kind, words string) []load.Kind {
+	return slices.DeleteFunc(kinds, func(k load.Kind) bool {
+		return !slices.ContainsFunc(strings.Split(words, ","), func(word string) bool { return strings.Contains(k.Name, word) })
 	})
 }
 
-// runClients runs n clients of each kind that is selected until ctx is done and each has finished
-// what it had begun.
-func runClients(ctx context.Context, n int, only string, seed uint64, like client) {
-	var wait sync.WaitGroup
-	for i, l := range loops {
-		if only != "" && !matches(l.kind, only) {
-			continue
-		}
-		for j := range n {
-			c := like
-			c.kind = l.kind
-			c.random = rand.New(rand.NewPCG(seed, uint64(1+i*n+j)))
-			wait.Go(func() { l.loop(ctx, &c) })
-		}
+// think returns a pause of 1 ms to 5 s, each order of magnitude as often as the others.
+func think(random *rand.Rand) time.Duration {
+	pause := time.Millisecond
+	for range random.IntN(4) {
+		pause *= 10
 	}
-	wait.Wait()
+	return time.Duration((1 + 4*random.Float64()) * float64(pause))
 }
 
-// rest pauses between exchanges. It reports false if there is to be no other.
-func (c *client) rest(ctx context.Context) bool {
-	return sleep(ctx, time.Duration(c.random.Float64()*2*float64(c.pace)))
+func get(random *rand.Rand) load.Request {
+	id, n := random.Uint64(), random.IntN(4<<10)
+	return load.Request{Query: fmt.Sprintf("?id=%d&n=%d", id, n), Check: want(wire.Content(id, n))}
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
+func post(random *rand.Rand) load.Request {
+	content := wire.Content(random.Uint64(), 1+random.IntN(4<<10))
+	return load.Request{Body: content, Sized: random.IntN(2) == 0, Check: want(content)}
+}
+
+// download lasts up to a second. Its latency is that of the response's head.
+func download(random *rand.Rand) load.Request {
+	id, n := random.Uint64(), 64<<10+random.IntN(1<<20)
+	query := fmt.Sprintf("?id=%d&n=%d&pieces=20&gap=%dms", id, n, 10+random.IntN(40))
+	return load.Request{Query: query, HeadOnly: true, Check: want(wire.Content(id, n))}
+}
+
+func mixed(random *rand.Rand) load.Request {
+	switch random.IntN(20) {
+	case 0:
+		return download(random)
+	case 1, 2, 3, 4, 5:
+		return get(random)
+	default:
+		return post(random)
 	}
+}
+
+func want(content []byte) func(*http.Response, []byte) (int, error) {
+	return func(resp *http.Response, got []byte) (int, error) { return check(resp, got, content) }
+}
+
+// check returns the version that has answered.
+func check(resp *http.Response, got, want []byte) (version int, err error) {
+	if resp.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("status %s: %.60q", resp.Status, got)
+	}
+	if !bytes.Equal(got, want) {
+		return 0, mismatch(got, want)
+	}
+	return wire.ParseVersion(resp.Header.Get(wire.VersionHeader))
 }
 
 // mismatch describes an answer that is not what was asked for.

@@ -13,62 +13,57 @@ import (
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
 // tcpEcho keeps connections for up to a second, which is less than the drain
 // deadline. A connection belongs to the process that accepted it until the client
 // ends it.
-func tcpEcho(ctx context.Context, c *client) {
-	for c.rest(ctx) {
-		c.echoConnection(ctx)
-	}
-}
+func (t *target) tcpEcho() load.Exchanger { return t.echoConnection }
 
-func (c *client) echoConnection(ctx context.Context) {
-	good := time.Now() // the last time at which the connection worked
-	end := good.Add(time.Duration(c.random.Float64() * float64(time.Second)))
+// echoConnection records an exchange for the greeting and one for each echo, which
+// began when the connection had worked last.
+func (t *target) echoConnection(ctx context.Context, w *load.Worker, good time.Time) {
+	end := good.Add(time.Duration(w.Random.Float64() * float64(time.Second)))
 	version := 0
-	done := func(err error) error {
-		c.record.add(outcome{c.kind, good, time.Since(good), version, err, ""})
+	done := func(sent time.Time, err error) error {
+		w.Record(load.Exchange{Began: good, Latency: time.Since(sent), By: version, Err: err})
 		good = time.Now()
 		return err
 	}
-	conn, err := net.DialTimeout("tcp", c.target.echo, exchangeLimit)
+	conn, err := net.DialTimeout("tcp", t.echo, load.Limit)
 	if err != nil {
-		done(err)
+		done(good, err)
 		return
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(exchangeLimit))
+	conn.SetDeadline(time.Now().Add(load.Limit))
 	answers := bufio.NewReader(conn)
 	greeting, err := answers.ReadString('\n')
 	if err == nil {
 		version, err = wire.ParseVersion(strings.TrimSpace(greeting))
 	}
-	if done(err) != nil {
+	if done(good, err) != nil {
 		return
 	}
+
 	for time.Now().Before(end) {
-		pause := time.Duration(c.random.Float64() * 4 * float64(c.pace))
-		time.Sleep(pause)
-		content := wire.Content(c.random.Uint64(), 1+c.random.IntN(2<<10))
+		time.Sleep(load.UpTo(4 * t.pace)(w.Random))
+		content := wire.Content(w.Random.Uint64(), 1+w.Random.IntN(2<<10))
 		sent := time.Now()
-		err := echoed(conn, answers, content)
-		o := outcome{c.kind, good, time.Since(sent), version, err, ""}
-		c.record.add(o)
-		if err != nil {
+		if done(sent, echoed(conn, answers, content)) != nil {
 			return
 		}
-		good = time.Now()
 		if ctx.Err() != nil {
 			break
 		}
 	}
+
 	// The end is the client's, and clean.
 	conn.(*net.TCPConn).CloseWrite()
 	if rest, err := io.ReadAll(answers); err != nil || len(rest) > 0 {
-		done(errors.Join(fmt.Errorf("end: %d bytes too many", len(rest)), err))
+		done(good, errors.Join(fmt.Errorf("end: %d bytes too many", len(rest)), err))
 	}
 }
 

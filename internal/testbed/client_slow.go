@@ -13,26 +13,27 @@ import (
 	"net/http"
 	"time"
 
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
 // slowSender sends the head and the body of a POST in pieces, with gaps of up to
 // half the idle grace, about a second in all.
-func slowSender(ctx context.Context, c *client) {
-	for c.rest(ctx) {
-		o := outcome{kind: c.kind, suspect: time.Now()}
-		o.version, o.latency, o.err = c.sendSlowly(c.random)
-		c.record.add(o)
+func (t *target) slowSender() load.Exchanger {
+	return func(_ context.Context, w *load.Worker, began time.Time) {
+		e := load.Exchange{Began: began}
+		e.By, e.Latency, e.Err = t.sendSlowly(w.Random)
+		w.Record(e)
 	}
 }
 
-func (c *client) sendSlowly(random *rand.Rand) (version int, latency time.Duration, err error) {
-	conn, err := net.DialTimeout("tcp", c.target.tcp, exchangeLimit)
+func (t *target) sendSlowly(random *rand.Rand) (version int, latency time.Duration, err error) {
+	conn, err := net.DialTimeout("tcp", t.tcp, load.Limit)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(exchangeLimit))
+	conn.SetDeadline(time.Now().Add(load.Limit))
 
 	content := wire.Content(random.Uint64(), 100+random.IntN(8<<10))
 	request := fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: testbed\r\nContent-Length: %d\r\n\r\n%s", len(content), content)
@@ -47,7 +48,7 @@ func (c *client) sendSlowly(random *rand.Rand) (version int, latency time.Durati
 			return 0, 0, err
 		}
 		if rest.Len() > 0 {
-			time.Sleep(time.Duration(random.Float64() * float64(c.grace) / 2))
+			time.Sleep(time.Duration(random.Float64() * float64(t.grace) / 2))
 		}
 	}
 	sent := time.Now()

@@ -9,37 +9,35 @@ import (
 	"net"
 	"time"
 
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
-// udp has up to four requests in flight, and sends each only once. No answer in
+// datagrams has up to four requests in flight, and sends each only once. No answer in
 // datagramLimit is a loss: nothing else loses datagrams on the loopback device
 // while so few wait.
-func udp(ctx context.Context, c *client) {
-	for c.rest(ctx) {
-		c.burst(1 + c.random.IntN(4))
-	}
+func (t *target) datagrams() load.Exchanger {
+	return func(_ context.Context, w *load.Worker, began time.Time) { t.burst(w, began, 1+w.Random.IntN(4)) }
 }
 
 const datagramLimit = 5 * time.Second
 
 // burst uses a socket of its own, so that no answer is taken for a later one's.
-func (c *client) burst(n int) {
-	began := time.Now()
-	conn, err := net.Dial("udp", c.target.udp)
+func (t *target) burst(w *load.Worker, began time.Time, n int) {
+	conn, err := net.Dial("udp", t.udp)
 	if err != nil {
-		c.record.add(outcome{kind: c.kind, suspect: began, err: err})
+		w.Record(load.Exchange{Began: began, Err: err})
 		return
 	}
 	defer conn.Close()
 	waiting := make(map[string]bool)
 	fail := func(err error) {
 		for range waiting {
-			c.record.add(outcome{kind: c.kind, suspect: began, err: err})
+			w.Record(load.Exchange{Began: began, Err: err})
 		}
 	}
 	for range n {
-		content := wire.Content(c.random.Uint64(), 16+c.random.IntN(512))
+		content := wire.Content(w.Random.Uint64(), 16+w.Random.IntN(512))
 		waiting[string(content)] = true
 		if _, err := conn.Write(content); err != nil {
 			fail(err)
@@ -60,10 +58,10 @@ func (c *client) burst(n int) {
 			err = fmt.Errorf("content: an answer to nothing: %.40q", content)
 		}
 		if err != nil {
-			c.record.add(outcome{kind: c.kind, suspect: began, err: err})
+			w.Record(load.Exchange{Began: began, Err: err})
 			continue
 		}
 		delete(waiting, string(content))
-		c.record.add(outcome{kind: c.kind, latency: time.Since(began), version: version})
+		w.Record(load.Exchange{Began: began, Latency: time.Since(began), By: version})
 	}
 }

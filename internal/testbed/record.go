@@ -3,12 +3,17 @@
 package main
 
 import (
+	"fmt"
 	"sync"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // recorder owns the counts. All methods are safe for concurrent use.
 type recorder struct {
+	grace time.Duration // the server's idle grace
+
 	mu       sync.Mutex
 	kinds    map[string]*counts
 	failures []failure
@@ -31,19 +36,10 @@ type counts struct {
 	latency        [2]histogram // by phase
 }
 
-// outcome is the end of one exchange.
-type outcome struct {
-	kind       string
-	suspect    time.Time // since when whatever made it fail can have happened
-	latency    time.Duration
-	version    int
-	err        error
-	unpromised string // why nothing was promised, if so
-}
-
+// failure is an exchange that failed.
 type failure struct {
-	outcome
-	at time.Time
+	load.Exchange
+	unpromised string // why nothing was promised, if so
 }
 
 // window is a time in which a process in charge had been killed and none had
@@ -54,25 +50,31 @@ type window struct{ from, to time.Time }
 // wait for an answer which will never come.
 const settling = 500 * time.Millisecond
 
-func newRecorder() *recorder { return &recorder{kinds: make(map[string]*counts)} }
+func newRecorder(grace time.Duration) *recorder {
+	return &recorder{grace: grace, kinds: make(map[string]*counts)}
+}
 
-func (r *recorder) add(o outcome) {
-	now := time.Now()
+func (r *recorder) add(e load.Exchange) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	k := r.kinds[o.kind]
+	k := r.kinds[e.Kind]
 	if k == nil {
 		k = &counts{versions: make(map[int]int)}
-		r.kinds[o.kind] = k
+		r.kinds[e.Kind] = k
 	}
 	k.sent++
-	if o.err != nil {
-		r.failures = append(r.failures, failure{o, now})
+	if e.Err != nil {
+		f := failure{Exchange: e}
+		// The request must arrive before the grace is over, not only be sent.
+		if e.Idle > r.grace*8/10 {
+			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(e.Idle)/float64(r.grace))
+		}
+		r.failures = append(r.failures, f)
 		return
 	}
 	k.answered++
-	k.versions[o.version]++
-	k.latency[r.phase].add(o.latency)
+	k.versions[e.By]++
+	k.latency[r.phase].add(e.Latency)
 }
 
 func (r *recorder) enter(p phase) {
@@ -99,7 +101,7 @@ const (
 // judge is called when the run is over.
 func (r *recorder) judge(f failure) verdict {
 	for _, w := range r.crashes {
-		if f.suspect.Before(w.to.Add(settling)) && f.at.After(w.from) {
+		if f.Began.Before(w.to.Add(settling)) && f.Ended.After(w.from) {
 			return crash
 		}
 	}

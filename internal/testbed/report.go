@@ -25,9 +25,9 @@ func (b *bed) report(w io.Writer) (bad int) {
 	b.reportUpgrades(w)
 	byKind := make(map[string][3]int)
 	for _, f := range b.record.failures {
-		n := byKind[f.kind]
+		n := byKind[f.Kind]
 		n[b.record.judge(f)]++
-		byKind[f.kind] = n
+		byKind[f.Kind] = n
 	}
 	b.reportKinds(w, byKind)
 	b.reportLatency(w)
@@ -77,7 +77,7 @@ func (b *bed) reportUpgrades(w io.Writer) {
 	lostBy := make(map[int]int)
 	for _, f := range b.record.failures {
 		if b.record.judge(f) == lost {
-			lostBy[b.upgradeBefore(f.at)]++
+			lostBy[b.upgradeBefore(f.Ended)]++
 		}
 	}
 	for i, r := range b.rows {
@@ -106,12 +106,12 @@ func (b *bed) upgradeBefore(at time.Time) int {
 func (b *bed) reportKinds(w io.Writer, byKind map[string][3]int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "kind\tsent\tanswered\tLOST\tin a crash\tnot promised\tby generation")
-	for _, l := range loops {
-		k := b.record.kinds[l.kind]
+	for _, kind := range b.kindNames {
+		k := b.record.kinds[kind]
 		if k == nil {
 			continue
 		}
-		n := byKind[l.kind]
+		n := byKind[kind]
 		var versions []string
 		for _, v := range slices.Sorted(maps.Keys(k.versions)) {
 			versions = append(versions, fmt.Sprintf("%d:%d", v, k.versions[v]))
@@ -119,7 +119,7 @@ func (b *bed) reportKinds(w io.Writer, byKind map[string][3]int) {
 		if len(versions) > 6 {
 			versions = append(append(versions[:3], "…"), versions[len(versions)-2:]...)
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\n", l.kind, k.sent, k.answered, n[lost], n[crash], n[unpromised], strings.Join(versions, " "))
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\n", kind, k.sent, k.answered, n[lost], n[crash], n[unpromised], strings.Join(versions, " "))
 	}
 	t.Flush()
 	fmt.Fprintln(w)
@@ -136,12 +136,12 @@ func (b *bed) reportLatency(w io.Writer) {
 	if b.interleave == 0 && b.upgrades+b.faults == 0 {
 		main = control
 	}
-	for _, l := range loops {
-		k := b.record.kinds[l.kind]
+	for _, kind := range b.kindNames {
+		k := b.record.kinds[kind]
 		if k == nil {
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s", l.kind, quantiles(&k.latency[main]))
+		fmt.Fprintf(t, "%s\t%s", kind, quantiles(&k.latency[main]))
 		if b.interleave > 0 {
 			fmt.Fprintf(t, "%s%.2f\t", quantiles(&k.latency[control]),
 				float64(k.latency[upgraded].quantile(0.99))/float64(k.latency[control].quantile(0.99)))
@@ -168,7 +168,7 @@ func (b *bed) reportFailures(w io.Writer) {
 	}
 	counts := make(map[group]int)
 	for _, f := range b.record.failures {
-		g := group{b.record.judge(f), f.kind, reason(f.err)}
+		g := group{b.record.judge(f), f.Kind, reason(f.Err)}
 		counts[g]++
 	}
 	if len(counts) == 0 {

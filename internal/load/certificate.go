@@ -1,6 +1,4 @@
-//go:build linux
-
-package main
+package load
 
 import (
 	"crypto/ecdsa"
@@ -15,22 +13,26 @@ import (
 	"time"
 )
 
+// CertificateName is the host that WriteCertificate's certificate is for.
+const CertificateName = "load.test"
+
+// The files that WriteCertificate writes.
 const (
-	certificateName = "benchmark"
-	certFile        = "cert.pem"
-	keyFile         = "key.pem"
-	bothFile        = "both.pem" // as HAProxy wants it
+	CertFile = "cert.pem"
+	KeyFile  = "key.pem"
+	BothFile = "both.pem" // as HAProxy wants it
 )
 
-// writeCertificate writes a new self-signed certificate and its key to dir.
-func writeCertificate(dir string) (*x509.CertPool, error) {
+// WriteCertificate writes a new self-signed certificate and its key to the directory,
+// and returns what its clients trust.
+func WriteCertificate(dir string) (*x509.CertPool, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),
-		DNSNames:     []string{certificateName},
+		DNSNames:     []string{CertificateName},
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(24 * time.Hour),
 		IsCA:         true, BasicConstraintsValid: true,
@@ -45,7 +47,7 @@ func writeCertificate(dir string) (*x509.CertPool, error) {
 	}
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	secret := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
-	for name, content := range map[string][]byte{certFile: cert, keyFile: secret, bothFile: slices.Concat(cert, secret)} {
+	for name, content := range map[string][]byte{CertFile: cert, KeyFile: secret, BothFile: slices.Concat(cert, secret)} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			return nil, err
 		}

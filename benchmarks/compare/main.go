@@ -1,0 +1,221 @@
+//go:build linux
+
+// Command compare tells whether one version of this library upgrades more slowly than
+// another:
+//
+//	go run ./compare -other DIR -pairs 400 -listeners 1,10
+//
+// DIR is another checkout, such as a git worktree. The same program is built with
+// each of the two, and replaced by them, by github.com/cloudflare/tableflip and by a
+// bare exec in turns. For each number of listeners and each measure, compare prints
+// the medians, and the ratio of this library's to each of them with its 95% interval.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	hand "example.com/tableflip/benchmarks/handover"
+	"golang.org/x/sys/unix"
+)
+
+// A contender is a way to hand over, in a binary.
+type contender struct {
+	name    string
+	way     hand.Contender
+	library string // directory of this library
+	binary  string
+}
+
+// The measures.
+const (
+	call   = "call"   // of Upgrade, until it returns
+	serves = "serves" // from the command until the new process's Ready has returned
+	inARow = "in a row"
+)
+
+var measures = []string{call, serves, inARow}
+
+type config struct {
+	this, other string // directories
+	pairs       int
+	listeners   []int
+	chain       int
+}
+
+func main() {
+	var cfg config
+	flag.StringVar(&cfg.this, "this", "..", "`directory` of the version that is compared to the others")
+	flag.StringVar(&cfg.other, "other", "", "`directory` of another version of this library; without, this one is compared to the rest")
+	flag.IntVar(&cfg.pairs, "pairs", 100, "`number` of samples of each contender")
+	flag.IntVar(&cfg.chain, "chain", 8, "`number` of upgrades in a row without a pause; 0 leaves them out")
+	listeners := flag.String("listeners", "1,10,400", "`numbers` of listeners")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	var err error
+	if cfg.listeners, err = parseNumbers(*listeners); err == nil {
+		err = run(ctx, cfg, os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+		os.Exit(1)
+	}
+}
+
+func parseNumbers(text string) (numbers []int, err error) {
+	most, err := hand.MostListeners()
+	if err != nil {
+		return nil, err
+	}
+	for word := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, err
+		}
+		if n < 1 || n > most {
+			return nil, fmt.Errorf("%d listeners: it must be from 1 to %d, what ulimit -n allows", n, most)
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers, nil
+}
+
+func run(ctx context.Context, cfg config, out io.Writer) error {
+	dir, err := os.MkdirTemp("", "compare")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	contenders, err := buildAll(ctx, cfg, dir)
+	if err != nil {
+		return err
+	}
+
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(table, "listeners\tmeasure\tby\tmedian\tthis/by\t95% interval\t\n")
+	for _, n := range cfg.listeners {
+		samples, err := measure(ctx, cfg, contenders, n)
+		if err != nil {
+			return fmt.Errorf("%d listeners: %w", n, err)
+		}
+		for _, m := range measures {
+			report(table, n, m, contenders, samples[m])
+		}
+		table.Flush() // a long run shows what it has
+	}
+	return nil
+}
+
+// report writes the lines of one measure. Samples are in the order of contenders.
+func report(w io.Writer, n int, measure string, contenders []contender, samples [][]float64) {
+	for i, c := range contenders {
+		if len(samples[i]) == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%.3f ms\t", n, measure, c.name, median(slices.Clone(samples[i])))
+		if i > 0 {
+			ratio, low, high := ratioOfMedians(samples[0], samples[i])
+			fmt.Fprintf(w, "%.3f\t%.3f – %.3f\t", ratio, low, high)
+		} else {
+			fmt.Fprint(w, "\t\t")
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// measure takes cfg.pairs samples of each contender and measure with n listeners. In
+// each round, everybody has one turn, in random order.
+func measure(ctx context.Context, cfg config, contenders []contender, n int) (samples map[string][][]float64, err error) {
+	samples = make(map[string][][]float64)
+	for _, m := range measures {
+		samples[m] = make([][]float64, len(contenders))
+	}
+	chains := make([]*hand.Chain, len(contenders))
+	defer func() {
+		for _, ch := range chains {
+			if ch != nil {
+				err = errors.Join(err, ch.Close())
+			}
+		}
+	}()
+	for i, c := range contenders {
+		if chains[i], err = hand.Start(c.binary, c.way, n); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		if _, err := chains[i].Upgrade(); err != nil { // from here on, all is inherited
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+
+	for range cfg.pairs {
+		for _, i := range rand.Perm(len(chains)) {
+			if err := awaitIdle(ctx, chains); err != nil {
+				return nil, err
+			}
+			t, err := chains[i].Upgrade()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", contenders[i].name, err)
+			}
+			samples[call][i] = append(samples[call][i], milliseconds(t.Call))
+			samples[serves][i] = append(samples[serves][i], milliseconds(t.Serve))
+		}
+		if cfg.chain == 0 {
+			continue
+		}
+		for _, i := range rand.Perm(len(chains)) {
+			if err := awaitIdle(ctx, chains); err != nil {
+				return nil, err
+			}
+			took, err := chains[i].UpgradeInARow(cfg.chain)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", contenders[i].name, err)
+			}
+			samples[inARow][i] = append(samples[inARow][i], milliseconds(took)/float64(cfg.chain))
+		}
+	}
+	return samples, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// awaitIdle waits until no process uses the CPU: what a new process does after Ready
+// is not to slow down whose turn comes next. It gives up after a second, as somebody
+// else's process could.
+func awaitIdle(ctx context.Context, chains []*hand.Chain) error {
+	const tick, idle = 2 * time.Millisecond, 100 * time.Microsecond
+	begin, before := time.Now(), time.Duration(0)
+	for time.Since(begin) < time.Second {
+		used := time.Duration(0)
+		for _, ch := range chains {
+			var clock unix.Timespec
+			// See clock_getcpuclockid(3) and CPUCLOCK_SCHED in the kernel.
+			if err := unix.ClockGettime(int32(^ch.Serving.PID<<3|2), &clock); err != nil {
+				return err
+			}
+			used += time.Duration(clock.Nano())
+		}
+		if used-before < idle {
+			return nil
+		}
+		before = used
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+// Package inherit takes what a parent passed to this process before any other code
+// can lose it or give it away: the variables of the name table leave the environment,
+// and the descriptors get close-on-exec.
+//
+// That happens at the initialisation of the package. Go initialises packages that
+// are ready in the order of their import paths. This one imports syscall alone, so
+// that no package that can start processes (those that import os) is ready before it.
+package inherit
+
+import "syscall"
+
+const (
+	// Variable is the name of the name table's first variable, and begins those of
+	// the others after an underscore.
+	Variable = "TABLEFLIP_HANDOVER"
+
+	// marker holds the PID of the process that took a table. It tells a program that
+	// this process executed after that why there is none.
+	marker = "TABLEFLIP_TAKEN"
+)
+
+// The child's ends of the pipes, and the first descriptor after them.
+const (
+	ReadyFD = 3 + iota
+	VerdictFD
+	FirstFD
+)
+
+// IsVariable reports whether an environment variable of this name is part of a table.
+func IsVariable(name string) bool {
+	return len(name) >= len(Variable) && name[:len(Variable)] == Variable &&
+		(len(name) == len(Variable) || name[len(Variable)] == '_')
+}
+
+// taken is what this process found at its start.
+var taken = take(syscall.Environ())
+
+type found struct {
+	variables map[string]string // nil if there was no table
+	lost      bool              // an earlier image of this process took a table
+}
+
+// take moves the variables of a table out of the environment.
+func take(environ []string) (f found) {
+	pid := utoa(uint64(syscall.Getpid()))
+	for _, variable := range environ {
+		name, value := cut(variable, '=')
+		switch {
+		case name == marker:
+			f.lost = value == pid
+			syscall.Unsetenv(name)
+		case IsVariable(name):
+			if f.variables == nil {
+				f.variables = make(map[string]string)
+			}
+			f.variables[name] = value
+			syscall.Unsetenv(name)
+		}
+	}
+	if f.variables == nil {
+		return f
+	}
+	f.lost = false
+	if closeOnExec(f.variables[Variable]) {
+		syscall.Setenv(marker, pid)
+	}
+	return f
+}
+
+// Variables returns the table's variables, or nil if there was none. It returns the
+// same until Forget is called, so that a New that failed can be tried again, and a
+// process with an unreadable table never becomes a first generation.
+func Variables() map[string]string { return taken.variables }
+
+// Lost reports whether this process took a table, and then executed this program,
+// which did not inherit it.
+func Lost() bool { return taken.lost }
+
+// Forget is called once the table has been used. It is safe to call twice.
+func Forget() {
+	taken = found{}
+	syscall.Unsetenv(marker)
+}
+
+// closeOnExec sets close-on-exec on the descriptors that the header announces, if
+// the first two are the pipes that it names, which those of a table that has leaked
+// are not. It reports whether they are.
+func closeOnExec(header string) bool {
+	_, rest := cut(header, ' ')
+	ready, rest := cut(rest, ' ')
+	verdict, words := cut(rest, ' ')
+	if !isPipe(ReadyFD, ready) || !isPipe(VerdictFD, verdict) {
+		return false
+	}
+
+	count := 0
+	for words != "" {
+		var word string
+		word, words = cut(words, ' ')
+		if name, value := cut(word, '='); name == "fds" {
+			count = atoi(value)
+		}
+	}
+	for fd := ReadyFD; fd < FirstFD+count; fd++ {
+		setCloseOnExec(fd)
+	}
+	return true
+}
+
+// The functions of package strings and strconv, whose packages become ready too late.
+
+func cut(s string, separator byte) (before, after string) {
+	for i := range len(s) {
+		if s[i] == separator {
+			return s[:i], s[i+1:]
+		}
+	}
+	return s, ""
+}
+
+func utoa(n uint64) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return utoa(n/10) + string(rune('0'+n%10))
+}
+
+// atoi returns 0 for what is no number of descriptors.
+func atoi(s string) int {
+	n := 0
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' || n > 1<<20 {
+			return 0
+		}
+		n = 10*n + int(s[i]-'0')
+	}
+	return n
+}

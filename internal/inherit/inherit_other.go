@@ -1,0 +1,7 @@
+//go:build !unix
+
+package inherit
+
+func isPipe(int, string) bool { return false }
+
+func setCloseOnExec(int) {}

@@ -1,0 +1,116 @@
+package process
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/descriptor"
+)
+
+// A Handle refers to a process, unlike a process ID, which another process may get
+// once this one has ended: a pidfd (pidfd_open(2)).
+type Handle struct {
+	file *os.File
+	pid  int // when it was opened, or 0
+}
+
+// Open returns a Handle of the process that has this ID now.
+func Open(pid int) (*Handle, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
+		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
+			err = descriptor.SetNonblock(uintptr(fd), true)
+		}
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	return &Handle{os.NewFile(uintptr(fd), "pidfd"), pid}, nil
+}
+
+// Inherited returns the Handle that a parent passed as fd, or an error if it is none.
+func Inherited(fd uintptr) (*Handle, error) {
+	// A signal that is none only checks the descriptor.
+	if err := unix.PidfdSendSignal(int(fd), 0, nil, 0); errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("descriptor %d is not a pidfd: %w", fd, err)
+	}
+	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
+}
+
+// File returns the file of h, which remains h's.
+func (h *Handle) File() *os.File { return h.file }
+
+// Ended reports whether the process has ended.
+func (h *Handle) Ended() bool {
+	ended := false
+	err := descriptor.Control(h.file, func(fd uintptr) error {
+		ended, _ = descriptor.Poll(fd)
+		return nil
+	})
+	return ended && err == nil
+}
+
+// Wait returns nil when the process has ended, or an error when h was closed.
+func (h *Handle) Wait() error { return awaitPoll(h.file, unix.POLLIN) }
+
+// Kill sends SIGKILL and returns nil once the process has ended, or an error if that
+// takes longer than timeout.
+func (h *Handle) Kill(timeout time.Duration) error {
+	killErr := descriptor.Control(h.file, func(fd uintptr) error {
+		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0))
+	})
+	h.file.SetReadDeadline(time.Now().Add(timeout))
+	defer h.file.SetReadDeadline(time.Time{})
+	if h.Wait() == nil {
+		return nil
+	}
+	return fmt.Errorf("tableflip: process %d is still there %v after it was to be killed: %w",
+		h.pid, timeout, cmp.Or(killErr, os.ErrDeadlineExceeded))
+}
+
+// Close closes h.
+func (h *Handle) Close() error { return h.file.Close() }
+
+// HoldsPipe reports whether a process has an end of a pipe open, as far as this
+// process may know.
+func HoldsPipe(pid int, inode uint64) bool {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	pipe := fmt.Sprintf("pipe:[%d]", inode)
+	for _, fd := range fds {
+		if target, err := os.Readlink(dir + "/" + fd.Name()); err == nil && target == pipe {
+			return true
+		}
+	}
+	return false
+}
+
+// PIDNamespace returns what tells the PID namespace of this process from others, or
+// an empty string if that is unknown (pid_namespaces(7)).
+var PIDNamespace = sync.OnceValue(func() string {
+	link, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return ""
+	}
+	return strings.Trim(strings.TrimPrefix(link, "pid:"), "[]")
+})
+
+// Parent returns the parent of a process, or 0 if that is unknown.
+func Parent(pid int) int {
+	if pid == os.Getpid() {
+		return os.Getppid()
+	}
+	parent, _ := strconv.Atoi(statField(pid, 4))
+	return parent
+}
