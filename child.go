@@ -63,16 +63,16 @@ type child struct {
 // startChild starts cmd, as a child of this process or of systemd, with files as its
 // descriptors from 5 on, and tells it until when it is waited for. The caller keeps
 // files.
-func startChild(cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer readyWrite.Close()
 	verdictRead, verdictWrite, err := os.Pipe()
 	if err != nil {
 		readyRead.Close()
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.StartHint(err))
+		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer verdictRead.Close()
 
@@ -96,7 +96,7 @@ func startChild(cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, file
 		})
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
 		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = process.Start(cmd, env.IsParent())
+		c.process, err = process.Start(ctx, cmd, env.IsParent())
 	}
 	if err != nil {
 		c.close()
@@ -307,7 +307,7 @@ func (c *child) waitExit(ctx context.Context) error {
 
 func (c *child) exitError() error {
 	err := cmp.Or(c.process.Err(), errors.New("exit status 0"))
-	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w", c.process.PID(), err)
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, c.process.Hint())
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort

@@ -86,7 +86,7 @@ func newParent(t *nametable.Table, handle *process.Handle) (*parent, error) {
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := string(ownPID())
+	pid := ownPID()
 	if t.PIDNamespace != process.PIDNamespace() {
 		pid = "-"
 	}

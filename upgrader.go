@@ -14,6 +14,7 @@ import (
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
@@ -116,7 +117,7 @@ type Upgrader struct {
 	*Fds
 
 	upgradeTimeout time.Duration
-	pidFile        pidFile
+	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
 	parent         *parent // nil in the first generation
@@ -171,7 +172,7 @@ func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
 	}
-	path, err := fromInitialDir(opts.PIDFile)
+	path, err := process.FromDir(opts.PIDFile)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +193,7 @@ func New(opts Options) (*Upgrader, error) {
 	u := &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
-		pidFile:        pidFile(path),
+		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
@@ -236,7 +237,7 @@ func (u *Upgrader) checkSupervision() error {
 	case os.Getpid() == 1:
 		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
 			"have tableflip-supervise start the service")
-	case u.parent == nil && u.pidFile == "" && u.managerEnv.WatchesFirst():
+	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
 		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
 			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
 	}
@@ -311,7 +312,7 @@ func (u *Upgrader) askParent() error {
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
 		return u.parent.refusal
 	}
-	if err := u.pidFile.prepare(ownPID()); err != nil {
+	if err := u.pidFile.Prepare(); err != nil {
 		return err
 	}
 	u.parent.sayReady()
@@ -334,11 +335,11 @@ func (u *Upgrader) takeCharge() error {
 	// An Upgrader that is not the first one of its process needs nobody's leave.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
-		if err := u.parent.takeCharge(u.pidFile.commit); err != nil {
+		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
 			return err
 		}
 	} else {
-		if err := u.pidFile.write(ownPID()); err != nil {
+		if err := u.pidFile.Write(); err != nil {
 			return err
 		}
 		process.Prepare()
@@ -433,7 +434,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 	}
 	defer func() { u.endUpgrade(a, err) }()
 
-	before, err := u.pidFile.read()
+	before, err := u.pidFile.Read()
 	if err != nil {
 		return err
 	}
@@ -568,7 +569,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
 		files = append(files, self.File())
 	}
-	return startChild(cmd, u.managerEnv, entries, files, until)
+	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
 }
 
 // warnOf logs what may make an upgrade useless.
@@ -579,7 +580,7 @@ func (u *Upgrader) warnOf(cmd *exec.Cmd) {
 	if process.IsStaleMount(cmd.Path) {
 		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
 	}
-	if u.notifier == nil && u.pidFile == "" && u.managerEnv.IsParent() {
+	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
 		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
 	}
 }
@@ -619,6 +620,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 		_ = c.say(wordNotified)
 	}
 	step.Reached(step.ManagerNotified)
+	u.logCleanUp(u.pidFile.Remove()) // if the new process has another one
 	c.keep(u.logger)
 
 	u.mu.Lock()
@@ -677,7 +679,7 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 }
 
 // settle waits for a child whose death could not be confirmed.
-func (u *Upgrader) settle(a *attempt, c *child, before []byte) {
+func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	<-a.returned
 	if c.settle() {
 		mainPID, err := u.notifier.PrepareMainPID()
@@ -697,8 +699,8 @@ func (u *Upgrader) settle(a *attempt, c *child, before []byte) {
 	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
 }
 
-func (u *Upgrader) restorePIDFile(before []byte) {
-	if err := u.pidFile.restore(before); err != nil && u.logger != nil {
+func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
+	if err := u.pidFile.Restore(before); err != nil && u.logger != nil {
 		u.logger.Error("tableflip: can't restore the PID file", "error", err)
 	}
 }
@@ -737,7 +739,7 @@ func (u *Upgrader) Stop() {
 	}
 	u.registry.Stop(inCharge, ErrStopped)
 	if inCharge {
-		u.logCleanUp(u.pidFile.remove())
+		u.logCleanUp(u.pidFile.Remove())
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

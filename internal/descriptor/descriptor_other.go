@@ -13,6 +13,8 @@ func Replace(target, fd uintptr) error { return errors.ErrUnsupported }
 
 func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
 
+func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
+
 func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }

@@ -31,6 +31,12 @@ func SetCloseOnExec(fd uintptr) error {
 	return os.NewSyscallError("fcntl F_SETFD", err)
 }
 
+// IsCloseOnExec fails if fd is not open.
+func IsCloseOnExec(fd uintptr) (bool, error) {
+	flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
+	return flags&unix.FD_CLOEXEC != 0, os.NewSyscallError("fcntl F_GETFD", err)
+}
+
 // SetNonblock sets the blocking mode of fd, and of all its duplicates.
 func SetNonblock(fd uintptr, nonblocking bool) error {
 	return os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(int(fd), nonblocking))

@@ -1,11 +1,11 @@
 package process
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -111,13 +111,6 @@ func Parent(pid int) int {
 	if pid == os.Getpid() {
 		return os.Getppid()
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// PID (NAME) STATE PARENT, where NAME may contain anything (proc_pid_stat(5)).
-	var state string
-	var parent int
-	fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
+	parent, _ := strconv.Atoi(statField(pid, 4))
 	return parent
 }

@@ -1,16 +1,14 @@
-// Package process owns what the operating system calls a process: how one is
-// started, killed and reaped, and what an error of starting one means for the
-// reader. It knows nothing of handovers.
+// Package process owns what the operating system calls a process: what this one was
+// started with, how another is started, killed and reaped, and what an error of
+// starting one means for the reader. It knows nothing of handovers.
 package process
 
 import (
-	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,51 +19,136 @@ import (
 // nobody but its parent.
 var ErrStatusUnknown = errors.New("with a status that only the service manager knows")
 
+// busyPatience bounds how long Start tries to execute a file that is open for
+// writing, and restartPatience how long a process may take to end that is started
+// again.
+const (
+	busyPatience    = 2 * time.Second
+	restartPatience = time.Second
+)
+
 // A Process is one that this process started.
 type Process struct {
-	cmd    *exec.Cmd
+	pid  int
+	path string // of its binary, as this process sees it
+	control
 	reap   func()        // begins to wait for the process to exit, once
 	reaped chan struct{} // closed when it has
 	err    error         // nil for status 0, valid once reaped is closed
 }
 
-// Start starts cmd. The caller keeps cmd.ExtraFiles. A sibling is a child of this
-// process's parent, where the system can do that, and a child of this process
-// elsewhere.
-func Start(cmd *exec.Cmd, sibling bool) (*Process, error) {
+// A control is how a process that has been started is waited for and killed.
+type control struct {
+	wait func() error // returns how it ended
+	kill func() error // returns os.ErrProcessDone if it has ended
+}
+
+func childControl(cmd *exec.Cmd) control { return control{cmd.Wait, cmd.Process.Kill} }
+
+// Start starts cmd, which must not have been started. The caller keeps
+// cmd.ExtraFiles. A sibling is a child of this process's parent, where the system can
+// do that, and a child of this process elsewhere.
+//
+// Start returns once the new process executes cmd.Path. If that is being written, it
+// waits for a time, which the end of ctx shortens. The error then wraps the cause of
+// ctx's end, too.
+func Start(ctx context.Context, cmd *exec.Cmd, sibling bool) (*Process, error) {
+	if cmd.Cancel != nil {
+		return nil, errors.New("tableflip: Options.Command set Cancel, as exec.CommandContext does, which would kill the new process when that context ends: use exec.Command")
+	}
+	if err := refuse(cmd); err != nil {
+		return nil, err
+	}
 	streams, err := duplicateStreams(cmd)
 	defer func() {
 		for _, file := range streams {
 			file.Close()
 		}
 	}()
-
-	wait := cmd.Wait
-	if sibling {
-		wait = makeSibling(cmd)
-	}
 	if err == nil {
-		err = cmd.Start()
+		var p *Process
+		if p, err = startWithRoom(ctx, &template{*cmd, cmd}, sibling); err == nil {
+			return p, nil
+		}
 	}
+	return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, startHint(cmd, err))
+}
+
+// A template makes a command startable again.
+type template struct {
+	unstarted exec.Cmd
+	cmd       *exec.Cmd // what Options.Command may have kept
+}
+
+func (t *template) fresh() *exec.Cmd {
+	*t.cmd = t.unstarted
+	return t.cmd
+}
+
+// startWithRoom starts a command with the limit of open files that it would get from
+// package os, or, if its files do not fit under that, with the limit of this process.
+func startWithRoom(ctx context.Context, t *template, sibling bool) (*Process, error) {
+	p, err := startWhenWritten(ctx, t, sibling)
+	if err != nil || fits(p.PID(), 3+len(t.cmd.ExtraFiles)) {
+		return p, err
+	}
+	if p.Kill(restartPatience) != nil {
+		return p, nil // it may do without, and is not to be started twice
+	}
+	undo := passLimitOn()
+	defer undo()
+	return startWhenWritten(ctx, t, sibling)
+}
+
+// startWhenWritten starts a command, if need be repeatedly. A file that was written and
+// closed by this process can still be open for writing in another that it started
+// meanwhile, until that executes its program (https://go.dev/issue/22315).
+func startWhenWritten(ctx context.Context, t *template, sibling bool) (*Process, error) {
+	for began, pause := time.Now(), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		p, err := start(t.fresh(), sibling)
+		if !isBusy(err) || time.Since(began) > busyPatience {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w, when the upgrade ended: %w", err, context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+}
+
+func start(cmd *exec.Cmd, sibling bool) (*Process, error) {
+	startCmd := startChild
+	if sibling || asksForSibling(cmd) {
+		startCmd = startSibling
+	}
+	control, err := startCmd(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, cmp.Or(hintMissing(cmd, err), StartHint(err)))
+		return nil, err
 	}
 
-	p := &Process{cmd: cmd, reaped: make(chan struct{})}
+	p := &Process{pid: cmd.Process.Pid, path: binaryPath(cmd), control: control, reaped: make(chan struct{})}
 	p.reap = sync.OnceFunc(func() {
 		go func() {
-			p.err = wait()
+			p.err = p.control.wait()
 			close(p.reaped)
 		}()
 	})
 	return p, nil
 }
 
+func startChild(cmd *exec.Cmd) (control, error) {
+	if err := cmd.Start(); err != nil {
+		return control{}, err
+	}
+	return childControl(cmd), nil
+}
+
 // PID returns the process's ID.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+func (p *Process) PID() int { return p.pid }
 
 // Exited returns a channel that is closed once the process has been reaped. From
-// the first call on, a thread waits for that.
+// the first call on, a thread or, for a sibling, a goroutine waits for that.
 func (p *Process) Exited() <-chan struct{} {
 	p.reap()
 	return p.reaped
@@ -75,18 +158,34 @@ func (p *Process) Exited() <-chan struct{} {
 // or, of a sibling, words. It may be called once Exited is closed.
 func (p *Process) Err() error { return p.err }
 
-// Kill ends the process and returns nil once it has been reaped, or an error if that
-// takes longer than timeout.
-func (p *Process) Kill(timeout time.Duration) error {
-	killErr := p.cmd.Process.Kill()
-	timer := time.NewTimer(timeout)
+// Hint returns what the reader of Err can do about a process that ended too early. It
+// is empty if nothing is known to be wrong.
+func (p *Process) Hint() string { return exitHint(p.path) }
+
+// Kill ends the process and returns once it has been reaped, or patience is over.
+// After an error the process may still run, and is still waited for: Exited tells of
+// its end. The error wraps os.ErrPermission if this process may not kill it, and
+// os.ErrDeadlineExceeded if it has not ended in time. If cmd's output is copied,
+// patience must allow for its WaitDelay, too.
+func (p *Process) Kill(patience time.Duration) error {
+	killErr := p.control.kill()
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-p.Exited():
 		return nil
 	case <-timer.C:
-		return fmt.Errorf("tableflip: process %d is still there %v after it was to be killed: %w", p.PID(), timeout, cmp.Or(killErr, os.ErrDeadlineExceeded))
 	}
+	select {
+	case <-p.Exited(): // at the same time
+		return nil
+	default:
+	}
+	// It may have been told to leave by other means, and so was waited for.
+	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
+		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", p.PID(), owner(p.PID()), killErr)
+	}
+	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", p.PID(), condition(p.PID()), patience, os.ErrDeadlineExceeded)
 }
 
 // Prepare does what os/exec would do at the first start of a process: it finds out
@@ -114,6 +213,11 @@ func duplicateStream[T any](stream *T, duplicates *[]*os.File) error {
 	if !ok {
 		return nil
 	}
+	var none T
+	if !isStream(file) {
+		*stream = none
+		return nil
+	}
 	dup, err := descriptor.DuplicateOf(file)
 	switch {
 	case err == nil:
@@ -121,32 +225,9 @@ func duplicateStream[T any](stream *T, duplicates *[]*os.File) error {
 		*duplicates = append(*duplicates, passed)
 		*stream = any(passed).(T)
 	case descriptor.IsClosed(err) || errors.Is(err, os.ErrInvalid):
-		var none T
 		*stream = none
 	default:
 		return err
 	}
 	return nil
-}
-
-// hintMissing says what was missing when cmd could not be started, unless it was
-// the binary: execve(2) and chdir(2) have one error for all, and os/exec reports it
-// with the binary's name.
-func hintMissing(cmd *exec.Cmd, err error) string {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	path := cmd.Path
-	if cmd.Dir != "" {
-		if _, err := os.Stat(cmd.Dir); err != nil {
-			return "; create the working directory " + cmd.Dir + " again, or choose another by Options.Command"
-		}
-		if !strings.HasPrefix(path, "/") {
-			path = cmd.Dir + "/" + path
-		}
-	}
-	if _, err := os.Stat(path); err == nil {
-		return "; the binary is there: install the interpreter or the loader that it names"
-	}
-	return ""
 }

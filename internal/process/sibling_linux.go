@@ -13,37 +13,103 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// statusGrace is how long the parent of a sibling gets to reap it. Its status is
-// not known before.
-const statusGrace = time.Second
+const (
+	// statusGrace is how long the parent of a sibling gets to reap it. Its status
+	// is not known before.
+	statusGrace = time.Second
 
-// makeSibling has cmd start a child of this process's parent, and returns what is to
-// be called in place of cmd.Wait, which is for parents.
-func makeSibling(cmd *exec.Cmd) (wait func() error) {
+	// pollInterval is how often a sibling is looked at on a kernel without pidfds.
+	pollInterval = 50 * time.Millisecond
+)
+
+// asksForSibling reports whether Options.Command wants a sibling, of which os/exec
+// would say that it has ended.
+func asksForSibling(cmd *exec.Cmd) bool {
+	return cmd.SysProcAttr != nil && cmd.SysProcAttr.Cloneflags&unix.CLONE_PARENT != 0
+}
+
+// startSibling starts a child of this process's parent.
+func startSibling(cmd *exec.Cmd) (control, error) {
+	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
+	if os.Getpid() == 1 {
+		return startChild(cmd)
+	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
 	}
-	self, err := unix.PidfdOpen(os.Getpid(), 0)
-	if err != nil || attr.PidFD != nil {
-		return cmd.Wait // it could not be waited for
-	}
-	unix.Close(self)
-
-	pidfd := -1
-	attr.Cloneflags |= unix.CLONE_PARENT // clone(2)
-	attr.PidFD = &pidfd
+	attr.Cloneflags |= unix.CLONE_PARENT
 	cmd.SysProcAttr = &attr
-	return func() error {
-		err := waitSibling(pidfd)
-		_ = cmd.Wait() // fails, but releases what cmd holds
-		return err
+	if !hasPidfds() {
+		return startPolled(cmd)
 	}
+
+	passed := attr.PidFD // what Options.Command wants to have
+	pidfd := -1
+	attr.PidFD = &pidfd
+	if err := cmd.Start(); err != nil {
+		return control{}, err
+	}
+	if passed != nil {
+		*passed = -1
+		if dup, err := descriptor.Duplicate(uintptr(pidfd)); err == nil {
+			*passed = int(dup)
+		}
+	}
+	return control{
+		wait: func() error {
+			err := waitPidfd(pidfd)
+			_ = cmd.Wait() // fails, but releases what cmd holds
+			return err
+		},
+		kill: cmd.Process.Kill,
+	}, nil
 }
 
-// waitSibling returns when the process of pidfd, which it closes, has ended, and its
+// hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is
+// younger than all else that this takes. A seccomp filter may forbid it.
+func hasPidfds() bool {
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(self)
+	return true
+}
+
+// startPolled starts a sibling of which nothing but its ID is known.
+func startPolled(cmd *exec.Cmd) (control, error) {
+	if err := cmd.Start(); err != nil {
+		return control{}, err
+	}
+	pid := cmd.Process.Pid
+	started := startTime(pid)
+	return control{
+		wait: func() error {
+			for isAlive(pid, started) {
+				time.Sleep(pollInterval)
+			}
+			_ = cmd.Wait() // as above
+			return ErrStatusUnknown
+		},
+		kill: func() error {
+			// Its parent may have reaped it, and its ID be another's.
+			if !isAlive(pid, started) {
+				return os.ErrProcessDone
+			}
+			return unix.Kill(pid, unix.SIGKILL)
+		},
+	}, nil
+}
+
+// isAlive reports whether the process that began at this time still runs.
+func isAlive(pid int, started string) bool {
+	return unix.Kill(pid, 0) != unix.ESRCH && state(pid) != "Z" && startTime(pid) == started
+}
+
+// waitPidfd returns when the process of pidfd, which it closes, has ended, and its
 // status as an error.
-func waitSibling(pidfd int) error {
+func waitPidfd(pidfd int) error {
 	if err := descriptor.SetNonblock(uintptr(pidfd), true); err != nil {
 		return err
 	}

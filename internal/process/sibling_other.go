@@ -4,5 +4,14 @@ package process
 
 import "os/exec"
 
-// makeSibling leaves cmd a child of this process.
-func makeSibling(cmd *exec.Cmd) (wait func() error) { return cmd.Wait }
+func asksForSibling(*exec.Cmd) bool { return false }
+
+// startSibling starts a child of this process.
+func startSibling(cmd *exec.Cmd) (control, error) { return startChild(cmd) }
+
+// These systems have no common place where the owner and the state of a process
+// could be read.
+
+func owner(pid int) string { return "" }
+
+func condition(pid int) string { return "" }

@@ -1,0 +1,106 @@
+package process_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/proctest"
+)
+
+func TestStartRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		attr syscall.SysProcAttr
+		want string
+	}{
+		{"parent-death signal", syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}, "Pdeathsig"},
+		{"PID namespace", syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}, "CLONE_NEWPID"},
+		{"PID namespace of its children", syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWPID}, "CLONE_NEWPID"},
+		{"debugger", syscall.SysProcAttr{Ptrace: true}, "Ptrace"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, sibling := range []bool{false, true} {
+				_, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/true", SysProcAttr: &test.attr}, sibling)
+				if err == nil || !strings.Contains(err.Error(), "tableflip: Options.Command set ") || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("got %v, want an error that names %s", err, test.want)
+				}
+			}
+		})
+	}
+}
+
+func init() {
+	// limited starts shells that report their limit of open files: with as many
+	// extra files as it is told, then with none, then by package os alone.
+	proctest.Role("limited", func() {
+		extra := proctest.Must(strconv.Atoi(proctest.Arg()))
+		null := proctest.Must(os.Open(os.DevNull))
+		shell := func(event string, extra int) *exec.Cmd {
+			in, out, err := process.Streams()
+			cmd := &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "echo report $$ " + event + " \\\"$(ulimit -Sn)\\\""}, Stdin: in, Stdout: out, Stderr: err}
+			for range extra {
+				cmd.ExtraFiles = append(cmd.ExtraFiles, null)
+			}
+			return cmd
+		}
+		var own unix.Rlimit
+		proctest.Must(0, unix.Getrlimit(unix.RLIMIT_NOFILE, &own))
+		proctest.Report("hard", own.Max)
+		start := func(cmd *exec.Cmd) {
+			p := proctest.Must(process.Start(context.Background(), cmd, false))
+			<-p.Exited()
+			proctest.Must(0, p.Err())
+		}
+		start(shell("extra", extra))
+		start(shell("none", 0))
+		proctest.Must(0, shell("other", 0).Run())
+		after := own
+		proctest.Must(0, unix.Getrlimit(unix.RLIMIT_NOFILE, &after))
+		proctest.Report("kept", after == own)
+	})
+}
+
+func TestStartLimit(t *testing.T) {
+	const soft = 64
+	for _, test := range []struct {
+		name   string
+		extra  int
+		raised bool
+	}{
+		{"fits", 40, false},
+		{"leaves no room", 60, true},
+		{"does not fit", 150, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("limited", proctest.WithArg(strconv.Itoa(test.extra)))
+			proctest.Shell("ulimit -Sn " + strconv.Itoa(soft) + ` && exec "$0"`)(cmd)
+			proctest.OK(t, cmd.Run())
+			hard := s.Await("hard").Text
+			want := strconv.Itoa(soft)
+			if test.raised {
+				want = hard
+			}
+			if got := s.Await("extra").Text; got != want {
+				t.Errorf("the limit is %s, want %s", got, want)
+			}
+			if got := s.Await("none").Text; got != strconv.Itoa(soft) {
+				t.Errorf("what has no extra files then gets the limit %s, want %d", got, soft)
+			}
+			if got := s.Await("other").Text; got != strconv.Itoa(soft) {
+				t.Errorf("what package os starts then gets the limit %s, want %d", got, soft)
+			}
+			if got := s.Await("kept").Text; got != "true" {
+				t.Error("the limit of the process itself has changed")
+			}
+		})
+	}
+}

@@ -1,0 +1,33 @@
+//go:build unix
+
+package process
+
+import (
+	"os"
+
+	"example.com/tableflip/internal/descriptor"
+)
+
+// The standard streams by number. The variables of package os may hold other files,
+// such as a pipe that this process reads itself, and be closed while their numbers
+// are in use. These are never closed.
+var stdin, stdout, stderr = os.NewFile(0, "/dev/stdin"), os.NewFile(1, "/dev/stdout"), os.NewFile(2, "/dev/stderr")
+
+// Streams returns the files of descriptors 0 to 2. They stand for whatever has these
+// numbers when a process is started. The caller must not close them.
+func Streams() (in, out, err *os.File) { return stdin, stdout, stderr }
+
+// isStream reports whether what has file's number now is a standard stream. What
+// opens a file for itself has close-on-exec set, and gets the lowest free number.
+func isStream(file *os.File) bool {
+	if file != stdin && file != stdout && file != stderr {
+		return true // chosen by Options.Command
+	}
+	stream := false
+	_ = descriptor.Control(file, func(fd uintptr) error {
+		closes, err := descriptor.IsCloseOnExec(fd)
+		stream = err == nil && !closes
+		return err
+	})
+	return stream
+}
