@@ -92,12 +92,41 @@
 // generation is the end of the service. Package supervise, and the command
 // tableflip-supervise, both in this repository, stay in its place.
 //
+// # What an upgrade applies
+//
+// The new process inherits what the old one has, whatever the unit or the command line
+// says by now:
+//
+//	the binary                   the file that the path names now
+//	arguments                    as this process was started with
+//	environment                  as os.Environ has it now; a unit's Environment= and
+//	                             EnvironmentFile= are read at a restart
+//	working directory            the one that its name at the start names now
+//	limits, user, capabilities,  as they are now; a unit's LimitNOFILE=, User=, … are
+//	namespaces, cgroup           applied at a restart
+//	listening sockets            with the options that they were created with
+//
+// [Options].Command can change what the new process gets, within what this process may.
+//
 // # Moving over from github.com/cloudflare/tableflip
 //
-// Change the import path. All names are there, with the same meaning; compare
-// errors by errors.Is rather than by their text. The two do not understand each
-// other's handover: a process that runs the old library has to be restarted, once,
-// to run this one.
+// Change the import path. All names are there, with the same meaning, and the five
+// errors have the same texts. The two do not understand each other's handover: a
+// process that runs the old library has to be restarted, once, to run this one. What
+// else is different:
+//
+//   - A program that talks to systemd itself must stop sending MAINPID, and READY after
+//     an upgrade: this package sends both from the old process, so that
+//     NotifyAccess=main suffices. With NotifyAccess=all, a child that sends MAINPID
+//     before Ready, and then fails, takes the unit down. WATCHDOG=1 may be sent as
+//     before.
+//   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
+//     its predecessor.
+//   - A relative Options.PIDFile is relative to the directory in which the process was
+//     started, whatever os.Chdir did before New.
+//   - Stop removes the PID file.
+//   - Methods that add or remove a descriptor wait while an upgrade is under way,
+//     because the new process gets what there was when it began.
 //
 // # Limits
 //
