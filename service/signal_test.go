@@ -296,9 +296,9 @@ func (r *run) get(path string) (status int) {
 }
 
 // delayed is a server with a health check.
-func delayed(t *testing.T) *run {
+func delayed(t *testing.T, delay time.Duration) *run {
 	opts := quiet()
-	opts.DrainDelay, opts.Health, opts.IdleGrace = time.Hour, new(service.Health), patience
+	opts.DrainDelay, opts.Health, opts.IdleGrace = delay, new(service.Health), patience
 	mux := http.NewServeMux()
 	mux.Handle("/health", opts.Health)
 	mux.HandleFunc("/", converse)
@@ -313,7 +313,7 @@ func delayed(t *testing.T) *run {
 }
 
 func TestHealthFailsFirst(t *testing.T) {
-	r := delayed(t)
+	r := delayed(t, time.Hour)
 	r.signal(syscall.SIGTERM)
 	until(t, "it is not healthy", func() bool { return r.get("/health") == http.StatusServiceUnavailable })
 	// It serves on, whatever comes, until it is to end now.
@@ -337,7 +337,7 @@ func TestHealthFailsFirst(t *testing.T) {
 
 // The address is as healthy as before.
 func TestHealthOfTheReplaced(t *testing.T) {
-	r := delayed(t)
+	r := delayed(t, time.Hour)
 	kept, err := net.Dial("unix", r.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -360,23 +360,22 @@ func TestHealthOfTheReplaced(t *testing.T) {
 }
 
 func TestDelayEnds(t *testing.T) {
-	opts := quiet()
-	opts.DrainDelay = 10 * time.Millisecond
-	r := startRun(t, opts, conversations())
+	const delay = 10 * time.Millisecond
+	r := delayed(t, delay)
 	began := time.Now()
 	r.signal(syscall.SIGTERM)
 	<-r.upg.exit
-	if took := time.Since(began); took < opts.DrainDelay {
+	if took := time.Since(began); took < delay {
 		t.Errorf("it was stopped after %v", took)
 	}
-	if err := r.returns(); err != nil {
-		t.Error(err)
-	}
+	r.signal(syscall.SIGINT) // the clients of before are not all gone
+	r.signal(syscall.SIGINT)
+	<-r.ran
 }
 
 // A new process would not know that the service is to stop.
 func TestTermCancelsUpgrade(t *testing.T) {
-	r := delayed(t)
+	r := delayed(t, time.Hour)
 	r.signal(syscall.SIGHUP)
 	upgrade := <-r.upg.upgrades
 	r.signal(syscall.SIGTERM)
