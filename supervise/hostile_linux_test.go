@@ -205,6 +205,14 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
+	// Nor does it hold up the end.
+	fill(filler, "x")
+	for range 20 {
+		main.do("notify", "STATUS=")
+	}
+	main.tell("exit", "8")
+	b.ends(8)
 }
 
 // The main process has handed over, and could not say so.
