@@ -64,12 +64,12 @@ type child struct {
 // descriptors from 5 on, and tells it until when it is waited for. The caller keeps
 // files.
 func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
-	readyRead, readyWrite, err := os.Pipe()
+	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer readyWrite.Close()
-	verdictRead, verdictWrite, err := os.Pipe()
+	verdictRead, verdictWrite, err := descriptor.Pipe()
 	if err != nil {
 		readyRead.Close()
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
