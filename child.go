@@ -188,7 +188,8 @@ func (c *child) awaitReady(ctx context.Context) error {
 			err = c.waitExit(ctx)
 		}
 		if err != nil && !c.here {
-			err = fmt.Errorf("%w; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep", err)
+			err = fmt.Errorf("%w%s", err, cmp.Or(c.process.Hint(),
+				"; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep"))
 		}
 		if err != nil {
 			return err
@@ -307,7 +308,11 @@ func (c *child) waitExit(ctx context.Context) error {
 
 func (c *child) exitError() error {
 	err := cmp.Or(c.process.Err(), errors.New("exit status 0"))
-	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, c.process.Hint())
+	hint := "" // awaitReady adds it for a child that said nothing
+	if c.here {
+		hint = c.process.Hint()
+	}
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, hint)
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort
