@@ -402,6 +402,15 @@ func (c *child) keep(logger *slog.Logger) {
 	}()
 }
 
+// awaitEnd waits until a child that is in charge has ended.
+func (c *child) awaitEnd() {
+	for {
+		if _, err := c.next(context.Background()); err != nil {
+			return
+		}
+	}
+}
+
 // forwardReload tells a child that is in charge that the service manager waits for
 // the answer to a reload.
 func (c *child) forwardReload() {

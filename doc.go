@@ -23,19 +23,25 @@
 // queue, instead of creating one. At any time, at most one generation is in
 // charge:
 //
-//	parent                                 child
-//	Upgrade: starts the child ───────────▶ New: takes the descriptors over
-//	                                       Listen, …: claims them
-//	         ◀─────────── "ready", its PID Ready: writes the PID file
-//	commits: "in charge" ────────────────▶ Ready: closes what nobody claimed,
-//	Upgrade returns, Exit is closed        returns nil
-//	drains, exits ── (end of file) ──────▶ WaitForParent returns;
-//	                                       Upgrade is allowed
+//	parent                                   child
+//	Upgrade: starts the child ─────────────▶ init: takes variables, descriptors
+//	                          ◀──── here ──  New
+//	                                         Listen, …: claims descriptors
+//	                          ◀──── ready ─  Ready
+//	commits                   ─── commit ──▶ writes the PID file
+//	                          ◀ acknowledged closes what nobody claimed,
+//	Exit is closed, Upgrade returns          Ready returns nil
+//	drains, exits             ─── EOF ─────▶ WaitForParent returns;
+//	                                         Upgrade is allowed
 //
-// A child that crashes, gives up, or is not ready in time leaves its parent as it
-// was: with its sockets, Unix socket files, PID file, and the flags of its
-// descriptors. Upgrade returns an error, and the next one works. If instead the
-// parent dies before it commits, the child is in charge.
+// A child that crashes, gives up, is not ready in time, or does not acknowledge the
+// commit leaves its parent as it was: with its sockets, Unix socket files, PID file,
+// and the flags of its descriptors. Upgrade returns an error, and the next one works.
+// If instead the parent dies before it commits, the child is in charge.
+//
+// The two sides speak in lines of words, and ignore those that they do not know, so
+// that a binary can be replaced by one with a later or an earlier version of this
+// package.
 //
 // # What is lost, and by whom
 //
@@ -86,12 +92,41 @@
 // generation is the end of the service. Package supervise, and the command
 // tableflip-supervise, both in this repository, stay in its place.
 //
+// # What an upgrade applies
+//
+// The new process inherits what the old one has, whatever the unit or the command line
+// says by now:
+//
+//	the binary                   the file that the path names now
+//	arguments                    as this process was started with
+//	environment                  as os.Environ has it now; a unit's Environment= and
+//	                             EnvironmentFile= are read at a restart
+//	working directory            the one that its name at the start names now
+//	limits, user, capabilities,  as they are now; a unit's LimitNOFILE=, User=, … are
+//	namespaces, cgroup           applied at a restart
+//	listening sockets            with the options that they were created with
+//
+// [Options].Command can change what the new process gets, within what this process may.
+//
 // # Moving over from github.com/cloudflare/tableflip
 //
-// Change the import path. All names are there, with the same meaning; compare
-// errors by errors.Is rather than by their text. The two do not understand each
-// other's handover: a process that runs the old library has to be restarted, once,
-// to run this one.
+// Change the import path. All names are there, with the same meaning, and the five
+// errors have the same texts. The two do not understand each other's handover: a
+// process that runs the old library has to be restarted, once, to run this one. What
+// else is different:
+//
+//   - A program that talks to systemd itself must stop sending MAINPID, and READY after
+//     an upgrade: this package sends both from the old process, so that
+//     NotifyAccess=main suffices. With NotifyAccess=all, a child that sends MAINPID
+//     before Ready, and then fails, takes the unit down. WATCHDOG=1 may be sent as
+//     before.
+//   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
+//     its predecessor.
+//   - A relative Options.PIDFile is relative to the directory in which the process was
+//     started, whatever os.Chdir did before New.
+//   - Stop removes the PID file.
+//   - Methods that add or remove a descriptor wait while an upgrade is under way,
+//     because the new process gets what there was when it began.
 //
 // # Limits
 //
@@ -99,16 +134,15 @@
 // package compiles, and New returns ErrNotSupported; package testing has a stub
 // that can take the Upgrader's place there, and in tests.
 //
-// A new binary whose version of this package speaks another handover than the old
-// one's fails in New, which leaves the old process as it was: restart the service
-// once.
+// A child that is killed after it has acknowledged the commit was in charge: a
+// supervisor has to start the service again.
 //
 // The new process must keep the network namespace, or at least the descriptors, of
 // the old one. It runs as the same user unless Options.Command chooses another. The
 // names of the descriptors travel in the environment, which systems limit: on
 // Linux, to about 2 MiB in all with the usual stack limit, room for tens of
 // thousands of listeners. The limit of open files must allow for two descriptors
-// per listener, and for a third in the moment of an upgrade. A new process starts
+// per listener. A new process starts
 // with the soft limit that the first generation was started with, because the Go
 // runtime restores it. On Linux, if the descriptors do not fit under that, the new
 // process gets this process's limit, and keeps it for what it starts itself; on other

@@ -86,7 +86,7 @@ func newParent(t *nametable.Table, handle *process.Handle) (*parent, error) {
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := string(ownPID())
+	pid := ownPID()
 	if t.PIDNamespace != process.PIDNamespace() {
 		pid = "-"
 	}
@@ -114,12 +114,6 @@ func (p *parent) say(words ...string) error {
 
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
-	defer func() {
-		p.verdict.Close()
-		if p.handle != nil {
-			p.handle.Close()
-		}
-	}()
 	for lines := bufio.NewReader(p.verdict); ; {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, os.ErrDeadlineExceeded) && p.unread() {
@@ -159,6 +153,11 @@ var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
+	// Who is told that the parent has exited finds its descriptors closed.
+	p.verdict.Close()
+	if p.handle != nil {
+		p.handle.Close()
+	}
 	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
 	case ended && !isClosed(p.decided):
 		p.orphan = true
@@ -169,8 +168,8 @@ func (p *parent) hearEnd(err error) {
 		close(p.decided)
 	}
 	if p.refusal == nil {
-		close(p.exited)
 		p.closeReady.Do(func() { p.ready.Close() })
+		close(p.exited)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
@@ -124,17 +125,19 @@ type Upgrader struct {
 	*Fds
 
 	upgradeTimeout time.Duration
-	pidFile        pidFile
+	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	logger         *slog.Logger
 	parent         *parent // nil in the first generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
+	unsupervised   error             // why whoever watches would end the service with this process
 
 	readyMu sync.Mutex    // held by Ready, so that calls at once all return one result
 	stop    chan struct{} // closed when Stop begins
 	ended   chan struct{} // closed when Stop ends
 	exit    chan struct{} // closed when the process is to drain and exit
+	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
 	mu       sync.Mutex
@@ -198,7 +201,7 @@ func New(opts Options) (*Upgrader, error) {
 	u := &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
-		pidFile:        pidFile{path: path},
+		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
 		parent:         parent,
@@ -207,7 +210,9 @@ func New(opts Options) (*Upgrader, error) {
 		stop:           make(chan struct{}),
 		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
+		hurry:          make(chan struct{}),
 	}
+	u.unsupervised = u.checkSupervision()
 	if parent != nil {
 		parent.listen(u.answerReload)
 	}
@@ -224,6 +229,27 @@ func (u *Upgrader) HasParent() bool {
 // after a successful upgrade, and by Stop.
 func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
+}
+
+// Hurry returns a channel that is closed when this process, which has been replaced and
+// drains, should end soon: when its successor has died. A supervisor such as systemd
+// starts the service again only when no process of it is left.
+func (u *Upgrader) Hurry() <-chan struct{} {
+	return u.hurry
+}
+
+// checkSupervision returns an error if it is certain that whoever has started the
+// service would end it with this process, because it can't learn of another.
+func (u *Upgrader) checkSupervision() error {
+	switch {
+	case os.Getpid() == 1:
+		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
+			"have tableflip-supervise start the service")
+	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
+		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
+			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
+	}
+	return nil
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -294,7 +320,7 @@ func (u *Upgrader) askParent() error {
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
 		return u.parent.refusal
 	}
-	if err := u.pidFile.prepare(); err != nil {
+	if err := u.pidFile.Prepare(); err != nil {
 		return err
 	}
 	u.parent.sayReady()
@@ -317,11 +343,11 @@ func (u *Upgrader) takeCharge() error {
 	// An Upgrader that is not the first one of its process needs nobody's leave.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
-		if err := u.parent.takeCharge(u.pidFile.commit); err != nil {
+		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
 			return err
 		}
 	} else {
-		if err := u.pidFile.write(); err != nil {
+		if err := u.pidFile.Write(); err != nil {
 			return err
 		}
 		process.Prepare()
@@ -416,7 +442,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 	}
 	defer func() { u.endUpgrade(a, err) }()
 
-	before, err := u.pidFile.read()
+	before, err := u.pidFile.Read()
 	if err != nil {
 		return err
 	}
@@ -442,7 +468,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 // beginUpgrade enters the state upgrading.
 func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
-	a, refusal, answer := u.enterUpgrade(caller)
+	a, answer, refusal := u.enterUpgrade(caller)
 	if answer != nil {
 		// The service manager may have asked for the upgrade, and wait.
 		answer()
@@ -454,38 +480,40 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
 	return a, nil
 }
 
-// enterUpgrade returns an attempt, or why there is none, and how to answer the
-// service manager.
-func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, refusal error, answer func()) {
+// enterUpgrade returns an attempt, or how to answer the service manager and why there
+// is none.
+func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
 	case starting, accepting:
-		return nil, ErrNotReady, nil
+		return nil, nil, ErrNotReady
 	case upgrading:
 		if !u.attempt.answered {
 			u.attempt.reloadAgain = true
-			return nil, ErrUpgradeInProgress, nil
+			return nil, nil, ErrUpgradeInProgress
 		}
-		return nil, ErrUpgradeInProgress, u.answerReload
+		return nil, u.answerReload, ErrUpgradeInProgress
 	case upgraded:
-		return nil, ErrUpgraded, u.child.forwardReload
+		return nil, u.child.forwardReload, ErrUpgraded
 	case stopped:
-		return nil, ErrStopped, nil
+		return nil, nil, ErrStopped
 	}
 	switch {
 	case isClosed(u.stop):
-		return nil, ErrStopped, nil
+		return nil, nil, ErrStopped
 	case u.parent != nil && !u.parent.hasExited():
 		refusal = ErrParentRunning
 	case caller.Err() != nil:
 		refusal = cancelled(caller)
+	default:
+		refusal = u.unsupervised
 	}
 	if refusal != nil {
-		return nil, refusal, func() {
+		return nil, func() {
 			u.notifier.Reloading()
 			u.notifier.ReloadFailed(refusal)
-		}
+		}, refusal
 	}
 
 	a = &attempt{caller: caller, returned: make(chan struct{})}
@@ -532,6 +560,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
+	u.warnOf(cmd)
 	// Whoever has cancelled the upgrade meanwhile may not want it started.
 	if err := a.err(); err != nil {
 		return nil, err
@@ -549,6 +578,19 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		files = append(files, self.File())
 	}
 	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
+}
+
+// warnOf logs what may make an upgrade useless.
+func (u *Upgrader) warnOf(cmd *exec.Cmd) {
+	if u.logger == nil {
+		return
+	}
+	if process.IsStaleMount(cmd.Path) {
+		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
+	}
+	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
+		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
+	}
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
@@ -586,7 +628,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 		_ = c.say(wordNotified)
 	}
 	step.Reached(step.ManagerNotified)
-	u.logCleanUp(u.pidFile.remove()) // if the new process has another one
+	u.logCleanUp(u.pidFile.Remove()) // if the new process has another one
 	c.keep(u.logger)
 
 	u.mu.Lock()
@@ -599,6 +641,10 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	u.mu.Unlock()
 	if !wasStopped {
 		u.registry.HandOver(ErrUpgraded)
+		go func() {
+			c.awaitEnd()
+			close(u.hurry)
+		}()
 	}
 }
 
@@ -641,7 +687,7 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 }
 
 // settle waits for a child whose death could not be confirmed.
-func (u *Upgrader) settle(a *attempt, c *child, before *pidFileContent) {
+func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	<-a.returned
 	if c.settle() {
 		mainPID, err := u.notifier.PrepareMainPID()
@@ -661,8 +707,8 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidFileContent) {
 	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
 }
 
-func (u *Upgrader) restorePIDFile(before *pidFileContent) {
-	if err := u.pidFile.restore(before); err != nil && u.logger != nil {
+func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
+	if err := u.pidFile.Restore(before); err != nil && u.logger != nil {
 		u.logger.Error("tableflip: can't restore the PID file", "error", err)
 	}
 }
@@ -701,7 +747,7 @@ func (u *Upgrader) Stop() {
 	}
 	u.registry.Stop(inCharge, ErrStopped)
 	if inCharge {
-		u.logCleanUp(u.pidFile.remove())
+		u.logCleanUp(u.pidFile.Remove())
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

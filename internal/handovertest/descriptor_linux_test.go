@@ -117,10 +117,16 @@ func init() {
 	})
 }
 
-// fillDescriptors opens descriptors until all below next are in use.
+// fillDescriptors opens descriptors until all below next are in use, and none above.
 func fillDescriptors() (next uint64, unfill func()) {
+	highest := 0
+	for fd := range 1024 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			highest = fd
+		}
+	}
 	var filling []int
-	for next < uint64(proctest.OpenDescriptors()) {
+	for next <= uint64(highest) {
 		fd := proctest.Must(unix.Dup(0))
 		filling = append(filling, fd)
 		next = uint64(fd) + 1

@@ -141,7 +141,7 @@ func (s *Service) did(h hook) {
 // Prepare has cmd start a process of the service in a role. env adds to its
 // environment, and to that of the generations after it.
 func (s *Service) Prepare(cmd *exec.Cmd, role string, env ...string) {
-	cmd.Args = os.Args[:1]
+	cmd.Args = []string{os.Args[0]}
 	cmd.Env = append(append(os.Environ(), Environment(role)), env...)
 	cmd.Stdout = s.Output
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package tableflip
+package pidfile
 
 import (
 	"errors"
@@ -49,104 +49,104 @@ func wantMode(t *testing.T, path string, want fs.FileMode) {
 	}
 }
 
-func TestPIDFileSteps(t *testing.T) {
+func TestFileSteps(t *testing.T) {
 	dir := t.TempDir()
 	own := string(ownPID())
-	f := &pidFile{path: filepath.Join(dir, "pid")}
+	f := &File{path: filepath.Join(dir, "pid")}
 	proctest.OK(t, os.WriteFile(f.path, []byte("1"), 0o600))
 
-	proctest.OK(t, f.prepare())
+	proctest.OK(t, f.Prepare())
 	wantFiles(t, dir, map[string]string{"pid": "1", "pid.tmp": own})
-	f.abandon()
+	f.Abandon()
 	wantFiles(t, dir, map[string]string{"pid": "1"})
-	f.abandon() // nothing is left to do
+	f.Abandon() // nothing is left to do
 
-	proctest.OK(t, f.prepare())
-	proctest.OK(t, f.prepare()) // after a first attempt
-	proctest.OK(t, f.commit())
+	proctest.OK(t, f.Prepare())
+	proctest.OK(t, f.Prepare()) // after a first attempt
+	proctest.OK(t, f.Commit())
 	wantFiles(t, dir, map[string]string{"pid": own})
-	if err := f.commit(); !errors.Is(err, fs.ErrNotExist) {
+	if err := f.Commit(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a commit of nothing: got %v", err)
 	}
 	wantFiles(t, dir, map[string]string{"pid": own})
 
-	proctest.OK(t, f.remove())
-	proctest.OK(t, f.remove())
+	proctest.OK(t, f.Remove())
+	proctest.OK(t, f.Remove())
 	wantFiles(t, dir, nil)
 }
 
-func TestPIDFileRemove(t *testing.T) {
+func TestFileRemove(t *testing.T) {
 	dir := t.TempDir()
-	f := &pidFile{path: filepath.Join(dir, "pid")}
-	proctest.OK(t, f.write())
+	f := &File{path: filepath.Join(dir, "pid")}
+	proctest.OK(t, f.Write())
 	proctest.OK(t, os.WriteFile(f.path, []byte("1"), 0o600)) // the next generation
-	proctest.OK(t, f.remove())
+	proctest.OK(t, f.Remove())
 	wantFiles(t, dir, map[string]string{"pid": "1"})
 }
 
 // A process that was never in charge has no business with the file.
-func TestPIDFileUnprepared(t *testing.T) {
+func TestFileUnprepared(t *testing.T) {
 	dir := t.TempDir()
-	f := &pidFile{path: filepath.Join(dir, "pid")}
+	f := &File{path: filepath.Join(dir, "pid")}
 	files := map[string]string{"pid": string(ownPID()), "pid.tmp": "1"}
 	for name, content := range files {
 		proctest.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 	}
-	f.abandon()
-	proctest.OK(t, f.remove())
-	proctest.OK(t, f.restore(nil))
+	f.Abandon()
+	proctest.OK(t, f.Remove())
+	proctest.OK(t, f.Restore(nil))
 	wantFiles(t, dir, files)
 }
 
-func TestPIDFileNone(t *testing.T) {
-	f := &pidFile{}
-	proctest.OK(t, f.prepare())
-	proctest.OK(t, f.commit())
-	before, err := f.read()
+func TestFileNone(t *testing.T) {
+	f := &File{}
+	proctest.OK(t, f.Prepare())
+	proctest.OK(t, f.Commit())
+	before, err := f.Read()
 	proctest.OK(t, err)
-	proctest.OK(t, f.restore(before))
-	f.abandon()
-	proctest.OK(t, f.remove())
+	proctest.OK(t, f.Restore(before))
+	f.Abandon()
+	proctest.OK(t, f.Remove())
 }
 
-func TestPIDFileRestore(t *testing.T) {
+func TestFileRestore(t *testing.T) {
 	own := string(ownPID())
 	for _, test := range []struct {
 		name string
-		fail func(t *testing.T, child *pidFile) // what a child did before it was killed
+		fail func(t *testing.T, child *File) // what a child did before it was killed
 	}{
-		{"nothing", func(*testing.T, *pidFile) {}},
-		{"prepared", func(t *testing.T, child *pidFile) { proctest.OK(t, child.writeTemporary([]byte("1"), 0)) }},
-		{"committed", func(t *testing.T, child *pidFile) {
+		{"nothing", func(*testing.T, *File) {}},
+		{"prepared", func(t *testing.T, child *File) { proctest.OK(t, child.writeTemporary([]byte("1"), 0)) }},
+		{"committed", func(t *testing.T, child *File) {
 			proctest.OK(t, child.writeTemporary([]byte("1"), 0))
-			proctest.OK(t, child.commit())
+			proctest.OK(t, child.Commit())
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
-			f := &pidFile{path: filepath.Join(dir, "pid")}
-			proctest.OK(t, f.write())
+			f := &File{path: filepath.Join(dir, "pid")}
+			proctest.OK(t, f.Write())
 			proctest.OK(t, os.Chmod(f.path, 0o660)) // by its operator
 			for range 2 {
-				before, err := f.read()
+				before, err := f.Read()
 				proctest.OK(t, err)
-				test.fail(t, &pidFile{f.path, f.target})
-				proctest.OK(t, f.restore(before))
+				test.fail(t, &File{f.path, f.target})
+				proctest.OK(t, f.Restore(before))
 				wantFiles(t, dir, map[string]string{"pid": own})
 				wantMode(t, f.path, 0o660)
 			}
 
-			proctest.OK(t, f.remove())
-			before, err := f.read()
+			proctest.OK(t, f.Remove())
+			before, err := f.Read()
 			proctest.OK(t, err)
-			test.fail(t, &pidFile{f.path, f.target})
-			proctest.OK(t, f.restore(before))
+			test.fail(t, &File{f.path, f.target})
+			proctest.OK(t, f.Restore(before))
 			wantFiles(t, dir, nil)
 		})
 	}
 }
 
-func TestPIDFileLink(t *testing.T) {
+func TestFileLink(t *testing.T) {
 	for _, test := range []struct{ name, link string }{
 		{"relative", "run/real"},
 		{"of a link", "another"},
@@ -157,16 +157,16 @@ func TestPIDFileLink(t *testing.T) {
 			run := filepath.Join(dir, "run")
 			proctest.OK(t, os.MkdirAll(run, 0o700))
 			proctest.OK(t, os.Symlink(filepath.Join(run, "real"), filepath.Join(dir, "another")))
-			f := &pidFile{path: filepath.Join(dir, "pid")}
+			f := &File{path: filepath.Join(dir, "pid")}
 			proctest.OK(t, os.Symlink(test.link, f.path))
 
 			for range 2 { // at first there is nothing behind the link
-				proctest.OK(t, f.write())
+				proctest.OK(t, f.Write())
 				wantFiles(t, run, map[string]string{"real": string(ownPID())})
 				wantFiles(t, dir, nil)
 				wantMode(t, f.path, fs.ModeSymlink|0o777)
 			}
-			proctest.OK(t, f.remove())
+			proctest.OK(t, f.Remove())
 			wantFiles(t, run, nil)
 			wantMode(t, f.path, fs.ModeSymlink|0o777)
 		})
@@ -175,33 +175,33 @@ func TestPIDFileLink(t *testing.T) {
 
 // The link of a deployment leads elsewhere by the time that the next generation has
 // its own file there.
-func TestPIDFileMovedLink(t *testing.T) {
+func TestFileMovedLink(t *testing.T) {
 	dir := t.TempDir()
 	for _, release := range []string{"1", "2"} {
 		proctest.OK(t, os.Mkdir(filepath.Join(dir, release), 0o700))
 	}
 	current := filepath.Join(dir, "current")
 	proctest.OK(t, os.Symlink("1", current))
-	f := &pidFile{path: filepath.Join(current, "pid")}
-	proctest.OK(t, f.write())
+	f := &File{path: filepath.Join(current, "pid")}
+	proctest.OK(t, f.Write())
 	proctest.OK(t, os.Remove(current))
 	proctest.OK(t, os.Symlink("2", current))
 	proctest.OK(t, os.WriteFile(f.path, []byte("1"), 0o600)) // by the next generation
 
-	proctest.OK(t, f.remove())
+	proctest.OK(t, f.Remove())
 	wantFiles(t, filepath.Join(dir, "1"), nil)
 	wantFiles(t, filepath.Join(dir, "2"), map[string]string{"pid": "1"})
 }
 
-func TestPIDFileLinkLoop(t *testing.T) {
-	f := &pidFile{path: filepath.Join(t.TempDir(), "pid")}
+func TestFileLinkLoop(t *testing.T) {
+	f := &File{path: filepath.Join(t.TempDir(), "pid")}
 	proctest.OK(t, os.Symlink("pid", f.path))
-	proctest.WantError(t, "prepare", f.prepare(), syscall.ELOOP)
+	proctest.WantError(t, "prepare", f.Prepare(), syscall.ELOOP)
 }
 
-func TestPIDFileNoDirectory(t *testing.T) {
-	f := &pidFile{path: filepath.Join(t.TempDir(), "missing", "pid")}
-	err := f.prepare()
+func TestFileNoDirectory(t *testing.T) {
+	f := &File{path: filepath.Join(t.TempDir(), "missing", "pid")}
+	err := f.Prepare()
 	proctest.WantError(t, "prepare", err, fs.ErrNotExist)
 	if !strings.Contains(err.Error(), "create its directory") {
 		t.Errorf("got %v, without advice", err)

@@ -1,4 +1,4 @@
-package tableflip
+package pidfile
 
 import (
 	"os"
@@ -13,10 +13,10 @@ import (
 )
 
 // A container's PID file may be mounted on a file of the host.
-func TestPIDFileMounted(t *testing.T) {
+func TestFileMounted(t *testing.T) {
 	dir := t.TempDir()
 	host := filepath.Join(dir, "host")
-	f := &pidFile{path: filepath.Join(dir, "pid")}
+	f := &File{path: filepath.Join(dir, "pid")}
 	for _, path := range []string{host, f.path} {
 		proctest.OK(t, os.WriteFile(path, []byte("1"), 0o600))
 	}
@@ -25,7 +25,7 @@ func TestPIDFileMounted(t *testing.T) {
 	}
 	t.Cleanup(func() { proctest.OK(t, unix.Unmount(f.path, unix.MNT_DETACH)) })
 
-	err := f.write()
+	err := f.Write()
 	proctest.WantError(t, "write", err, syscall.EBUSY)
 	if !strings.Contains(err.Error(), "mount its directory instead") {
 		t.Errorf("got %v, without advice", err)
