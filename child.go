@@ -64,12 +64,12 @@ type child struct {
 // descriptors from 5 on, and tells it until when it is waited for. The caller keeps
 // files.
 func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
-	readyRead, readyWrite, err := os.Pipe()
+	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer readyWrite.Close()
-	verdictRead, verdictWrite, err := os.Pipe()
+	verdictRead, verdictWrite, err := descriptor.Pipe()
 	if err != nil {
 		readyRead.Close()
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -188,7 +188,8 @@ func (c *child) awaitReady(ctx context.Context) error {
 			err = c.waitExit(ctx)
 		}
 		if err != nil && !c.here {
-			err = fmt.Errorf("%w; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep", err)
+			err = fmt.Errorf("%w%s", err, cmp.Or(c.process.Hint(),
+				"; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep"))
 		}
 		if err != nil {
 			return err
@@ -307,7 +308,11 @@ func (c *child) waitExit(ctx context.Context) error {
 
 func (c *child) exitError() error {
 	err := cmp.Or(c.process.Err(), errors.New("exit status 0"))
-	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, c.process.Hint())
+	hint := "" // awaitReady adds it for a child that said nothing
+	if c.here {
+		hint = c.process.Hint()
+	}
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, hint)
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort

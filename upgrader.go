@@ -56,8 +56,11 @@ type Options struct {
 	// PIDFile, if not empty, is the path of a file that holds the PID of the
 	// process in charge. Ready writes it, with mode 0644 less the umask. It
 	// replaces the file at once, by renaming a temporary file in its directory, which
-	// must be writable. A failed upgrade restores the file, and Stop removes it. A
-	// relative path is relative to the directory that the process started in.
+	// must be writable. A symbolic link is kept: what it leads to is replaced. A file
+	// that is a mount of its own cannot be replaced, which is an error of Ready. A
+	// failed upgrade restores the file with its mode, and Stop removes it, as does an
+	// upgrade to a version that has another PIDFile. A relative path is relative to
+	// the directory that the process started in.
 	PIDFile string
 
 	// ListenConfig creates the sockets of Listen and ListenPacket. If nil, the zero
@@ -68,15 +71,20 @@ type Options struct {
 	ListenConfig *net.ListenConfig
 
 	// Command, if not nil, is called by every Upgrade to change how the new
-	// process is started. The command is complete when it is called: this
-	// process's arguments, environment and standard streams, the binary that
-	// os.Args[0] names now, and the directory that this process started in.
+	// process is started. The command is complete when it is called: the arguments
+	// that this process was started with, its environment, descriptors 0 to 2 (the
+	// null device for one that is closed, or closed on exec), the binary that argv[0]
+	// named at the start, and the directory that this process started in, by the name
+	// in PWD or, without that, by the part of an absolute argv[0] that names it.
+	// Changes of os.Args, os.Stdin, os.Stdout and os.Stderr have no effect.
 	//
 	// Command may change anything but ExtraFiles. It may have a wrapper execute the
 	// service, or start it in the background and exit, if the wrapper keeps
 	// descriptors from 3 on, and environment variables, intact. A wrapper that
 	// stays keeps the sockets open. Output must go to files, because this process
-	// will not be there to copy it.
+	// will not be there to copy it. A parent-death signal, a PID namespace of its own,
+	// tracing and exec.CommandContext are refused, because the new process could not
+	// outlive this one, or could not be found.
 	//
 	// The time that Command takes does not count against UpgradeTimeout. Command must
 	// not wait for Stop, which waits for the upgrade.
