@@ -33,20 +33,23 @@ var (
 	// listeners to another process: Windows, Plan 9, JavaScript and WASI.
 	ErrNotSupported = fmt.Errorf("tableflip: platform does not support graceful restart: %w", errors.ErrUnsupported)
 
+	// The texts of the five that follow are those of cloudflare/tableflip, whose
+	// users compare them.
+
 	// ErrNotReady is returned by Upgrade before Ready.
-	ErrNotReady = errors.New("tableflip: process is not ready yet")
+	ErrNotReady = errors.New("process is not ready yet")
 
 	// ErrUpgradeInProgress is returned by Upgrade during another one.
-	ErrUpgradeInProgress = errors.New("tableflip: upgrade in progress")
+	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade while the previous process drains.
-	ErrParentRunning = errors.New("tableflip: parent hasn't exited")
+	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned once the process has been replaced.
-	ErrUpgraded = errors.New("tableflip: already upgraded")
+	ErrUpgraded = errors.New("already upgraded")
 
 	// ErrStopped is returned after Stop.
-	ErrStopped = errors.New("tableflip: terminating")
+	ErrStopped = errors.New("terminating")
 )
 
 // Options are the options of New. The zero value is usable.
@@ -120,8 +123,8 @@ type Upgrader struct {
 	upgradeTimeout time.Duration
 	pidFile        pidFile
 	command        func(*exec.Cmd)
-	logger         *slog.Logger
-	parent         *parent // nil in the first generation
+	logger         *slog.Logger // nil for none
+	parent         *parent      // nil in the first generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 
@@ -148,9 +151,9 @@ type attempt struct {
 	returned chan struct{} // closed when Upgrade returns
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool // the manager asked for another reload meanwhile
-	answered    bool // the manager was told how it went
-	undecided   bool // Upgrade has returned, and the child may still take charge
+	reloadAgain bool   // the manager asked for another reload meanwhile
+	answered    bool   // the manager was told how it went
+	undecided   *child // Upgrade has returned, and this child may still take charge
 }
 
 // New creates the Upgrader of this process. It takes over what a parent passes
@@ -198,7 +201,7 @@ func New(opts Options) (*Upgrader, error) {
 		exit:           make(chan struct{}),
 	}
 	if parent != nil {
-		parent.listen(u.answerReload)
+		parent.listen(func() { go u.answerReload() })
 	}
 	return u, nil
 }
@@ -215,8 +218,8 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	}
 	if inherited != nil {
 		// An earlier Upgrader of this process had what there was.
-		if inherited.isAbandoned() {
-			return nil, nil, errAbandoned
+		if err := inherited.abandonment(); err != nil {
+			return nil, nil, err
 		}
 		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
 		return r, inherited, err
@@ -351,8 +354,8 @@ func (u *Upgrader) Ready() error {
 // askParent asks to be put in charge, and returns nil once the parent has done so, or
 // has died.
 func (u *Upgrader) askParent() error {
-	if u.parent.isAbandoned() {
-		return errAbandoned
+	if err := u.parent.abandonment(); err != nil {
+		return err
 	}
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
 		return u.parent.refusal
@@ -487,7 +490,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = true
+		a.undecided = c
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -576,7 +579,7 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 		return deadline
 	}
 	timer := time.AfterFunc(timeout, func() {
-		a.cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
+		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
 	context.AfterFunc(a.ctx, func() { timer.Stop() })
 	return time.Now().Add(timeout)
@@ -611,6 +614,9 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
 	if err := c.awaitReady(a.ctx); err != nil {
+		if a.err() != nil {
+			err = c.named(err)
+		}
 		return err
 	}
 	mainPID, err := u.notifier.PrepareMainPID()
@@ -620,7 +626,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 	defer mainPID.Close()
 	// From here on neither the caller nor the timeout can end the attempt.
 	if err := a.err(); err != nil {
-		return err
+		return c.named(err)
 	}
 	if err := c.commit(a.stopCtx); err != nil {
 		return err
@@ -662,7 +668,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.cancel(nil)
 	u.mu.Lock()
-	stays := u.state == upgrading && !a.undecided
+	stays := u.state == upgrading && a.undecided == nil
 	u.mu.Unlock()
 	if stays {
 		if err == nil {
@@ -749,6 +755,9 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	if u.state == upgrading {
+		u.attempt.undecided.forget()
+	}
 	u.state = stopped
 	u.mu.Unlock()
 

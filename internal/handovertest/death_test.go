@@ -57,7 +57,7 @@ var mishaps = map[string]mishap{
 	},
 	"say nonsense":        say("ready!\n"),
 	"say an empty line":   say("\n"),
-	"say a negative PID":  say("here -1\n"),
+	"say here twice":      say("here 1\n"),
 	"say no end of zeros": say(strings.Repeat("0", 5000)),
 	"say half a word and hang up": func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		proctest.Must(syscall.Write(3, []byte("re")))
@@ -117,7 +117,7 @@ func TestChildFails(t *testing.T) {
 		{name: "closes its ready pipe", mishap: "hang up", lingers: true, text: "gave up"},
 		{name: "says nonsense", mishap: "say nonsense", lingers: true, timeout: 2 * time.Second, cause: late},
 		{name: "says an empty line", mishap: "say an empty line", lingers: true, timeout: 2 * time.Second, cause: late},
-		{name: "says a negative PID", mishap: "say a negative PID", lingers: true, text: `"-1"`},
+		{name: "says twice that it is here", mishap: "say here twice", lingers: true, text: "twice"},
 		{name: "says no end of zeros", mishap: "say no end of zeros", lingers: true, text: "no end"},
 		{name: "says half a word", mishap: "say half a word and hang up", lingers: true, text: "gave up"},
 		{name: "hangs", mishap: "hang", lingers: true, timeout: 2 * time.Second, cause: late},
