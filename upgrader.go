@@ -15,6 +15,7 @@ import (
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
+	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/registry"
@@ -123,8 +124,9 @@ type Upgrader struct {
 	upgradeTimeout time.Duration
 	pidFile        pidFile
 	command        func(*exec.Cmd)
-	logger         *slog.Logger // nil for none
-	parent         *parent      // nil in the first generation
+	logger         *slog.Logger    // nil for none
+	logs           *logqueue.Queue // of logger, held by methods for which its handler could wait
+	parent         *parent         // nil in the first generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 
@@ -176,6 +178,8 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
+	logs := new(logqueue.Queue)
+	opts.Logger = logs.Logger(opts.Logger)
 	env := systemd.FindEnv()
 	notifier := env.Notifier(opts.Logger)
 	registry, parent, err := takeOver(opts, notifier)
@@ -193,6 +197,7 @@ func New(opts Options) (*Upgrader, error) {
 		pidFile:        pidFile(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
+		logs:           logs,
 		parent:         parent,
 		managerEnv:     env,
 		notifier:       notifier,
@@ -311,6 +316,7 @@ func (u *Upgrader) Exit() <-chan struct{} {
 // as soon as Stop is called. If it could not write the PID file, it can be tried
 // again.
 func (u *Upgrader) Ready() error {
+	defer u.logs.Hold()()
 	u.readyMu.Lock()
 	defer u.readyMu.Unlock()
 
@@ -469,6 +475,7 @@ func (u *Upgrader) Upgrade() error {
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+	defer u.logs.Hold()()
 	a, err := u.beginUpgrade(ctx)
 	if err != nil {
 		return err
@@ -740,6 +747,7 @@ func (u *Upgrader) restorePIDFile(before []byte) {
 // in Ready, to learn the parent's verdict, for a second at the most, or until the
 // service manager has been told.
 func (u *Upgrader) Stop() {
+	defer u.logs.Hold()()
 	if !u.beginStop() {
 		<-u.ended
 		return
