@@ -292,52 +292,6 @@ func TestFirstKilled(t *testing.T) {
 	c.wantStop(again)
 }
 
-// TestParentSuspended checks that a child waits for a parent that sleeps
-// between ready and the verdict.
-func TestParentSuspended(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		step        step.Step
-		childServes bool
-	}{
-		{step.ReadyReceived, false},
-		{step.BeforeCommit, false},
-		{step.AfterCommit, true},
-	}
-	for _, test := range tests {
-		t.Run(test.step.String(), func(t *testing.T) {
-			t.Parallel()
-			c := newChain(t)
-			parent, _ := c.start(c.PauseAt(test.step))
-			parent.AwaitStep(alone)
-			parent.Order("upgrade")
-			child := c.Next()
-			parent.AwaitStep(test.step)
-			proctest.Suspend(t, parent.PID)
-			requests := c.send()
-			if test.childServes {
-				c.wantAnswers(requests, child.PID)
-				c.wantPIDFile(child.PID) // systemd reads it as soon as the parent exits
-				proctest.Continue(t, parent.PID)
-			} else {
-				c.wantPIDFile(parent.PID)
-				proctest.Continue(t, parent.PID)
-				c.wantAnswers(requests, parent.PID)
-			}
-			parent.Resume()
-
-			if n := parent.Await("upgraded"); n.Text != "" {
-				t.Errorf("Upgrade returned %q", n.Text)
-			}
-			child.AwaitStep(alone)
-			c.wantCharge(child.PID)
-			next := c.upgrade(child)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
-		})
-	}
-}
-
 // TestReadyFullDisk checks that a Ready that could not write the PID file
 // leaves no other file, and can be tried again.
 func TestReadyFullDisk(t *testing.T) {
