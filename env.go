@@ -37,8 +37,8 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	}
 	if inherited != nil {
 		// An earlier Upgrader of this process had what there was.
-		if inherited.isAbandoned() {
-			return nil, nil, errAbandoned
+		if err := inherited.abandonment(); err != nil {
+			return nil, nil, err
 		}
 		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
 		return r, inherited, err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
@@ -31,20 +32,23 @@ var (
 	// listeners to another process: Windows, Plan 9, JavaScript and WASI.
 	ErrNotSupported = fmt.Errorf("tableflip: platform does not support graceful restart: %w", errors.ErrUnsupported)
 
+	// The texts of the five that follow are those of cloudflare/tableflip, whose
+	// users compare them.
+
 	// ErrNotReady is returned by Upgrade before Ready.
-	ErrNotReady = errors.New("tableflip: process is not ready yet")
+	ErrNotReady = errors.New("process is not ready yet")
 
 	// ErrUpgradeInProgress is returned by Upgrade during another one.
-	ErrUpgradeInProgress = errors.New("tableflip: upgrade in progress")
+	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade while the previous process drains.
-	ErrParentRunning = errors.New("tableflip: parent hasn't exited")
+	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned once the process has been replaced.
-	ErrUpgraded = errors.New("tableflip: already upgraded")
+	ErrUpgraded = errors.New("already upgraded")
 
 	// ErrStopped is returned after Stop.
-	ErrStopped = errors.New("tableflip: terminating")
+	ErrStopped = errors.New("terminating")
 )
 
 // Options are the options of New. The zero value is usable.
@@ -99,8 +103,8 @@ type Options struct {
 
 	// Logger, if not nil, receives warnings: inherited descriptors that nobody
 	// claimed, errors of cleaning up, a new process that dies before the old one, and
-	// messages that the service manager did not take. It is called without any lock
-	// held.
+	// messages that the service manager did not take. It may call the Upgrader: what a
+	// method has to log, it logs when it returns.
 	Logger *slog.Logger
 }
 
@@ -127,8 +131,9 @@ type Upgrader struct {
 	upgradeTimeout time.Duration
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
-	logger         *slog.Logger
-	parent         *parent // nil in the first generation
+	logger         *slog.Logger    // nil for none
+	logs           *logqueue.Queue // of logger, held by methods for which its handler could wait
+	parent         *parent         // nil in the first generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
@@ -157,9 +162,9 @@ type attempt struct {
 	returned chan struct{} // closed when Upgrade returns
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool // the manager asked for another reload meanwhile
-	answered    bool // the manager was told how it went
-	undecided   bool // Upgrade has returned, and the child may still take charge
+	reloadAgain bool   // the manager asked for another reload meanwhile
+	answered    bool   // the manager was told how it went
+	undecided   *child // Upgrade has returned, and this child may still take charge
 }
 
 // New returns the [Upgrader] for this process. It inherits descriptors from the parent
@@ -187,6 +192,8 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
+	logs := new(logqueue.Queue)
+	opts.Logger = logs.Logger(opts.Logger)
 	env := systemd.FindEnv()
 	notifier := env.Notifier(opts.Logger)
 	registry, parent, err := takeOver(opts, notifier)
@@ -204,6 +211,7 @@ func New(opts Options) (*Upgrader, error) {
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
+		logs:           logs,
 		parent:         parent,
 		managerEnv:     env,
 		notifier:       notifier,
@@ -214,7 +222,7 @@ func New(opts Options) (*Upgrader, error) {
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(u.answerReload)
+		parent.listen(func() { go u.answerReload() })
 	}
 	return u, nil
 }
@@ -271,6 +279,7 @@ func (u *Upgrader) checkSupervision() error {
 // Stop, and as soon as Stop is called. If it could not write the PID file before it
 // asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
+	defer u.logs.Hold()()
 	u.readyMu.Lock()
 	defer u.readyMu.Unlock()
 
@@ -314,8 +323,8 @@ func (u *Upgrader) Ready() error {
 // askParent asks to be put in charge, and returns nil once the parent has done so, or
 // has died.
 func (u *Upgrader) askParent() error {
-	if u.parent.isAbandoned() {
-		return errAbandoned
+	if err := u.parent.abandonment(); err != nil {
+		return err
 	}
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
 		return u.parent.refusal
@@ -436,6 +445,7 @@ func (u *Upgrader) Upgrade() error {
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+	defer u.logs.Hold()()
 	a, err := u.beginUpgrade(ctx)
 	if err != nil {
 		return err
@@ -457,7 +467,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = true
+		a.undecided = c
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -548,7 +558,7 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 		return deadline
 	}
 	timer := time.AfterFunc(timeout, func() {
-		a.cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
+		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
 	context.AfterFunc(a.ctx, func() { timer.Stop() })
 	return time.Now().Add(timeout)
@@ -597,6 +607,9 @@ func (u *Upgrader) warnOf(cmd *exec.Cmd) {
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
 	if err := c.awaitReady(a.ctx); err != nil {
+		if a.err() != nil {
+			err = c.named(err)
+		}
 		return err
 	}
 	mainPID, err := u.notifier.PrepareMainPID()
@@ -606,7 +619,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 	defer mainPID.Close()
 	// From here on neither the caller nor the timeout can end the attempt.
 	if err := a.err(); err != nil {
-		return err
+		return c.named(err)
 	}
 	if err := c.commit(a.stopCtx); err != nil {
 		return err
@@ -653,7 +666,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.cancel(nil)
 	u.mu.Lock()
-	stays := u.state == upgrading && !a.undecided
+	stays := u.state == upgrading && a.undecided == nil
 	u.mu.Unlock()
 	if stays {
 		if err == nil {
@@ -724,6 +737,7 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // takes to kill a new process that is starting, at most a second, or until the service
 // manager knows the process that has just taken charge, at most six.
 func (u *Upgrader) Stop() {
+	defer u.logs.Hold()()
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -739,6 +753,9 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	if u.state == upgrading {
+		u.attempt.undecided.forget()
+	}
 	u.state = stopped
 	u.mu.Unlock()
 

@@ -127,9 +127,11 @@ func (w *Wire) Hang() {
 }
 
 func (w *Wire) reached(s step.Step) {
+	if s == w.pause {
+		w.Report(paused, s) // first, because a test may suspend a process that has come to s
+	}
 	w.send(Message{Event: stepEvent(s)})
 	if s == w.pause {
-		w.Report(paused, s)
 		<-w.resume
 	}
 }
