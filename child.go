@@ -179,15 +179,17 @@ func (c *child) next(ctx context.Context) ([]string, error) {
 
 // awaitReady returns once the child serves. An error is final: the child has
 // died, given up, or is late.
-func (c *child) awaitReady(ctx context.Context) error {
-	ctx, stop := c.watch(ctx)
+func (c *child) awaitReady(attempt context.Context) error {
+	ctx, stop := c.watch(attempt)
 	defer stop()
 	for {
 		words, err := c.next(ctx)
 		if errors.Is(err, io.EOF) {
 			err = c.waitExit(ctx)
 		}
-		if err != nil && !c.here {
+		// Whoever has called the upgrade off needs no explanation.
+		calledOff := attempt.Err() != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded)
+		if err != nil && !c.here && !calledOff {
 			err = fmt.Errorf("%w; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep", err)
 		}
 		if err != nil {
