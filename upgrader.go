@@ -14,7 +14,6 @@ import (
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/logqueue"
-	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
@@ -244,20 +243,6 @@ func (u *Upgrader) Exit() <-chan struct{} {
 // starts the service again only when no process of it is left.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
-}
-
-// checkSupervision returns an error if it is certain that whoever has started the
-// service would end it with this process, because it can't learn of another.
-func (u *Upgrader) checkSupervision() error {
-	switch {
-	case os.Getpid() == 1:
-		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
-			"have tableflip-supervise start the service")
-	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
-		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
-			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
-	}
-	return nil
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -562,45 +547,6 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 	})
 	context.AfterFunc(a.ctx, func() { timer.Stop() })
 	return time.Now().Add(timeout)
-}
-
-// startChild starts the new process.
-func (u *Upgrader) startChild(a *attempt) (*child, error) {
-	cmd, err := newCommand(u.command)
-	if err != nil {
-		return nil, err
-	}
-	u.warnOf(cmd)
-	// Whoever has cancelled the upgrade meanwhile may not want it started.
-	if err := a.err(); err != nil {
-		return nil, err
-	}
-	until := a.limit(u.upgradeTimeout)
-
-	entries, files, release, err := u.registry.FreezeForChild()
-	if err != nil {
-		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
-	}
-	defer release()
-	if self, err := process.Open(os.Getpid()); err == nil {
-		defer self.Close()
-		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		files = append(files, self.File())
-	}
-	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
-}
-
-// warnOf logs what may make an upgrade useless.
-func (u *Upgrader) warnOf(cmd *exec.Cmd) {
-	if u.logger == nil {
-		return
-	}
-	if process.IsStaleMount(cmd.Path) {
-		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
-	}
-	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
-		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
-	}
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
