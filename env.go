@@ -164,10 +164,16 @@ func isAwaited(t *nametable.Table) bool {
 	if process.Parent(t.PID) == os.Getppid() {
 		return true
 	}
+	return isAncestor(t.PID)
+}
+
+// isAncestor reports whether a process is known to be this one, or to have started it
+// or one of its ancestors.
+func isAncestor(ancestor int) bool {
 	for pid := os.Getpid(); pid > 1; pid = process.Parent(pid) {
-		if pid == t.PID {
+		if pid == ancestor {
 			return true
 		}
 	}
-	return false
+	return ancestor == 1
 }

@@ -563,6 +563,10 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
 	}
 	defer mainPID.Close()
+	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
+		return fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
+			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
+	}
 	// From here on neither the caller nor the timeout can end the attempt.
 	if err := a.err(); err != nil {
 		return c.named(err)
