@@ -33,4 +33,8 @@ func IsClosed(error) bool { return false }
 
 func IsAddrInUse(error) bool { return false }
 
-func IsRefused(error) bool { return false }
+func IsDead(string) bool { return false }
+
+func IdentifyFile(string, bool) (string, bool, error) { return "", false, errors.ErrUnsupported }
+
+func ListenAgain(uintptr) error { return errors.ErrUnsupported }

@@ -84,9 +84,9 @@ func TestTableRoundTrip(t *testing.T) {
 		{"nothing passed on", nil},
 		{"one descriptor without a name", []Entry{{}}},
 		{"several without a name", make([]Entry, 3)},
-		{"all fields", []Entry{{Name{Listener, "unix", ""}, "@00001", "/run/a.sock", "a.socket"}}},
+		{"all fields", []Entry{{Name{Listener, "unix", ""}, "@00001", "/run/a.sock", "1:2", "a.socket"}}},
 		{"some fields", []Entry{{Name: Name{File, "log", ""}}, {Path: "/only"}, {Name: Name{Addr: "only"}}}},
-		{"every byte", []Entry{{Name{string(every), string(every), string(every)}, string(every), string(every), string(every)}}},
+		{"every byte", []Entry{{Name{string(every), string(every), string(every)}, string(every), string(every), string(every), string(every)}}},
 		{"separators", []Entry{{Name: Name{";", ",", "%"}}, {Name: Name{" ", "=", "+"}}, {Name: Name{",,,,,", ";;;", "\n"}}}},
 		{"not UTF-8", []Entry{{Name: Name{File, "\xff\xfe\x80", "\xc3"}}}},
 		{"many", manyEntries(5000, 10)},
@@ -140,7 +140,7 @@ func TestTableGarbled(t *testing.T) {
 		{"missing part", map[string]string{header: "1 1:2 3:4 1 1"}, part + ", one of 1 parts, is missing"},
 		{"missing second part", map[string]string{header: "1 1:2 3:4 1 2", part: "fd,a"}, "_1, one of 2 parts, is missing"},
 		{"huge number of parts", map[string]string{header: "1 1:2 3:4 1 2147483647", part: "fd,a"}, "is missing"},
-		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f,g"}, "more than 6 fields"},
+		{"too many fields", map[string]string{header: "1 1:2 3:4 1 1", part: "a,b,c,d,e,f,g,h"}, "more than 7 fields"},
 		{"broken escape", map[string]string{header: "1 1:2 3:4 2 1", part: "fd,a;fd,%zz"}, "descriptor 1"},
 		{"cut escape", map[string]string{header: "1 1:2 3:4 1 1", part: "fd,%4"}, "descriptor 0"},
 	} {
@@ -191,7 +191,7 @@ func allocatedBytes() uint64 {
 
 // FuzzDecode shows that no environment makes a process panic or fill its memory.
 func FuzzDecode(f *testing.F) {
-	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyEntries(100, 3)} {
+	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "1:2", "y"}, {}}, manyEntries(100, 3)} {
 		env := environment(f, tableOf(entries...).Encode())
 		f.Add(env[Variable], env[Variable+"_0"], "")
 	}
@@ -218,20 +218,20 @@ func FuzzDecode(f *testing.F) {
 
 // FuzzRoundTrip shows that names are arbitrary bytes.
 func FuzzRoundTrip(f *testing.F) {
-	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "")
-	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "")
-	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "")
-	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b")
-	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "")
-	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fdName string) {
+	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "", "")
+	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "", "")
+	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "", "")
+	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b", "")
+	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "", "")
+	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fileID, fdName string) {
 		before := Table{Ready: PipeID{device, inode}, Verdict: PipeID{inode, device}}
 		for i := range count % 100 {
 			// Rotated, so that each field is empty in some descriptors.
-			fields := []string{kind, network, addr, given, path, fdName}
+			fields := []string{kind, network, addr, given, path, fileID, fdName}
 			at := int(i) % len(fields)
 			fields = append(fields[at:], fields[:at]...)
 			before.Entries = append(before.Entries,
-				&Entry{Name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5]})
+				&Entry{Name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5], fields[6]})
 		}
 		checkRoundTrip(t, before)
 	})
