@@ -61,10 +61,9 @@ type child struct {
 	announced *process.Handle // of pid, if it is another process than the one that was started
 }
 
-// startChild starts cmd, as a child of this process or of systemd, with files as its
-// descriptors from 5 on, and tells it until when it is waited for. The caller keeps
-// files.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
+// startChild starts cmd, as a child of this process or of systemd, with fds as its
+// descriptors from 5 on, and tells it until when it is waited for. The caller keeps fds.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, fds []uintptr, until time.Time) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -96,8 +95,8 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 			return inherit.IsVariable(name)
 		})
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
-		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = process.Start(ctx, cmd, env.IsParent())
+		fds = append([]uintptr{readyWrite.Fd(), verdictRead.Fd()}, fds...)
+		c.process, err = process.Start(ctx, cmd, fds, env.IsParent())
 	}
 	if err != nil {
 		c.close()

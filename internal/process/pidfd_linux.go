@@ -45,8 +45,8 @@ func Inherited(fd uintptr) (*Handle, error) {
 	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
 }
 
-// File returns the file of h, which remains h's.
-func (h *Handle) File() *os.File { return h.file }
+// FD returns the descriptor of h, which remains h's.
+func (h *Handle) FD() uintptr { return h.file.Fd() }
 
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {

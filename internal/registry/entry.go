@@ -17,12 +17,10 @@ type entry struct {
 	*nametable.Entry
 	order int // in which entries were added
 
-	// The registry owns fd. It has no file before an upgrade needs one, because
-	// os.NewFile registers non-blocking descriptors with the network poller, and
-	// a socket that is registered twice wakes the process twice per event.
-	fd     uintptr
-	osFile *os.File // of fd, once it was passed on
-
+	// The registry owns fd, and makes no file of it: os.NewFile registers non-blocking
+	// descriptors with the network poller, and a socket that is registered twice wakes
+	// the process twice per event.
+	fd   uintptr
 	conn Conn // a claimed connection, which its caller owns; it has no fd
 
 	claimed   bool // or added by this process
@@ -121,27 +119,11 @@ func (e *entry) socket() (descriptor.Socket, error) {
 	return *e.bound, nil
 }
 
-// fileForChild returns e as a file. The caller closes it if it is borrowed.
-func (e *entry) fileForChild() (file *os.File, borrowed bool, err error) {
-	if e.conn != nil {
-		file, err = e.duplicate("")
-		return file, true, err
-	}
-	if e.osFile == nil {
-		e.osFile = os.NewFile(e.fd, "")
-	}
-	return e.osFile, false, nil
-}
-
 func (e *entry) close() error {
-	switch {
-	case e.conn != nil:
+	if e.conn != nil {
 		return nil
-	case e.osFile != nil:
-		return e.osFile.Close()
-	default:
-		return descriptor.Close(e.fd)
 	}
+	return descriptor.Close(e.fd)
 }
 
 // describe completes an entry that this process adds, and returns an error if no

@@ -317,10 +317,9 @@ func (r *Registry) removeNamed(n nametable.Name) error {
 }
 
 // FreezeForChild freezes the registry and returns what the next child gets. It blocks
-// while OpenStore does. The
-// caller must call release once the child has been started, or has failed to, and
-// then Unfreeze, HandOver or Stop.
-func (r *Registry) FreezeForChild() (entries []*nametable.Entry, files []*os.File, release func(), err error) {
+// while OpenStore does. The caller must call release once the child has been started, or
+// has failed to, and then Unfreeze, HandOver or Stop.
+func (r *Registry) FreezeForChild() (entries []*nametable.Entry, fds []uintptr, release func(), err error) {
 	// The parent has exited, but who waits for that may not have run yet. And the
 	// child must not think that there are copies where there are none.
 	r.OpenStore()
@@ -328,35 +327,37 @@ func (r *Registry) FreezeForChild() (entries []*nametable.Entry, files []*os.Fil
 	r.mu.Lock()
 	defer r.unlock()
 	entries = make([]*nametable.Entry, 0, len(r.index.entries))
-	files = make([]*os.File, 0, len(r.index.entries))
-	var borrowed []*os.File
+	fds = make([]uintptr, 0, len(r.index.entries))
+	var borrowed []uintptr
 	release = func() {
-		for _, file := range borrowed {
-			file.Close()
+		for _, fd := range borrowed {
+			_ = descriptor.Close(fd)
 		}
 	}
 	var closed []*entry
 	for _, e := range r.index.entries {
-		file, isBorrowed, err := e.fileForChild()
-		if e.conn != nil && descriptor.IsClosed(err) {
-			closed = append(closed, e)
-			continue
-		}
-		if err != nil {
-			release()
-			return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.Name, err)
-		}
-		if isBorrowed {
-			borrowed = append(borrowed, file)
+		fd := e.fd
+		if e.conn != nil {
+			// Its caller may close it at any time.
+			fd, err = descriptor.DuplicateOf(e.conn)
+			if descriptor.IsClosed(err) {
+				closed = append(closed, e)
+				continue
+			}
+			if err != nil {
+				release()
+				return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.Name, err)
+			}
+			borrowed = append(borrowed, fd)
 		}
 		entries = append(entries, e.forChild())
-		files = append(files, file)
+		fds = append(fds, fd)
 	}
 	for _, e := range closed {
 		r.index.delete(e)
 	}
 	r.frozen = make(chan struct{})
-	return entries, files, release, nil
+	return entries, fds, release, nil
 }
 
 // Unfreeze ends what FreezeForChild began.

@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/registry"
@@ -51,21 +50,19 @@ func firstGeneration(t *testing.T, opts registry.Options) *registry.Registry {
 // child returns the registry of a child of parent, which has not taken charge yet.
 func child(t *testing.T, parent *registry.Registry, opts registry.Options) *registry.Registry {
 	t.Helper()
-	entries, files, release, err := parent.FreezeForChild()
+	entries, fds, release, err := parent.FreezeForChild()
 	proctest.OK(t, err)
 	defer parent.Unfreeze()
 	defer release()
 	// Where no other descriptor is.
-	first := 1000 + uintptr(nextFD.Add(int64(len(files)))) - uintptr(len(files))
-	for i, file := range files {
+	first := 1000 + uintptr(nextFD.Add(int64(len(fds)))) - uintptr(len(fds))
+	for i, fd := range fds {
 		want := first + uintptr(i)
-		proctest.OK(t, descriptor.Control(file, func(fd uintptr) error {
-			got, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, int(want))
-			if err == nil && got != int(want) {
-				err = fmt.Errorf("descriptor %d is taken", want)
-			}
-			return err
-		}))
+		got, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, int(want))
+		if err == nil && got != int(want) {
+			err = fmt.Errorf("descriptor %d is taken", want)
+		}
+		proctest.OK(t, err)
 	}
 	return newRegistry(t, opts, first, entries)
 }
