@@ -18,9 +18,9 @@ const Supported = true
 // Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
 // open file, and so its blocking mode, with fd.
 func Duplicate(fd uintptr) (uintptr, error) {
-	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, 0)
+	dup, err := duplicateFrom(fd, 0)
 	if err != nil {
-		return 0, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		return 0, err
 	}
 	return uintptr(dup), nil
 }
