@@ -21,6 +21,8 @@ func Close(uintptr) error { return errors.ErrUnsupported }
 
 func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
+var UniquePipes = false
+
 func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
 
 func IdentifySocket(uintptr) (Socket, error) { return Socket{}, errors.ErrUnsupported }

@@ -61,12 +61,12 @@ func Poll(fd uintptr) (readable, hungUp bool) {
 	return polled[0].Revents&unix.POLLIN != 0, polled[0].Revents&unix.POLLHUP != 0
 }
 
-// AnonymousPipes has pipes look as they do on OpenBSD and NetBSD, which report the
-// device and the inode 0 for all. It is for tests.
+// AnonymousPipes has pipes look as they do on OpenBSD, NetBSD and DragonFly, which
+// report the device and the inode 0 for all. It is for tests.
 var AnonymousPipes bool
 
-// IdentifyPipe returns what tells the pipe of fd from others. It fails if fd is no
-// end of a pipe.
+// IdentifyPipe returns what tells the pipe of fd from all others that exist now, or
+// zeros where nothing does. It fails if fd is no end of a pipe.
 func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	// Not unix.Stat_t, whose fields are not those that package inherit sees.
 	var stat syscall.Stat_t
