@@ -58,7 +58,8 @@ func Poll(fd uintptr) (readable, hungUp bool) {
 	if n < 1 || err != nil {
 		return false, false
 	}
-	return polled[0].Revents&unix.POLLIN != 0, polled[0].Revents&unix.POLLHUP != 0
+	readable = polled[0].Revents&unix.POLLIN != 0
+	return readable, polled[0].Revents&unix.POLLHUP != 0 || readable && isAtEnd(fd)
 }
 
 // AnonymousPipes has pipes look as they do on OpenBSD, NetBSD and DragonFly, which
