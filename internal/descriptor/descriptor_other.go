@@ -33,6 +33,8 @@ func Send(uintptr, []byte, []byte) error { return errors.ErrUnsupported }
 
 func IsBlocked(error) bool { return false }
 
+func IsFull(error) bool { return false }
+
 func IsClosed(error) bool { return false }
 
 func IsAddrInUse(error) bool { return false }

@@ -87,7 +87,7 @@ func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
 // Send sends a datagram from a connected socket. It does not wait: its error
-// satisfies IsBlocked if the receiver's queue is full.
+// satisfies IsBlocked or IsFull if the receiver's queue is full.
 func Send(fd uintptr, message, rights []byte) error {
 	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
 	for err == unix.EINTR {
@@ -98,6 +98,11 @@ func Send(fd uintptr, message, rights []byte) error {
 
 // IsBlocked reports whether err says that a call would have had to wait.
 func IsBlocked(err error) bool { return errors.Is(err, unix.EAGAIN) }
+
+// IsFull reports whether err says that a receiver's queue is full, and that the poller
+// will not tell when it is not. On the BSDs and macOS a Unix datagram socket is always
+// writable (uipc_send in bsd/kern/uipc_usrreq.c of macOS).
+func IsFull(err error) bool { return errors.Is(err, unix.ENOBUFS) }
 
 // IsClosed reports whether err says that a descriptor was not open.
 func IsClosed(err error) bool {
