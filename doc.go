@@ -156,8 +156,8 @@
 //	                   has forked, and that executes nothing, can delay it
 //	wrappers           a service that a wrapper has started is told to leave by a
 //	                   failed upgrade, and killed on Linux only
-//	lost descriptors   New notices outside Linux only if the sender is its parent;
-//	                   otherwise the process becomes a first generation, which
+//	lost descriptors   not noticed, outside Linux, by a service that a wrapper has put
+//	                   into the background: it becomes a first generation, which
 //	                   usually fails because the addresses are in use
 //	new binary         macOS kills one that was copied over the file of a running one,
 //	                   whose signature it remembers: rename it into place

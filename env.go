@@ -162,7 +162,8 @@ func identifyPipe(fd uintptr) (nametable.PipeID, error) {
 
 // isAwaited reports whether the sender of the table still waits for its child, and
 // this process could be that: a descendant, or a sibling that it started as a child
-// of its parent.
+// of its parent. Where ancestors are unknown, one is that has not become init's child,
+// because the table was passed down to it.
 func isAwaited(t *nametable.Table) bool {
 	if t.PID == 0 || t.PIDNamespace != process.PIDNamespace() || time.Now().After(t.Until) || !process.IsAlive(t.PID) {
 		return false
@@ -170,10 +171,9 @@ func isAwaited(t *nametable.Table) bool {
 	if process.Parent(t.PID) == os.Getppid() {
 		return true
 	}
-	for pid := os.Getpid(); pid > 1; pid = process.Parent(pid) {
-		if pid == t.PID {
-			return true
-		}
+	pid := os.Getpid()
+	for pid > 1 && pid != t.PID {
+		pid = process.Parent(pid)
 	}
-	return false
+	return pid != 1
 }
