@@ -1,10 +1,7 @@
 package handovertest
 
 import (
-	"errors"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"example.com/tableflip"
@@ -16,15 +13,7 @@ import (
 // If it took the table of a parent that waits for a leaked one, two first generations
 // would run.
 func TestLostAncestorsUnknown(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`sh -c '"$0" 3>&- 4>&-; exit' "$0"; exit 1`)}, "know-parent")
-	proctest.OK(t, upg.Ready())
-	var exit *exec.ExitError
-	if err := upg.Upgrade(); !errors.As(err, &exit) {
-		t.Errorf("Upgrade: %v", err)
-	}
-	if got := s.Await("new").Text; !strings.Contains(got, "did not arrive") {
-		t.Errorf("New: %s", got)
-	}
+	wantNoNew(t, `sh -c '"$0" 3>&- 4>&-; exit' "$0"; exit 1`, "know-parent", 1, "did not arrive")
 }
 
 func init() {

@@ -48,19 +48,7 @@ func TestPipesOfOthers(t *testing.T) {
 	for _, system := range pipeSystems {
 		t.Run(system.story, func(t *testing.T) {
 			setPipes(t, system.anonymous, system.unique)
-			upg, s := NewParent(t, tableflip.Options{
-				Command: proctest.Shell(`dd bs=26 count=1 <&4 >/dev/null 2>&1; exec "$0"`),
-			}, "new-twice")
-			proctest.OK(t, upg.Ready())
-			var exit *exec.ExitError
-			if err := upg.Upgrade(); !errors.As(err, &exit) {
-				t.Errorf("Upgrade: %v", err)
-			}
-			for range 2 {
-				if got := s.Await("new").Text; !strings.Contains(got, "did not arrive") {
-					t.Errorf("New: %s", got)
-				}
-			}
+			wantNoNew(t, `dd bs=26 count=1 <&4 >/dev/null 2>&1; exec "$0"`, "new-twice", 2, "did not arrive")
 		})
 	}
 }
@@ -69,18 +57,25 @@ func TestPipesOfOthers(t *testing.T) {
 // a first generation of the child.
 func TestPipesTokenTwice(t *testing.T) {
 	setPipes(t, false, false)
-	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`set -- "$0" $TABLEFLIP_HANDOVER
+	wantNoNew(t, `set -- "$0" $TABLEFLIP_HANDOVER
 		for word; do case $word in token=*) token=$word;; esac; done
 		for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do more="$more;fd,missing"; done
-		TABLEFLIP_HANDOVER="$2 $3 $4 fds=21 parts=1 pid=1 until=2 $token" TABLEFLIP_HANDOVER_0="${more#;};fd,missing" exec "$0"`),
-	}, "new-twice")
+		TABLEFLIP_HANDOVER="$2 $3 $4 fds=21 parts=1 pid=1 until=2 $token" TABLEFLIP_HANDOVER_0="${more#;};fd,missing" exec "$0"`,
+		"new-twice", 2, "inherit descriptor")
+}
+
+// wantNoNew has a script start a child of this role, which calls New so many times and
+// is to get an error with this text.
+func wantNoNew(t *testing.T, script, role string, times int, want string) {
+	t.Helper()
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(script)}, role)
 	proctest.OK(t, upg.Ready())
 	var exit *exec.ExitError
 	if err := upg.Upgrade(); !errors.As(err, &exit) {
 		t.Errorf("Upgrade: %v", err)
 	}
-	for range 2 {
-		if got := s.Await("new").Text; !strings.Contains(got, "inherit descriptor") {
+	for range times {
+		if got := s.Await("new").Text; !strings.Contains(got, want) {
 			t.Errorf("New: %s", got)
 		}
 	}
