@@ -142,7 +142,21 @@
 // names of the descriptors travel in the environment, which systems limit: on
 // Linux, to about 2 MiB in all with the usual stack limit, room for tens of
 // thousands of listeners. The limit of open files must allow for two descriptors
-// per listener.
+// per listener. A new process starts
+// with the soft limit that the first generation was started with, because the Go
+// runtime restores it. On Linux, if the descriptors do not fit under that, the new
+// process gets this process's limit, and keeps it for what it starts itself; on other
+// systems raise the soft limit, or call syscall.Setrlimit, which makes Go pass it on.
+//
+// The next generation starts in the first one's working directory, by its name, so
+// that a link such as /srv/current is followed anew. Service managers do not tell that
+// name: without PWD, it is known only if the binary was started by an absolute path
+// that begins with it. Otherwise set PWD for the service (Environment=PWD=/srv/current),
+// start it by an absolute path, or set Dir and Path in Options.Command. Without any of
+// these a relative binary is looked for where the link led at the start.
+//
+// If argv[0] has no slash, the binary is where PATH had it at the start. If that was
+// another program, Upgrade fails and says so.
 //
 // # Systems
 //

@@ -37,8 +37,8 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	}
 	if inherited != nil {
 		// An earlier Upgrader of this process had what there was.
-		if inherited.isAbandoned() {
-			return nil, nil, errAbandoned
+		if err := inherited.abandonment(); err != nil {
+			return nil, nil, err
 		}
 		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
 		return r, inherited, err
@@ -162,18 +162,27 @@ func identifyPipe(fd uintptr) (nametable.PipeID, error) {
 
 // isAwaited reports whether the sender of the table still waits for its child, and
 // this process could be that: a descendant, or a sibling that it started as a child
-// of its parent. Where ancestors are unknown, one is that has not become init's child,
-// because the table was passed down to it.
+// of its parent.
 func isAwaited(t *nametable.Table) bool {
 	if t.PID == 0 || t.PIDNamespace != process.PIDNamespace() || time.Now().After(t.Until) || !process.IsAlive(t.PID) {
 		return false
 	}
-	if process.Parent(t.PID) == os.Getppid() {
+	parent := os.Getppid()
+	if isAncestor(t.PID) || process.Parent(t.PID) == parent {
 		return true
 	}
-	pid := os.Getpid()
-	for pid > 1 && pid != t.PID {
-		pid = process.Parent(pid)
+	// Without /proc there is no saying who comes before the parent. But a table is passed
+	// down, and so came from an ancestor, unless this process has become init's child.
+	return parent != 1 && process.Parent(parent) == 0
+}
+
+// isAncestor reports whether a process is known to be this one, or to have started it
+// or one of its ancestors.
+func isAncestor(ancestor int) bool {
+	for pid := os.Getpid(); pid > 1; pid = process.Parent(pid) {
+		if pid == ancestor {
+			return true
+		}
 	}
-	return pid != 1
+	return ancestor == 1
 }

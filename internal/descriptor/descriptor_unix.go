@@ -5,6 +5,7 @@ package descriptor
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"syscall"
@@ -18,7 +19,7 @@ const Supported = true
 // Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
 // open file, and so its blocking mode, with fd.
 func Duplicate(fd uintptr) (uintptr, error) {
-	dup, err := duplicateFrom(fd, 0)
+	dup, err := duplicateFrom(fd, firstFree)
 	if err != nil {
 		return 0, err
 	}
@@ -83,6 +84,27 @@ func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	return uint64(stat.Dev), uint64(stat.Ino), nil
 }
 
+// IdentifyFile returns what tells the inode of path from all others that exist. If
+// follow is set, it is the inode that a symbolic link leads to.
+func IdentifyFile(path string, follow bool) (id string, isSocket bool, err error) {
+	stat := unix.Lstat
+	if follow {
+		stat = unix.Stat
+	}
+	var inode unix.Stat_t
+	if err := stat(path, &inode); err != nil {
+		return "", false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fmt.Sprintf("%d:%d", inode.Dev, inode.Ino), inode.Mode&unix.S_IFMT == unix.S_IFSOCK, nil
+}
+
+// ListenAgain has a listening socket take over this process's credentials, which its
+// clients see (SO_PEERCRED), and the longest queue that the system allows now. The
+// kernel does both in listen(2), which leaves alone those who wait in the queue.
+func ListenAgain(fd uintptr) error {
+	return os.NewSyscallError("listen", unix.Listen(int(fd), math.MaxInt32)) // cut down to somaxconn
+}
+
 // Rights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
 func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
@@ -112,5 +134,18 @@ func IsClosed(err error) bool {
 // IsAddrInUse reports whether err says that an address is another socket's.
 func IsAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 
-// IsRefused reports whether err says that nobody listens.
-func IsRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
+// IsDead reports whether a Unix socket's file is no open socket's, so that nobody can
+// be reached by it any more. If that is not certain, it is false.
+//
+// It asks without standing in anybody's queue, by a datagram socket: a socket of
+// another type refuses that one as such (EPROTOTYPE), whether it listens or is only
+// bound. That order of checks is the same in unix_find_bsd of Linux, unp_connect of
+// the BSDs and macOS, and so_ux_lookup of illumos, whose EDESTADDRREQ is the others'
+// ECONNREFUSED.
+func IsDead(path string) bool {
+	conn, err := net.Dial("unixgram", path)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EDESTADDRREQ)
+}

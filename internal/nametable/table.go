@@ -34,7 +34,7 @@ import (
 // descriptors from 5 on, separated by semicolons. The fields of each are
 // separated by commas, empty ones at the end left out:
 //
-//	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FDNAME
+//	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FILEID,FDNAME
 //
 // Names are arbitrary bytes. Those that would be in the way are written as a
 // percent sign and two hexadecimal digits.
@@ -118,7 +118,7 @@ func encodeEntries(entries []*Entry) string {
 		if i > 0 {
 			text.WriteByte(';')
 		}
-		fields := [...]string{e.Kind, e.Network, e.Addr, e.BoundAddr, e.Path, e.FDName}
+		fields := [...]string{e.Kind, e.Network, e.Addr, e.BoundAddr, e.Path, e.FileID, e.FDName}
 		last := len(fields)
 		for last > 0 && fields[last-1] == "" {
 			last--
@@ -249,7 +249,7 @@ func decodeEntries(text string, count uint64) ([]*Entry, error) {
 }
 
 func (e *Entry) decode(encoded string) error {
-	fields := [...]*string{&e.Kind, &e.Network, &e.Addr, &e.BoundAddr, &e.Path, &e.FDName}
+	fields := [...]*string{&e.Kind, &e.Network, &e.Addr, &e.BoundAddr, &e.Path, &e.FileID, &e.FDName}
 	next := 0
 	for field := range strings.SplitSeq(encoded, ",") {
 		if next == len(fields) {
