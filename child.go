@@ -116,12 +116,11 @@ func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) er
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return err
 	}
-	if t.Ready != t.Verdict {
+	if t.Ready == t.Verdict { // the same of all pipes
+		t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
+	} else if descriptor.UniquePipes {
 		return nil
 	}
-
-	// OpenBSD and NetBSD say the same of all pipes.
-	t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
 	t.Token = rand.Text()
 	_, err := io.WriteString(verdictWrite, t.Token)
 	return err

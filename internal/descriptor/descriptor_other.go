@@ -24,6 +24,8 @@ func Close(uintptr) error { return errors.ErrUnsupported }
 
 func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
+var UniquePipes = false
+
 func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
 
 func IdentifySocket(uintptr) (Socket, error) { return Socket{}, errors.ErrUnsupported }
@@ -33,6 +35,8 @@ func Rights(uintptr) []byte { return nil }
 func Send(uintptr, []byte, []byte) error { return errors.ErrUnsupported }
 
 func IsBlocked(error) bool { return false }
+
+func IsFull(error) bool { return false }
 
 func IsClosed(error) bool { return false }
 

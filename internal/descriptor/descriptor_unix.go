@@ -19,9 +19,9 @@ const Supported = true
 // Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
 // open file, and so its blocking mode, with fd.
 func Duplicate(fd uintptr) (uintptr, error) {
-	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, firstFree)
+	dup, err := duplicateFrom(fd, firstFree)
 	if err != nil {
-		return 0, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		return 0, err
 	}
 	return uintptr(dup), nil
 }
@@ -59,15 +59,16 @@ func Poll(fd uintptr) (readable, hungUp bool) {
 	if n < 1 || err != nil {
 		return false, false
 	}
-	return polled[0].Revents&unix.POLLIN != 0, polled[0].Revents&unix.POLLHUP != 0
+	readable = polled[0].Revents&unix.POLLIN != 0
+	return readable, polled[0].Revents&unix.POLLHUP != 0 || readable && isAtEnd(fd)
 }
 
-// AnonymousPipes has pipes look as they do on OpenBSD and NetBSD, which report the
-// device and the inode 0 for all. It is for tests.
+// AnonymousPipes has pipes look as they do on OpenBSD, NetBSD and DragonFly, which
+// report the device and the inode 0 for all. It is for tests.
 var AnonymousPipes bool
 
-// IdentifyPipe returns what tells the pipe of fd from others. It fails if fd is no
-// end of a pipe.
+// IdentifyPipe returns what tells the pipe of fd from all others that exist now, or
+// zeros where nothing does. It fails if fd is no end of a pipe.
 func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	// Not unix.Stat_t, whose fields are not those that package inherit sees.
 	var stat syscall.Stat_t
@@ -108,7 +109,7 @@ func ListenAgain(fd uintptr) error {
 func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
 // Send sends a datagram from a connected socket. It does not wait: its error
-// satisfies IsBlocked if the receiver's queue is full.
+// satisfies IsBlocked or IsFull if the receiver's queue is full.
 func Send(fd uintptr, message, rights []byte) error {
 	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
 	for err == unix.EINTR {
@@ -119,6 +120,11 @@ func Send(fd uintptr, message, rights []byte) error {
 
 // IsBlocked reports whether err says that a call would have had to wait.
 func IsBlocked(err error) bool { return errors.Is(err, unix.EAGAIN) }
+
+// IsFull reports whether err says that a receiver's queue is full, and that the poller
+// will not tell when it is not. On the BSDs and macOS a Unix datagram socket is always
+// writable (uipc_send in bsd/kern/uipc_usrreq.c of macOS).
+func IsFull(err error) bool { return errors.Is(err, unix.ENOBUFS) }
 
 // IsClosed reports whether err says that a descriptor was not open.
 func IsClosed(err error) bool {

@@ -27,7 +27,7 @@ import (
 //	pidns=N    the sender's PID namespace, where there are such
 //	until=N    how long the sender waits, in milliseconds since 1970
 //	token=T    what the child can read from the verdict pipe at once, where devices
-//	           and inodes do not identify pipes
+//	           and inodes do not tell a pipe from all others, or from earlier ones
 //	offers=A,… what the sender understands beyond the handover itself
 //
 // The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
