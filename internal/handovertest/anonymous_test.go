@@ -62,6 +62,7 @@ func TestAnonymousLeaked(t *testing.T) {
 			t.Errorf("with pipes that are %s, HasParent and Ready: %s", pipes, m.Text)
 		}
 	}
+	s.AwaitEnd()
 }
 
 func init() {
