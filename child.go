@@ -379,9 +379,32 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 	}
 }
 
-// lastWord reads what the child has said, without waiting, and returns err unless
-// that is its acknowledgement.
+// lastWord reads what the child has said, and returns err unless that is its
+// acknowledgement.
 func (c *child) lastWord(err error) error {
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordAcknowledged {
+			return nil
+		}
+	}
+	return err
+}
+
+// hearLateHere finds out who is to be killed, if that was said and not heard.
+func (c *child) hearLateHere() {
+	if c.here {
+		return
+	}
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordHere {
+			_ = c.hearHere(words[1:])
+			return
+		}
+	}
+}
+
+// unheard iterates over the lines that the child has said, without waiting.
+func (c *child) unheard(yield func(words []string) bool) {
 	for {
 		readable := c.lines.Buffered() > 0
 		if !readable {
@@ -391,14 +414,10 @@ func (c *child) lastWord(err error) error {
 			})
 		}
 		if !readable {
-			return err
+			return
 		}
-		words, nextErr := c.next(context.Background())
-		if nextErr != nil {
-			return err
-		}
-		if len(words) > 0 && words[0] == wordAcknowledged {
-			return nil
+		if words, err := c.next(context.Background()); err != nil || !yield(words) {
+			return
 		}
 	}
 }
@@ -454,6 +473,7 @@ func (c *child) hasHungUp() bool {
 // that cannot be confirmed.
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
+	c.hearLateHere()
 	err := c.process.Kill(killTimeout)
 	if c.announced != nil {
 		err = errors.Join(err, c.announced.Kill(killTimeout))
