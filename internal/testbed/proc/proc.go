@@ -79,8 +79,9 @@ func Descendants() (all []Process) {
 	return all
 }
 
-// Files returns how many descriptors of each kind a process has open. Sockets count if
-// they listen, or are of UDP: others are connections, which come and go.
+// Files returns how many descriptors of each kind a process has open. Connections, which
+// come and go, do not count; of the sockets that listen, or are of UDP, the one that has
+// the most descriptors does, for the kernel may leave out some where many change.
 func Files(pid int) (map[string]int, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
@@ -88,19 +89,21 @@ func Files(pid int) (map[string]int, error) {
 		return nil, err
 	}
 	listening := listeningSockets()
-	kinds := make(map[string]int)
+	kinds, sockets := make(map[string]int), make(map[string]int)
 	for _, entry := range entries {
 		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
 		if err != nil {
 			continue
 		}
-		kind, id, isNumbered := strings.Cut(target, ":[")
-		if isNumbered && kind == "socket" {
-			if kind = listening[strings.TrimSuffix(id, "]")]; kind == "" {
-				continue
-			}
+		kind, inode, isNumbered := strings.Cut(target, ":[")
+		switch inode = strings.TrimSuffix(inode, "]"); {
+		case !isNumbered || kind != "socket":
+			kinds[kind]++
+		case listening[inode] != "":
+			sockets[inode]++
+			kind = "the same socket, " + listening[inode]
+			kinds[kind] = max(kinds[kind], sockets[inode])
 		}
-		kinds[kind]++
 	}
 	return kinds, nil
 }
