@@ -263,7 +263,7 @@ func (b *bed) awaitOutcome(parent int, f fault) outcome {
 		switch {
 		case !p.lives() && serves && f.endsParent():
 			result = tookOver
-		case !p.lives() && len(b.strays(0)) == 0:
+		case !p.lives() && !childLives && len(b.strays(parent)) == 0:
 			result = outage
 			if p.reported(wire.Upgraded) {
 				result = crashed
@@ -335,11 +335,8 @@ func (b *bed) awaitExit(r *row, parent int) {
 // restart does what a service manager does when nobody is left. That includes
 // clearing away the Unix socket, as the first generation will not.
 func (b *bed) restart(r *row) {
-	isGone := b.chain.await(startLimit, func() bool {
-		b.chain.killChildren() // and the orphans that they leave
-		return len(b.strays(0)) == 0
-	})
-	if !isGone {
+	b.chain.kill()
+	if !b.chain.await(startLimit, func() bool { return len(b.strays(0)) == 0 }) {
 		r.breaks("some processes survive SIGKILL: %v", b.strays(0))
 	}
 	os.Remove(b.target.unix)
