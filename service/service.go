@@ -13,25 +13,33 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"example.com/tableflip"
-	"example.com/tableflip/httpdrain"
 )
+
+// This file owns the life of the process: set-up, Ready, service, delay, drain.
 
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero.
 const DefaultDrainTimeout = 30 * time.Second
 
 // Options are the options of Run. The zero value is usable.
 type Options struct {
-	// DrainTimeout is how long the process may take to finish its requests once
-	// it has been replaced or stopped. What is left then is cut. Zero, and less,
-	// means DefaultDrainTimeout.
+	// DrainTimeout limits how long the process may take to finish its requests
+	// once it has been replaced or stopped. What is left then is cut. If zero or
+	// negative, DefaultDrainTimeout is used.
 	DrainTimeout time.Duration
+
+	// DrainDelay is how long the process goes on to serve, new connections too,
+	// after it was told to stop: until the load balancer has looked away. It
+	// precedes DrainTimeout. A process that was replaced drains at once, because
+	// its successor accepts on the same sockets. The zero value is right if
+	// clients connect directly.
+	DrainDelay time.Duration
+
+	// Health, if not nil, fails as soon as the process is told to stop.
+	Health *Health
 
 	// IdleGrace is how long a connection must have been silent until the drain
 	// closes it: see httpdrain.Drainer. Zero means httpdrain.DefaultIdleGrace.
@@ -46,144 +54,131 @@ type Options struct {
 type Upgrader interface {
 	Listen(network, addr string) (net.Listener, error)
 	Ready() error
-	Upgrade() error
+	UpgradeContext(context.Context) error
 	Exit() <-chan struct{}
 	Stop()
 }
 
 var _ Upgrader = (*tableflip.Upgrader)(nil)
 
-// Run listens on every server's Addr, says that the process is ready, and serves.
-// From then on, SIGHUP upgrades the process, and SIGTERM and SIGINT (Ctrl-C) stop
-// it. Once it has been replaced or stopped, Run drains the servers, and returns
-// when that is done; a second SIGTERM or SIGINT ends it at once.
+// Run listens on every server's Addr, reports that the process is ready, and serves.
+// SIGHUP upgrades the process; SIGTERM and SIGINT (Ctrl-C) stop it. Once the process
+// has been replaced or stopped, Run drains the servers, and returns when that is done.
+//
+// Any number of SIGTERMs is one, because supervisors send more than one in everyday
+// use, to replaced processes too: DrainTimeout limits the drain. The second SIGINT
+// ends Run at once, and cuts what is in progress. Sending SIGINT to the process and
+// its group, as timeout -s INT does, sends two.
 //
 // An Addr is HOST:PORT, as for net/http (":http" if it is empty, ":https" with TLS),
 // or the path of a Unix socket, which begins with a slash. A server whose TLSConfig
-// is not nil serves TLS, with the certificates that are in it.
+// is not nil serves TLS, with the certificates that are in it. Run tries the set-up of
+// each server, down to a TLS handshake in memory, before it reports that the process
+// is ready: a new version that could not serve fails, and the old one goes on.
 //
 // An upgrade while the previous process still drains is refused
 // (tableflip.ErrParentRunning), and only logged: send SIGHUP again once it has ended.
+// A signal to stop cancels an upgrade.
 //
 // Handlers of long-lived responses (streams, server-sent events) end when upg.Exit is
 // closed; the functions of Server.RegisterOnShutdown are called too late for that.
-// Hijacked connections are not waited for. A sender that signals the process and its
-// group, as timeout(1) does, has sent two signals.
+// Hijacked connections are not waited for.
 //
-// The error is nil if nothing went wrong and nothing was cut. Otherwise it says
-// why the service could not start or go on, or wraps the *httpdrain.CutError of a
-// drain that took too long. A failed upgrade is logged, and is no reason to return.
+// The error is nil if nothing went wrong and nothing was cut, also if a signal stopped
+// the process before it was ready. Otherwise it says why the service could not start
+// or go on, or wraps the *httpdrain.CutError of a drain that took too long. A failed
+// upgrade is logged, and is no reason to return.
 //
-// Run stops upg. The servers cannot be used again.
+// Run stops upg. A program that calls upg.Stop itself has no DrainDelay. The servers
+// cannot be used again.
 func Run(upg Upgrader, opts Options, servers ...*http.Server) error {
 	defer upg.Stop()
 	logger := cmp.Or(opts.Logger, slog.Default())
+	told := hear()
+	defer told.forget()
+	context.AfterFunc(told.stop, opts.Health.fail)
 
-	// Before Ready, so that no signal ends the process in between.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, hangup, syscall.SIGTERM, os.Interrupt)
-	defer signal.Stop(signals)
-
-	listeners, err := listen(upg, servers)
+	fronts, err := start(upg, told, servers)
 	if err != nil {
-		return err
-	}
-	failed := make(chan error, len(servers))
-	exit := make(chan error, 1)
-	var stopped bool // by a signal
-	go func() {
-		var err error
-		stopped, err = untilExit(upg, logger, signals, failed)
-		exit <- err
-	}()
-
-	if err := upg.Ready(); err != nil {
-		upg.Stop()
-		<-exit
-		closeAll(listeners)
+		for _, f := range fronts {
+			f.ln.Close()
+		}
+		if told.stop.Err() != nil && errors.Is(err, tableflip.ErrStopped) {
+			logger.Info("stopped before it was ready", "cause", context.Cause(told.stop))
+			return nil
+		}
 		return err
 	}
 	logger.Info("ready", "pid", os.Getpid())
-	drains := make([]*httpdrain.Drainer, len(servers))
-	for i, server := range servers {
-		drains[i] = httpdrain.New(server)
-		drains[i].IdleGrace = opts.IdleGrace
+	opts.Health.succeed()
+
+	failed := make(chan error, len(fronts))
+	for _, f := range fronts {
+		f.drainer.IdleGrace = opts.IdleGrace
 		go func() {
-			if err := serve(drains[i], server, listeners[i]); !errors.Is(err, http.ErrServerClosed) {
-				failed <- fmt.Errorf("service: serve on %s: %w", listeners[i].Addr(), err)
+			if err := f.serve(); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("service: serve on %s: %w", f.ln.Addr(), err)
 			}
 		}()
 	}
-	serveErr := <-exit
+	serveErr := untilExit(upg, told, logger, opts.DrainDelay, failed)
 
 	logger.Info("draining")
 	begin := time.Now()
-	drainErr := drain(drains, opts.DrainTimeout, signals, stopped)
+	drainErr := drain(told, opts.DrainTimeout, fronts)
 	logger.Info("drained", "took", time.Since(begin), "error", drainErr)
 	return errors.Join(serveErr, drainErr)
 }
 
-// listen returns a listener for each server, or none.
-func listen(upg Upgrader, servers []*http.Server) ([]net.Listener, error) {
-	var listeners []net.Listener
+// start does all that can fail, and then calls Ready. The caller closes the listeners
+// of what it returns with an error.
+func start(upg Upgrader, told *orders, servers []*http.Server) ([]*front, error) {
+	// Ready can take as long as the parent hesitates.
+	release := context.AfterFunc(told.stop, upg.Stop)
+	defer release()
+
+	var fronts []*front
 	for _, server := range servers {
-		network, addr := "tcp", server.Addr
-		switch {
-		case strings.HasPrefix(addr, "/"):
-			network = "unix"
-		case addr == "" && server.TLSConfig != nil:
-			addr = ":https"
-		case addr == "":
-			addr = ":http"
-		}
-		ln, err := upg.Listen(network, addr)
+		f, err := newFront(upg, server)
 		if err != nil {
-			closeAll(listeners)
-			return nil, err
+			return fronts, err
 		}
-		listeners = append(listeners, ln)
+		fronts = append(fronts, f)
 	}
-	return listeners, nil
+	return fronts, upg.Ready()
 }
 
-func closeAll(listeners []net.Listener) {
-	for _, ln := range listeners {
-		ln.Close()
-	}
-}
-
-func serve(drainer *httpdrain.Drainer, server *http.Server, ln net.Listener) error {
-	if server.TLSConfig != nil {
-		return drainer.ServeTLS(ln, "", "")
-	}
-	return drainer.Serve(ln)
-}
-
-// untilExit obeys signals until the process is to exit, and reports whether one of
-// them said so. If a server failed, it stops the process and returns why.
-func untilExit(upg Upgrader, logger *slog.Logger, signals <-chan os.Signal, failed <-chan error) (stopped bool, err error) {
+// untilExit upgrades the process until it is to exit, and stops it when it is told
+// to, or when a server has failed, which is the error.
+func untilExit(upg Upgrader, told *orders, logger *slog.Logger, delay time.Duration, failed <-chan error) error {
+	stop := told.stop.Done()
+	var delayed <-chan time.Time
 	for {
 		select {
 		case <-upg.Exit():
-			return false, nil
+			return nil
 		case err := <-failed:
 			upg.Stop()
-			return false, err
-		case sig := <-signals:
-			if sig != hangup {
-				logger.Info("stopping", "signal", sig.String())
-				upg.Stop()
-				return true, nil
-			}
-			// Not here, so that a signal to stop is heard meanwhile.
-			go upgrade(upg, logger)
+			return err
+		case <-told.upgrade:
+			// Not here, so that the process can be stopped meanwhile.
+			go upgrade(told.stop, upg, logger)
+		case <-stop:
+			logger.Info("stopping", "cause", context.Cause(told.stop), "delay", delay)
+			stop, delayed = nil, time.After(delay)
+		case <-delayed:
+			upg.Stop()
+			return nil
+		case <-told.now.Done():
+			upg.Stop()
+			return nil
 		}
 	}
 }
 
-func upgrade(upg Upgrader, logger *slog.Logger) {
+func upgrade(ctx context.Context, upg Upgrader, logger *slog.Logger) {
 	begin := time.Now()
-	if err := upg.Upgrade(); err != nil {
+	if err := upg.UpgradeContext(ctx); err != nil {
 		logger.Error("upgrade failed", "error", err)
 		return
 	}
@@ -191,39 +186,19 @@ func upgrade(upg Upgrader, logger *slog.Logger) {
 }
 
 // drain drains the servers side by side, until they are, the timeout has passed, or
-// a signal to stop arrives that is not the first: a supervisor that stops the
-// service also tells the process that was just replaced.
-func drain(drains []*httpdrain.Drainer, timeout time.Duration, signals <-chan os.Signal, stopped bool) error {
+// the process is told to end now.
+func drain(told *orders, timeout time.Duration, fronts []*front) error {
 	if timeout <= 0 {
 		timeout = DefaultDrainTimeout
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout,
+	ctx, cancel := context.WithTimeoutCause(told.now, timeout,
 		fmt.Errorf("service: not drained after %v", timeout))
 	defer cancel()
-	ctx, cut := context.WithCancelCause(ctx)
-	defer cut(nil)
-	go func() {
-		for {
-			select {
-			case sig := <-signals:
-				if sig == hangup {
-					continue
-				}
-				if stopped {
-					cut(fmt.Errorf("service: %v during the drain", sig))
-					return
-				}
-				stopped = true
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
 
-	errs := make([]error, len(drains))
+	errs := make([]error, len(fronts))
 	var wait sync.WaitGroup
-	for i, drainer := range drains {
-		wait.Go(func() { errs[i] = drainer.Shutdown(ctx) })
+	for i, f := range fronts {
+		wait.Go(func() { errs[i] = f.drainer.Shutdown(ctx) })
 	}
 	wait.Wait()
 	return errors.Join(errs...)

@@ -10,10 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -23,7 +21,6 @@ import (
 	"time"
 
 	"example.com/tableflip"
-	"example.com/tableflip/httpdrain"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
@@ -42,7 +39,7 @@ func TestMain(m *testing.M) {
 	}
 	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid")})
 	if err == nil {
-		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond}, &http.Server{
+		server := &http.Server{
 			Addr: filepath.Join(directory, "socket"),
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				body, err := io.ReadAll(r.Body)
@@ -50,7 +47,11 @@ func TestMain(m *testing.M) {
 					fmt.Fprintf(w, "%d %s", os.Getpid(), body)
 				}
 			}),
-		})
+		}
+		if flaw, err := os.ReadFile(filepath.Join(directory, "flaw")); err == nil {
+			flaws[string(flaw)].put(server)
+		}
+		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond}, server)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -100,13 +101,12 @@ func post(ctx context.Context, client *http.Client, body string) (answer string,
 	return string(content), err
 }
 
-func TestUpgradesUnderLoadAndStops(t *testing.T) {
-	directory := t.TempDir()
+// startProcess starts a first generation, and waits until it serves.
+func startProcess(t *testing.T, directory string, stderr io.Writer) (first int) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), directoryVariable+"="+directory, "GORACE=atexit_sleep_ms=0")
-	if testing.Verbose() {
-		cmd.Stderr = os.Stderr
-	}
+	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -115,28 +115,42 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 		cmd.Wait()
 		close(ended)
 	}()
-	pids := map[int]bool{cmd.Process.Pid: true}
 	t.Cleanup(func() {
-		for pid := range pids {
+		if pid := pidIn(directory); pid != 0 {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
+		cmd.Process.Kill()
 		<-ended
 	})
 	until(t, "the first generation serves", func() bool { return pidIn(directory) == cmd.Process.Pid })
+	return cmd.Process.Pid
+}
+
+// unixClient returns a client of the service in a directory.
+func unixClient(directory string, keepAlive bool) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(directory, "socket"))
+		},
+		DisableKeepAlives: !keepAlive,
+	}}
+}
+
+func TestUpgradesUnderLoadAndStops(t *testing.T) {
+	directory := t.TempDir()
+	stderr := io.Discard
+	if testing.Verbose() {
+		stderr = os.Stderr
+	}
+	startProcess(t, directory, stderr)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var answered atomic.Int64
 	var clients sync.WaitGroup
 	for i := range 4 {
-		transport := &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(directory, "socket"))
-			},
-			DisableKeepAlives: i%2 == 0,
-		}
-		defer transport.CloseIdleConnections()
-		client := &http.Client{Transport: transport}
+		client := unixClient(directory, i%2 == 1)
+		defer client.CloseIdleConnections()
 		clients.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				body := fmt.Sprintf("client %d request %d", i, n)
@@ -159,7 +173,6 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 		until(t, "requests are answered", func() bool { return answered.Load() > before+20 })
 		syscall.Kill(old, syscall.SIGHUP)
 		until(t, "the next generation is in charge", func() bool { return pidIn(directory) != old })
-		pids[pidIn(directory)] = true
 		until(t, "the old generation has ended", func() bool { return syscall.Kill(old, 0) != nil })
 	}
 	cancel()
@@ -193,62 +206,6 @@ func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	}
 	<-upg.Exit()
 }
-
-// A supervisor that stops the service also tells the process that was replaced.
-func TestFirstSignalAfterAnUpgradeDoesNotCut(t *testing.T) {
-	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(t.TempDir(), "socket")
-	asked, answer := make(chan struct{}), make(chan struct{})
-	server := &http.Server{Addr: socket, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		close(asked)
-		<-answer
-	})}
-	replaced := make(chan struct{})
-	ran := make(chan error, 1)
-	go func() {
-		ran <- service.Run(exitedUpgrader{upg, replaced}, service.Options{IdleGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}, server)
-	}()
-	var conn net.Conn
-	until(t, "the service listens", func() bool {
-		conn, err = net.Dial("unix", socket)
-		return err == nil
-	})
-	defer conn.Close()
-	if err := httptest.NewRequest(http.MethodGet, "/", nil).Write(conn); err != nil {
-		t.Fatal(err)
-	}
-	<-asked
-	close(replaced) // as if it had been replaced
-	until(t, "it accepts no more", func() bool {
-		refused, err := net.Dial("unix", socket)
-		if err == nil {
-			refused.Close()
-		}
-		return err != nil
-	})
-	// The test hears the signal too, and later than the service was sent it.
-	heard := make(chan os.Signal, 1)
-	signal.Notify(heard, syscall.SIGTERM)
-	defer signal.Stop(heard)
-	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	<-heard
-	close(answer)
-	if err := <-ran; err != nil {
-		t.Errorf("got %v", err)
-	}
-}
-
-type exitedUpgrader struct {
-	*stub.Upgrader
-	exit chan struct{}
-}
-
-func (upg exitedUpgrader) Exit() <-chan struct{} { return upg.exit }
 
 // brokenListener fails to accept.
 type brokenListener struct{ net.Listener }
@@ -288,37 +245,5 @@ func TestReadyErrorStopsTheService(t *testing.T) {
 	err = service.Run(unreadyUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, &http.Server{Addr: "localhost:0"})
 	if !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
-	}
-}
-
-func TestDrainTimeoutCuts(t *testing.T) {
-	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(t.TempDir(), "socket")
-	asked := make(chan struct{})
-	server := &http.Server{Addr: socket, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		close(asked)
-		<-r.Context().Done()
-	})}
-	ran := make(chan error, 1)
-	go func() {
-		ran <- service.Run(upg, service.Options{DrainTimeout: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}, server)
-	}()
-	var conn net.Conn
-	until(t, "the service listens", func() bool {
-		conn, err = net.Dial("unix", socket)
-		return err == nil
-	})
-	defer conn.Close()
-	if err := httptest.NewRequest(http.MethodGet, "/", nil).Write(conn); err != nil {
-		t.Fatal(err)
-	}
-	<-asked
-	upg.Stop()
-	var cut *httpdrain.CutError
-	if err := <-ran; !errors.As(err, &cut) || cut.Connections != 1 {
-		t.Errorf("got %v, want one connection cut", err)
 	}
 }

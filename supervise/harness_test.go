@@ -66,6 +66,7 @@ func superviseRole(arguments []string) {
 	flags.DurationVar(&s.StopTimeout, "stop", 0, "")
 	flags.DurationVar(&s.TakeoverTimeout, "takeover", 0, "")
 	flags.StringVar(&s.PIDFile, "pid-file", "", "")
+	flags.DurationVar(supervise.HurryTimeout, "hurry", *supervise.HurryTimeout, "")
 	flags.Parse(arguments)
 	s.Command = flags.Args()
 	status, err := s.Run()
@@ -137,6 +138,8 @@ func do(command, argument string) string {
 		return os.Getenv(argument)
 	case "group":
 		return strconv.Itoa(unix.Getpgrp())
+	case "listen": // until the end
+		listeners = append(listeners, must(net.Listen("tcp", "localhost:0")))
 	case "read":
 		line := make([]byte, 100)
 		return string(line[:must(os.Stdin.Read(line))])
@@ -145,6 +148,8 @@ func do(command, argument string) string {
 	}
 	return ""
 }
+
+var listeners []net.Listener
 
 // notify is sd_notify(3), with descriptors.
 func notify(address, text string, files ...*os.File) {

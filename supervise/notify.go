@@ -76,7 +76,8 @@ func awaitReadable(file *os.File) error {
 // A message is one datagram of the service.
 type message struct {
 	lines       []string
-	pid, uid    int // of the sender; pid is 0 where the kernel does not tell
+	truncated   bool
+	pid         int // of the sender; 0 if the kernel does not tell
 	descriptors []int
 }
 
@@ -89,10 +90,10 @@ func (n *notifySocket) receive() (m message, ok bool) {
 	if err != nil {
 		return m, false
 	}
-	var size, controlSize int
+	var size, controlSize, flags int
 	_ = raw.Control(func(fd uintptr) {
 		for {
-			size, controlSize, _, _, err = unix.Recvmsg(int(fd), text, control, 0)
+			size, controlSize, flags, _, err = unix.Recvmsg(int(fd), text, control, 0)
 			if err != unix.EINTR {
 				return
 			}
@@ -101,13 +102,13 @@ func (n *notifySocket) receive() (m message, ok bool) {
 	if err != nil {
 		return m, false
 	}
-	m.lines = strings.Split(string(text[:size]), "\n")
+	m.lines, m.truncated = strings.Split(string(text[:size]), "\n"), flags&unix.MSG_TRUNC != 0
 	parts, _ := unix.ParseSocketControlMessage(control[:controlSize])
 	for _, part := range parts {
 		if descriptors, err := unix.ParseUnixRights(&part); err == nil {
 			m.descriptors = append(m.descriptors, descriptors...)
 		} else {
-			m.pid, m.uid = credentials(&part)
+			m.pid = credentials(&part)
 		}
 	}
 	return m, true
@@ -133,11 +134,49 @@ func (m message) field(name string) string {
 // passedOn are the fields that concern this process's own supervisor, too.
 var passedOn = []string{"READY", "RELOADING", "MONOTONIC_USEC", "STOPPING", "STATUS", "ERRNO", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC"}
 
-// passOn tells this process's own NOTIFY_SOCKET, if it has one.
-func passOn(m message) error {
+// An outer is this process's own NOTIFY_SOCKET. Nil tells nobody. What hangs there
+// must not hang the service: it is told in a goroutine of its own.
+type outer struct {
+	address string
+	texts   chan string
+	closed  chan struct{}
+	journal *journal
+}
+
+func openOuter(j *journal) *outer {
 	address := os.Getenv("NOTIFY_SOCKET")
 	if address == "" {
 		return nil
+	}
+	o := &outer{address, make(chan string, 16), make(chan struct{}), j}
+	go func() {
+		defer close(o.closed)
+		for text := range o.texts {
+			if err := o.send(text); err != nil {
+				j.warn("can't pass a message on to NOTIFY_SOCKET", "error", err)
+			}
+		}
+	}()
+	return o
+}
+
+// close waits until all is sent, but not for long.
+func (o *outer) close() {
+	if o == nil {
+		return
+	}
+	close(o.texts)
+	select {
+	case <-o.closed:
+	case <-time.After(flushTimeout):
+	}
+}
+
+// passOn tells what concerns it of a message. If it does not read, the last messages
+// are kept for it, which say how things are.
+func (o *outer) passOn(m message) {
+	if o == nil {
+		return
 	}
 	var lines []string
 	for _, name := range passedOn {
@@ -148,17 +187,32 @@ func passOn(m message) error {
 		}
 	}
 	if len(lines) == 0 {
-		return nil
+		return
 	}
-	lines = append(lines, fmt.Sprint("MAINPID=", os.Getpid()))
+	text := strings.Join(append(lines, fmt.Sprint("MAINPID=", os.Getpid())), "\n")
+	for {
+		select {
+		case o.texts <- text:
+			return
+		default:
+		}
+		select {
+		case <-o.texts:
+			o.journal.warn("NOTIFY_SOCKET is not read: a message is lost")
+		default:
+		}
+	}
+}
+
+func (o *outer) send(text string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	// A receiver that hangs must not hang the service with it.
+	unix.CloseOnExec(fd)
 	timeout := unix.NsecToTimeval(int64(5 * time.Second))
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
-	err = unix.Sendto(fd, []byte(strings.Join(lines, "\n")), 0, &unix.SockaddrUnix{Name: address})
+	err = unix.Sendto(fd, []byte(text), 0, &unix.SockaddrUnix{Name: o.address})
 	return os.NewSyscallError("sendto", err)
 }

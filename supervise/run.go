@@ -4,6 +4,7 @@ package supervise
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -22,6 +23,21 @@ const supported = true
 
 // supervisorVariable holds the supervisor's PID in all processes of the service.
 const supervisorVariable = "TABLEFLIP_SUPERVISOR"
+
+// hurryTimeout is how long older generations delay the end if the main process has
+// ended unasked: the service is down, and who watches this process restarts it only
+// then. It is for the requests that are nearly answered, because the end of this
+// process may be theirs (process 1, KillMode=mixed). Tests make it shorter.
+var hurryTimeout = time.Second
+
+// Bounds, so that nobody can have this process grow or be busy for ever.
+const (
+	maxMessages = 1024 // before something else is looked at; no queue is as long by default
+	maxClaims   = 16
+)
+
+// ignoredInterval is how often messages that were ignored are logged, at the most.
+const ignoredInterval = time.Minute
 
 // killTimeout is how long processes may take to die of SIGKILL. The kernel may not
 // let them, for example while a disk does not answer.
@@ -46,7 +62,9 @@ const (
 // A supervision is the state of Run.
 type supervision struct {
 	Supervisor
+	journal  *journal
 	notify   *notifySocket
+	outer    *outer
 	terminal *terminal
 
 	phase    phase
@@ -66,9 +84,17 @@ type supervision struct {
 
 	upgrading     bool          // the main process said so
 	saidStop      bool          // and that
+	toldStop      bool          // a signal to stop was passed on to it
 	duringUpgrade []unix.Signal // that it got meanwhile
 	held          []unix.Signal // for the main process to come
 	claims        []message     // of orphans to be it, while the old one seems to live
+
+	unasked bool             // the main process has ended without having been told to
+	hurry   <-chan time.Time // when older generations no longer delay the end
+	hurried bool
+
+	ignored       map[string]int // messages, by the reason, since the last log of them
+	ignoredLogged time.Time
 }
 
 func (s Supervisor) run(path string, self bool) (int, error) {
@@ -88,10 +114,22 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 		return 0, err
 	}
 	defer notify.close()
-	v := &supervision{Supervisor: s, notify: notify, terminal: openTerminal(), former: map[int]bool{}}
+	journal := openJournal(s.Logger.Handler())
+	defer journal.close()
+	outer := openOuter(journal)
+	defer outer.close()
+	v := &supervision{
+		Supervisor: s,
+		journal:    journal,
+		notify:     notify,
+		outer:      outer,
+		terminal:   openTerminal(),
+		former:     map[int]bool{},
+		ignored:    map[string]int{},
+	}
 	if os.Getpid() != 1 {
 		if err := setReaper(true); err != nil {
-			s.Logger.Warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
+			journal.warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
 			v.notReaper, v.poll = true, time.Tick(time.Second)
 		}
 	}
@@ -114,30 +152,37 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 		case <-v.gone:
 			v.gone = nil
 		case <-v.poll:
+		case <-v.hurry:
+			v.hurry, v.hurried = nil, true
+			// Nobody tells of the end of what older generations have started.
+			v.poll = time.Tick(100 * time.Millisecond)
 		}
 		v.catchUp()
 	}
+	v.logIgnored()
 	status := v.exitStatus()
-	s.Logger.Info("ended", "pid", v.main, "status", status)
+	journal.info("ended", "pid", v.main, "status", status)
 	return status, nil
 }
 
 func (v *supervision) startService(path string, self bool) error {
-	command := v.Command
 	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
 		// Without them, WATCHDOG_USEC and LISTEN_PID are all that counts, see
 		// sd_watchdog_enabled(3) and sd_listen_fds(3).
-		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_PID", "LISTEN_PIDFDID", supervisorVariable}, name)
+		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_PID", "LISTEN_PIDFDID", supervisorVariable, shimVariable}, name)
 	})
 	env = append(env, "NOTIFY_SOCKET="+v.notify.address, fmt.Sprint(supervisorVariable, "=", os.Getpid()))
 	activated := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
+	program := path
 	if activated && !self {
-		// Only the new process knows its PID before the service starts.
-		command = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, path}, command[1:]...)
-		path = "/bin/sh"
+		own, err := ownProgram()
+		if err != nil {
+			return fmt.Errorf("find this program, which passes on the sockets of LISTEN_FDS: %w", err)
+		}
+		program, env = own, append(env, shimVariable+"="+path)
 	}
-	pid, err := syscall.ForkExec(path, command, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(program, v.Command, &syscall.ProcAttr{
 		Env:   env,
 		Files: []uintptr{0, 1, 2},
 		Sys:   v.terminal.attributes(),
@@ -154,7 +199,7 @@ func (v *supervision) startService(path string, self bool) error {
 	}
 	v.main, v.group = pid, pid
 	v.terminal.follow(v.group)
-	v.Logger.Info("started", "pid", pid, "command", strings.Join(v.Command, " "))
+	v.journal.info("started", "pid", pid, "command", strings.Join(v.Command, " "))
 	return nil
 }
 
@@ -163,7 +208,7 @@ func (v *supervision) startService(path string, self bool) error {
 // although they have died.
 func (v *supervision) catchUp() {
 	v.reap()
-	for {
+	for range maxMessages {
 		m, ok := v.notify.receive()
 		if !ok {
 			break
@@ -178,16 +223,19 @@ func (v *supervision) catchUp() {
 		}
 	case abandoned:
 		if !v.maySucceed() {
-			v.Logger.Warn("nobody is left that could take over")
+			v.journal.warn("nobody is left that could take over")
 			v.end()
 		}
 	case ending, killing:
 		switch {
 		case !v.anyLeft():
 			v.phase = ended
+		case v.hurried && !v.strayLeft():
+			v.journal.warn("not waiting for older generations")
+			v.phase = ended
 		case v.phase == killing:
 			// What was started by those that were killed before.
-			v.signalLeft(unix.SIGKILL, nil)
+			v.signalLeft(unix.SIGKILL, v.spared())
 		}
 	}
 }
@@ -226,32 +274,43 @@ func (v *supervision) exists(pid int) bool {
 // heed obeys a message. What older generations say counts only if it names the main
 // process: systemd, too, ignores them.
 func (v *supervision) heed(m message) {
-	if m.pid != 0 && m.uid != 0 && m.uid != os.Geteuid() && !v.exists(m.pid) {
-		v.Logger.Warn("ignored a message from a stranger", "pid", m.pid, "uid", m.uid)
+	switch {
+	case !v.fromService(m):
+		v.ignore("from strangers")
+		return
+	case m.truncated: // as systemd does
+		v.ignore("too long")
 		return
 	}
-	fromMain := m.pid == 0 || m.pid == v.main
+	fromMain := !tellsSender || m.pid == v.main
 	if value := m.field("MAINPID"); value != "" {
-		pid, err := strconv.Atoi(value)
+		pid, watch, ok := v.find(value)
+		followed := false
+		defer func() {
+			if !followed {
+				watch.close()
+			}
+		}()
 		switch {
-		case err != nil || !v.exists(pid):
-			v.Logger.Warn("ignored MAINPID, which is no process of the service", "value", value)
+		case !ok:
+			v.journal.warn("ignored MAINPID, which is no process of the service", "value", value)
 			return
 		case v.phase > abandoned:
-			v.Logger.Warn("ignored MAINPID, which comes too late", "value", value)
+			v.journal.warn("ignored MAINPID, which comes too late", "value", value)
 			return
 		case !fromMain && v.phase == running:
 			// Something else in the service may upgrade itself by the same means.
 			// But an orphan sees its parent's descriptors closed before this
 			// process can see its end.
-			v.Logger.Warn("ignored MAINPID while the main process lives", "value", value, "from", m.pid)
-			if m.pid == pid && v.upgrading {
-				v.claims = append(v.claims, message{lines: m.lines, pid: m.pid, uid: m.uid})
+			v.journal.warn("ignored MAINPID while the main process lives", "value", value, "from", m.pid)
+			if m.pid == pid && v.upgrading && len(v.claims) < maxClaims {
+				v.claims = append(v.claims, message{lines: m.lines, pid: m.pid})
 			}
 			return
 		}
+		followed = true
 		// Who names itself has lost its parent, whose end may not be known yet.
-		v.follow(pid, v.phase == running && m.pid != pid)
+		v.follow(pid, watch, v.phase == running && m.pid != pid)
 		fromMain = fromMain || m.pid == pid
 	}
 	if !fromMain {
@@ -259,32 +318,65 @@ func (v *supervision) heed(m message) {
 	}
 	if m.field("READY") == "1" {
 		if v.upgrading {
-			v.Logger.Warn("still the main process", "pid", v.main, "status", m.field("STATUS"))
+			v.journal.warn("still the main process", "pid", v.main, "status", m.field("STATUS"))
 		} else {
-			v.Logger.Info("ready", "pid", v.main)
+			v.journal.info("ready", "pid", v.main)
 		}
 		v.upgrading = false
 	}
 	if m.field("RELOADING") == "1" {
-		v.Logger.Info("upgrading", "pid", v.main)
+		v.journal.info("upgrading", "pid", v.main)
 		v.upgrading, v.duringUpgrade, v.claims = true, nil, nil
 	}
 	if m.field("STOPPING") == "1" {
-		v.Logger.Info("stopping", "pid", v.main)
+		v.journal.info("stopping", "pid", v.main)
 		v.upgrading, v.saidStop = false, true
 	}
-	if err := passOn(m); err != nil {
-		v.Logger.Warn("can't pass a message on to NOTIFY_SOCKET", "error", err)
+	v.outer.passOn(m)
+}
+
+// fromService reports whether a process of the service has sent the message. Those
+// that are known may have been waited for by their parents since.
+func (v *supervision) fromService(m message) bool {
+	return !tellsSender || m.pid != 0 && (m.pid == v.main || v.former[m.pid] || v.exists(m.pid))
+}
+
+// ignore counts a message of which anyone may send many.
+func (v *supervision) ignore(reason string) {
+	v.ignored[reason]++
+	if time.Since(v.ignoredLogged) > ignoredInterval {
+		v.logIgnored()
 	}
+}
+
+func (v *supervision) logIgnored() {
+	for reason, count := range v.ignored {
+		v.journal.warn("ignored messages", "reason", reason, "count", count)
+		v.ignoredLogged = time.Now()
+	}
+	clear(v.ignored)
+}
+
+// find understands a PID, and reports whether it is one of the service's. It is
+// watched first, so that the check is of the process that is watched.
+func (v *supervision) find(text string) (pid int, w *watch, ok bool) {
+	pid, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil || pid <= 1 {
+		return 0, nil, false
+	}
+	w, _ = watchProcess(pid)
+	return pid, w, v.exists(pid)
 }
 
 // follow makes pid the main process, to which the old one has handed over, or which
 // takes over from a dead one.
-func (v *supervision) follow(pid int, handedOver bool) {
+func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 	if pid == v.main && v.phase == running {
+		w.close()
 		return
 	}
-	v.Logger.Info("new main process", "pid", pid, "old", v.main)
+	v.journal.info("new main process", "pid", pid, "old", v.main)
+	maps.DeleteFunc(v.former, func(pid int, _ bool) bool { return !v.exists(pid) })
 	if v.phase == running {
 		v.former[v.main] = true
 	}
@@ -295,17 +387,15 @@ func (v *supervision) follow(pid int, handedOver bool) {
 		})
 	}
 	v.watch.close()
-	v.main, v.status, v.watch, v.gone = pid, nil, nil, nil
+	v.main, v.status, v.watch, v.gone = pid, nil, w, w.ended()
 	v.phase, v.deadline = running, nil
-	v.upgrading, v.saidStop, v.claims = false, false, nil
+	v.upgrading, v.saidStop, v.toldStop, v.claims = false, false, false, nil
 	if status, ok := v.reaped[pid]; ok {
 		v.status = &status
 		return
 	}
-	// It is a child of an older generation until that one has ended.
-	if watch, err := watchProcess(pid); err == nil {
-		v.watch, v.gone = watch, watch.ended()
-	} else if v.poll == nil {
+	if w == nil && v.poll == nil {
+		// It is a child of an older generation until that one has ended.
 		v.poll = time.Tick(time.Second)
 	}
 	if group, err := unix.Getpgid(pid); err == nil {
@@ -331,14 +421,14 @@ func (v *supervision) mainEnded() bool {
 
 // lost is called when the main process has ended.
 func (v *supervision) lost() {
-	v.Logger.Info("main process ended", "pid", v.main)
-	if pid, ok := v.fromPIDFile(); ok {
-		v.follow(pid, true)
+	v.journal.info("main process ended", "pid", v.main)
+	if pid, w, ok := v.fromPIDFile(); ok {
+		v.follow(pid, w, true)
 		return
 	}
 	if v.upgrading && v.maySucceed() {
 		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
-		v.Logger.Info("waiting for a new main process")
+		v.journal.info("waiting for a new main process")
 		claims := v.claims
 		v.claims = nil
 		for _, m := range claims {
@@ -348,27 +438,48 @@ func (v *supervision) lost() {
 		}
 		return
 	}
+	if pid, w, ok := v.unannounced(); ok {
+		v.journal.error("following a process that nobody has announced: it must keep NOTIFY_SOCKET and the network namespace", "pid", pid)
+		v.follow(pid, w, true)
+		return
+	}
 	v.end()
 }
 
-func (v *supervision) fromPIDFile() (pid int, ok bool) {
+// fromPIDFile returns the process that the PID file names, if it is another.
+func (v *supervision) fromPIDFile() (pid int, w *watch, ok bool) {
 	if v.PIDFile == "" {
-		return 0, false
+		return 0, nil, false
 	}
-	content, err := os.ReadFile(v.PIDFile)
-	if err == nil {
-		pid, err = strconv.Atoi(strings.TrimSpace(string(content)))
+	content, _ := os.ReadFile(v.PIDFile) // no PID if it can't be read
+	pid, w, ok = v.find(string(content))
+	if !ok || pid == v.main {
+		w.close()
+		return 0, nil, false
 	}
-	return pid, err == nil && pid != v.main && v.exists(pid)
+	return pid, w, true
+}
+
+// unannounced returns the process that serves although the main process has ended in
+// peace, and unasked: it must have handed over, and could not say to whom.
+func (v *supervision) unannounced() (pid int, w *watch, ok bool) {
+	if v.saidStop || v.toldStop || v.status != nil && *v.status != 0 {
+		return 0, nil, false
+	}
+	left, _ := descendants()
+	pid, ok = findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] }))
+	if !ok {
+		return 0, nil, false
+	}
+	return v.find(strconv.Itoa(pid))
 }
 
 // maySucceed reports whether there is a process that may take over.
 func (v *supervision) maySucceed() bool {
-	left, known := descendants()
-	if !known {
+	if _, known := descendants(); !known {
 		return v.anyLeft()
 	}
-	return slices.ContainsFunc(left, func(pid int) bool { return pid != v.main && !v.former[pid] })
+	return v.strayLeft()
 }
 
 // anyLeft reports whether any process of the service lives.
@@ -376,15 +487,33 @@ func (v *supervision) anyLeft() bool {
 	return v.children || v.notReaper && unix.Kill(-v.group, 0) == nil
 }
 
+// strayLeft reports whether a process of the service lives that is no older
+// generation.
+func (v *supervision) strayLeft() bool {
+	left, known := descendants()
+	return !known || slices.ContainsFunc(left, func(pid int) bool { return pid != v.main && !v.former[pid] })
+}
+
+// spared are the processes that this one does not end.
+func (v *supervision) spared() map[int]bool {
+	if v.unasked {
+		return v.former
+	}
+	return nil
+}
+
 // end tells what the service leaves behind to end. Older generations are about to.
 func (v *supervision) end() {
 	v.phase, v.deadline = ending, time.After(v.StopTimeout)
+	if v.unasked = !v.saidStop && !v.toldStop; v.unasked {
+		v.hurry = time.After(hurryTimeout)
+	}
 	v.terminal.leave() // Ctrl-C is for this process, too, from now on
 	if !v.anyLeft() {
 		v.phase = ended
 		return
 	}
-	v.Logger.Info("waiting for what is left")
+	v.journal.info("waiting for what is left")
 	v.signalLeft(unix.SIGTERM, v.former)
 	for _, sig := range v.held {
 		v.forward(sig)
@@ -396,13 +525,13 @@ func (v *supervision) expire() {
 	v.deadline = nil
 	switch v.phase {
 	case abandoned:
-		v.Logger.Warn("nobody took over in time")
+		v.journal.warn("nobody took over in time")
 		v.end()
 	case ending:
-		v.Logger.Warn("killing what is left")
+		v.journal.warn("killing what is left")
 		v.phase, v.deadline = killing, time.After(killTimeout)
 	case killing:
-		v.Logger.Error("can't kill what is left")
+		v.journal.error("can't kill what is left")
 		v.phase = ended
 	}
 }
@@ -414,21 +543,36 @@ func (v *supervision) forward(sig unix.Signal) {
 	}
 	switch {
 	case v.phase == running:
-		if sig != unix.SIGWINCH && sig != unix.SIGCONT {
-			v.Logger.Info("forwarding", "signal", unix.SignalName(sig), "pid", v.main)
-		}
 		if slices.Contains(lasting, sig) && (v.upgrading || v.PIDFile != "") {
-			v.duringUpgrade = append(v.duringUpgrade, sig)
+			v.duringUpgrade = remember(v.duringUpgrade, sig)
 		}
-		if err := unix.Kill(v.main, sig); err != nil {
-			v.Logger.Error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
+		v.toldStop = v.toldStop || slices.Contains(stopping, sig)
+		if err := v.signalMain(sig); err != nil {
+			v.journal.error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
+		} else if sig != unix.SIGWINCH && sig != unix.SIGCONT {
+			v.journal.info("forwarded", "signal", unix.SignalName(sig), "pid", v.main)
 		}
 	case v.phase == abandoned:
-		v.Logger.Info("holding", "signal", unix.SignalName(sig))
-		v.held = append(v.held, sig)
+		v.held = remember(v.held, sig)
+		v.journal.info("holding", "signal", unix.SignalName(sig))
 	case slices.Contains(stopping, sig):
 		v.signalLeft(sig, nil)
 	}
+}
+
+// remember adds a signal once, as the kernel does to those that are pending.
+func remember(signals []unix.Signal, sig unix.Signal) []unix.Signal {
+	if slices.Contains(signals, sig) {
+		return signals
+	}
+	return append(signals, sig)
+}
+
+func (v *supervision) signalMain(sig unix.Signal) error {
+	if v.watch != nil {
+		return v.watch.signal(sig)
+	}
+	return unix.Kill(v.main, sig) // a child, which only this process waits for
 }
 
 // signalLeft signals all processes of the service but these.
@@ -439,7 +583,7 @@ func (v *supervision) signalLeft(sig unix.Signal, except map[int]bool) {
 	}
 	for _, pid := range left {
 		if !except[pid] {
-			_ = unix.Kill(pid, sig)
+			_ = signalDescendant(pid, sig)
 		}
 	}
 }
@@ -454,6 +598,8 @@ func (v *supervision) exitStatus() int {
 	case status == nil && v.saidStop:
 		return 0
 	case status == nil:
+		return 1
+	case *status == 0 && v.upgrading && !v.toldStop: // to nobody
 		return 1
 	case status.Signaled():
 		return 128 + int(status.Signal())

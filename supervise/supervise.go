@@ -9,7 +9,8 @@
 // NOTIFY_SOCKET, and learns from MAINPID which process is the main one, as
 // sd_notify(3) says. A service on package tableflip says so without any code for it.
 // While the main process lives only that is heard, as systemd does by default: a
-// start script must exec the server.
+// start script must exec the server. Processes that are not the service's are never
+// heard; on Linux the kernel tells who writes, elsewhere only this user can.
 // Signals that the supervisor gets go to the main process of the moment: HUP, TERM,
 // INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While the main process has died in an
 // upgrade, and its child may be about to take over, they wait for that one, which
@@ -19,9 +20,13 @@
 //
 // If it runs under a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
 // STATUS and the watchdog's messages on, with itself as the main process. Sockets
-// that it was given by LISTEN_FDS go to the service, by way of /bin/sh, which alone
-// can name the service in LISTEN_PID; a program that calls Self does without. The
-// descriptors of FDSTORE are closed.
+// that it was given by LISTEN_FDS go to the service, with the service's PID in
+// LISTEN_PID: for that the program that calls Run is started again, and executes the
+// service from an init function of this package. The descriptors of FDSTORE are
+// closed.
+//
+// Neither the log nor the outer NOTIFY_SOCKET holds it up: what is not read in time is
+// dropped. The log says how much; of the messages the last are kept.
 //
 // # How it ends
 //
@@ -29,9 +34,21 @@
 // finish their drain, everything else that the service left behind gets SIGTERM, and
 // what is still there after Supervisor.StopTimeout SIGKILL. TERM, INT and QUIT then
 // go to all of them. The exit status is the main process's, or 128+n if signal n
-// killed it. If that one ends before its own parent, another generation, has, only
-// Linux 6.15 and later tell its status; elsewhere it is 0 if the service said
-// STOPPING, and 1 otherwise.
+// killed it, but 1 in place of 0 if it ended in the middle of an upgrade. If the main
+// process ends before its own parent, another generation, has, only Linux 6.15 and
+// later tell its status; elsewhere it is 0 if the service said STOPPING, and 1
+// otherwise.
+//
+// A main process that ends unasked, without a signal to stop and without STOPPING, has
+// crashed, and nobody serves until whoever watches the supervisor has started it again.
+// So on Linux the supervisor waits no more than a second for older generations then,
+// for the requests that are nearly answered, and leaves them alone: as process 1 its
+// end is theirs, under systemd KillMode decides, and elsewhere they finish their drain.
+//
+// A main process that ends unasked with status 0, while another process of the service
+// has a socket that clients can reach, has handed over, and could not say so (without
+// NOTIFY_SOCKET, or from another network namespace). On Linux the supervisor follows
+// that process, and logs an error.
 //
 // # Terminals
 //
@@ -53,7 +70,8 @@
 //
 // The supervisor itself is not upgraded: it goes on with the binary that it was
 // started from, whatever is at its path. SIGKILL to it leaves the service without a
-// supervisor, except as PID 1, where the kernel ends all.
+// supervisor, and with its port, except as PID 1, where the kernel ends all, and under
+// systemd, which ends what is left in the control group.
 //
 // On Linux it becomes the parent of all orphans (PR_SET_CHILD_SUBREAPER), and on
 // 64-bit FreeBSD. On macOS, DragonFly, NetBSD and OpenBSD only PID 1 is that: there

@@ -256,36 +256,6 @@ func TestTakeoverByNobody(t *testing.T) {
 	b.log.await("msg=ended")
 }
 
-func TestStrangersAreIgnored(t *testing.T) {
-	t.Parallel()
-	b := startBed(t, nil, "puppet")
-	main := b.next()
-	notify(main.address, fmt.Sprintf("MAINPID=%d", os.Getpid()))
-	main.barrier()
-	b.log.await("ignored MAINPID")
-	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-
-	if os.Getuid() != 0 {
-		t.Skip("needs root to send as another user")
-	}
-	stranger := exec.Command(os.Args[0], "stranger", main.address, fmt.Sprintf("MAINPID=%d", main.spawn(b).pid))
-	if output, err := stranger.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, output)
-	}
-	main.barrier()
-	b.log.await("stranger")
-	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-}
-
-func init() {
-	roles["stranger"] = func(arguments []string) {
-		must(0, syscall.Setuid(65534))
-		notify(arguments[0], arguments[1])
-	}
-}
-
 // A part of the service that upgrades itself is not the service.
 func TestOnlyTheMainProcessHandsOver(t *testing.T) {
 	t.Parallel()
@@ -452,6 +422,9 @@ func TestSocketActivation(t *testing.T) {
 		cmd.ExtraFiles = []*os.File{socket}
 		b.start(cmd)
 		main := b.next()
+		if got := main.do("environment", "TABLEFLIP_SUPERVISOR_EXEC"); got != "" {
+			t.Errorf("%s: left in the environment: %s", role, got)
+		}
 		if got := main.do("environment", "LISTEN_PID"); got != strconv.Itoa(main.pid) {
 			t.Errorf("%s: LISTEN_PID=%s in process %d", role, got, main.pid)
 		}

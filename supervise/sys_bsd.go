@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tellsSender: the kernel does not tell who has sent a message.
+const tellsSender = false
+
 // bindNotifySocket binds to a file in a directory that only this user can enter.
 func bindNotifySocket(fd int) (address string, remove func(), err error) {
 	directory, err := os.MkdirTemp("", "tableflip-supervise")
@@ -26,7 +29,7 @@ func bindNotifySocket(fd int) (address string, remove func(), err error) {
 }
 
 // credentials: the directory has checked them.
-func credentials(*unix.SocketControlMessage) (pid, uid int) { return 0, 0 }
+func credentials(*unix.SocketControlMessage) (pid int) { return 0 }
 
 // These systems have no /proc to ask: what lives is believed.
 
@@ -34,11 +37,16 @@ func isDescendant(pid int) bool             { return unix.Kill(pid, 0) == nil }
 func isAncestor(pid int) bool               { return unix.Kill(pid, 0) == nil }
 func descendants() (pids []int, known bool) { return nil, false }
 
+func findServer([]int) (server int, ok bool)          { return 0, false }
+func signalDescendant(pid int, sig unix.Signal) error { return unix.Kill(pid, sig) }
+func ownProgram() (string, error)                     { return os.Executable() }
+
 // A watch would tell of the end of a process that is no child of this one.
 type watch struct{}
 
 func watchProcess(int) (*watch, error) { return nil, errors.ErrUnsupported }
 
+func (*watch) signal(unix.Signal) error { return errors.ErrUnsupported }
 func (*watch) ended() <-chan struct{}   { return nil }
 func (*watch) status() *unix.WaitStatus { return nil }
 func (*watch) close()                   {}

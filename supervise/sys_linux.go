@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"bytes"
+	"cmp"
 	"os"
 	"strconv"
 	"strings"
@@ -18,8 +19,12 @@ func setReaper(on bool) error {
 	return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, value, 0, 0, 0))
 }
 
+// tellsSender: the kernel tells who has sent a message.
+const tellsSender = true
+
 // bindNotifySocket binds to an abstract address that the kernel chooses, so that no
-// directory must be writable. Anyone can write to it: the kernel tells who does.
+// directory must be writable, and the service can change its user. Anyone in the
+// network namespace can write to it: the kernel tells who does.
 func bindNotifySocket(fd int) (address string, remove func(), err error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		return "", nil, os.NewSyscallError("setsockopt SO_PASSCRED", err)
@@ -34,12 +39,14 @@ func bindNotifySocket(fd int) (address string, remove func(), err error) {
 	return bound.(*unix.SockaddrUnix).Name, func() {}, nil
 }
 
-func credentials(part *unix.SocketControlMessage) (pid, uid int) {
+// credentials returns the PID as this PID namespace has it, which is 0 for a process
+// of another that is not below this one.
+func credentials(part *unix.SocketControlMessage) (pid int) {
 	sender, err := unix.ParseUnixCredentials(part)
 	if err != nil {
-		return 0, 0
+		return 0
 	}
-	return int(sender.Pid), int(sender.Uid)
+	return int(sender.Pid)
 }
 
 // procMounted reports whether /proc is that of this PID namespace.
@@ -48,21 +55,28 @@ func procMounted() bool {
 	return err == nil && self == strconv.Itoa(os.Getpid())
 }
 
-// parentOf returns 0 if there is no such process, or it has no parent here.
-func parentOf(pid int) int {
-	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	// The second field is a name in parentheses, which may contain anything; the
-	// fourth is the parent (proc_pid_stat(5)).
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 2 {
-		return 0
+// A stat is what proc_pid_stat(5) says of a process. It is zero if there is none.
+type stat struct {
+	zombie  bool
+	parent  int    // 0 if it has none here
+	started uint64 // in ticks since the boot
+}
+
+func statOf(pid int) (s stat) {
+	content, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	// The second field is a name in parentheses, which may contain anything.
+	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
+	if len(fields) < 20 {
+		return s
 	}
-	parent, _ := strconv.Atoi(fields[1])
-	return parent
+	s.zombie = fields[0] == "Z"
+	s.parent, _ = strconv.Atoi(fields[1])
+	s.started, _ = strconv.ParseUint(fields[19], 10, 64)
+	return s
 }
 
 func descends(pid, ancestor int) bool {
-	for pid = parentOf(pid); pid > 0; pid = parentOf(pid) {
+	for pid = statOf(pid).parent; pid > 0; pid = statOf(pid).parent {
 		if pid == ancestor {
 			return true
 		}
@@ -86,7 +100,8 @@ func isAncestor(pid int) bool {
 	return descends(os.Getpid(), pid)
 }
 
-// descendants returns all processes that descend from this one, if /proc tells.
+// descendants returns all processes that descend from this one and live, if /proc
+// tells.
 func descendants() (pids []int, known bool) {
 	if !procMounted() {
 		return nil, false
@@ -98,7 +113,7 @@ func descendants() (pids []int, known bool) {
 	defer proc.Close()
 	names, _ := proc.Readdirnames(-1)
 	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil && descends(pid, os.Getpid()) {
+		if pid, err := strconv.Atoi(name); err == nil && descends(pid, os.Getpid()) && !statOf(pid).zombie {
 			pids = append(pids, pid)
 		}
 	}
@@ -131,6 +146,35 @@ func (w *watch) ended() <-chan struct{} {
 	}
 	return w.done
 }
+
+// signal does not rely on the process's number, which may be another's by now.
+func (w *watch) signal(sig unix.Signal) error {
+	raw, err := w.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	controlErr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	return cmp.Or(controlErr, err)
+}
+
+// signalDescendant signals a process if it is the service's.
+func signalDescendant(pid int, sig unix.Signal) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ENOSYS || err == unix.EPERM { // before Linux 5.3, or seccomp
+		return unix.Kill(pid, sig)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if !isDescendant(pid) { // by now
+		return unix.ESRCH
+	}
+	return unix.PidfdSendSignal(fd, sig, nil, 0)
+}
+
+// ownProgram is this program, also when another has taken its place.
+func ownProgram() (string, error) { return "/proc/self/exe", nil }
 
 // status returns what the process ended with, or nil if this kernel does not tell:
 // before Linux 6.15 only the parent learns it.

@@ -31,6 +31,7 @@ func main() {
 	flag.DurationVar(&s.StopTimeout, "stop-timeout", supervise.DefaultStopTimeout, "how long older generations and stray processes may live on after the main process")
 	flag.DurationVar(&s.TakeoverTimeout, "takeover-timeout", supervise.DefaultTakeoverTimeout, "how long to wait for the new process if the old one dies during an upgrade")
 	flag.StringVar(&s.PIDFile, "pid-file", "", "`file` that names the next main process when one has ended, for servers without NOTIFY_SOCKET")
+	parentDeath := flag.String("parent-death", "", "`signal` that the supervisor gets when the process that started it ends, as tini has it by -p: TERM stops the service (Linux)")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()
@@ -47,6 +48,12 @@ func main() {
 		os.Exit(supervise.StatusFailed)
 	}
 	s.Command = flag.Args()
+	if *parentDeath != "" {
+		if err := setParentDeath(*parentDeath); err != nil {
+			fmt.Fprintln(os.Stderr, "-parent-death:", err)
+			os.Exit(supervise.StatusFailed)
+		}
+	}
 
 	level := slog.LevelInfo
 	if *quiet {

@@ -30,6 +30,7 @@ func TestCommand(t *testing.T) {
 		{"-h", 0, "", "-stop-timeout"},
 		{"", 125, "", "usage"},
 		{"-nonsense", 125, "", "usage"},
+		{"-parent-death NONSENSE -- true", 125, "", "-parent-death: "},
 		{"-quiet -- nowhere-to-be-found", 127, "", "not found"},
 		{"-quiet -- ./", 126, "", "directory"},
 		{"-- echo -quiet", 0, "-quiet\n", "msg=started"},

@@ -338,6 +338,15 @@ func TestStopDrains(t *testing.T) {
 	s.Await(pid, "drained")
 }
 
+func TestReplacedIsInterrupted(t *testing.T) {
+	s := exampletest.Start(t)
+	begin(t, s)
+	old, _ := s.Upgrade()
+	s.Await(old, "draining")
+	s.Interrupt(old)
+	s.Stop()
+}
+
 func TestDrainDeadline(t *testing.T) {
 	s := exampletest.Start(t, "-drain", "50ms")
 	p := begin(t, s)

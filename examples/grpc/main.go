@@ -131,12 +131,25 @@ func handleSignals(upg *tableflip.Upgrader, checks *health.Server, hangup, termi
 			upgrades.Go(func() { upgrade(upg) })
 		case sig := <-terminate:
 			slog.Info("stopping", "signal", sig.String())
-			signal.Reset(syscall.SIGTERM, os.Interrupt)
+			if sig == os.Interrupt {
+				signal.Reset(os.Interrupt)
+			}
 			// Load balancers that poll need a pause between the two.
 			checks.Shutdown()
 			upg.Stop()
 		case <-upg.Exit():
+			go heedInterrupts(terminate)
 			return
+		}
+	}
+}
+
+// heedInterrupts has the second SIGINT end a process that drains, whether it was
+// stopped or replaced. Any number of SIGTERMs is one: supervisors send several.
+func heedInterrupts(terminate <-chan os.Signal) {
+	for sig := range terminate {
+		if sig == os.Interrupt {
+			signal.Reset(os.Interrupt)
 		}
 	}
 }

@@ -180,14 +180,22 @@ func TestStopDuringUpgrade(t *testing.T) {
 	s.AwaitKilled(child, syscall.SIGKILL)
 }
 
-func TestSecondSIGTERMEndsAtOnce(t *testing.T) {
+func TestReplacedIsInterrupted(t *testing.T) {
+	s := exampletest.Start(t)
+	startSlowRequest(t, s)
+	old, _ := s.Upgrade()
+	s.Await(old, "draining")
+	s.Interrupt(old)
+	s.Stop()
+}
+
+func TestStoppedIsInterrupted(t *testing.T) {
 	s := exampletest.Start(t)
 	startSlowRequest(t, s)
 	pid := s.PID()
 	s.Signal(pid, syscall.SIGTERM)
 	s.Await(pid, "draining")
-	s.Signal(pid, syscall.SIGTERM)
-	s.AwaitKilled(pid, syscall.SIGTERM)
+	s.Interrupt(pid)
 }
 
 func TestSIGINTStops(t *testing.T) {

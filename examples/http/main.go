@@ -16,7 +16,8 @@
 // SIGHUP starts the binary that is at its path now, in this process's place.
 // SIGTERM and SIGINT stop the service: it answers all that arrives on connections
 // that it has accepted, for as long as -drain says, and exits with status 0 if
-// that was everything. A second one ends the process at once.
+// that was everything. A second SIGINT ends the process at once, also one that was
+// replaced; a second SIGTERM changes nothing.
 //
 // It shows the parts by hand. Package service does the same in one call.
 package main
@@ -122,10 +123,23 @@ func handleSignals(upg *tableflip.Upgrader, hangup, terminate <-chan os.Signal) 
 			upgrades.Go(func() { upgrade(upg) })
 		case sig := <-terminate:
 			slog.Info("stopping", "signal", sig.String())
-			signal.Reset(syscall.SIGTERM, os.Interrupt)
+			if sig == os.Interrupt {
+				signal.Reset(os.Interrupt)
+			}
 			upg.Stop()
 		case <-upg.Exit():
+			go heedInterrupts(terminate)
 			return
+		}
+	}
+}
+
+// heedInterrupts has the second SIGINT end a process that drains, whether it was
+// stopped or replaced. Any number of SIGTERMs is one: supervisors send several.
+func heedInterrupts(terminate <-chan os.Signal) {
+	for sig := range terminate {
+		if sig == os.Interrupt {
+			signal.Reset(os.Interrupt)
 		}
 	}
 }

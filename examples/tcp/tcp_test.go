@@ -206,6 +206,15 @@ func TestConnectionOutlivesUpgrade(t *testing.T) {
 	s.Stop()
 }
 
+func TestReplacedIsInterrupted(t *testing.T) {
+	s := exampletest.Start(t)
+	connect(t, s).mustAsk(t, "one", s.PID(), "v1")
+	old, _ := s.Upgrade()
+	s.Await(old, "draining")
+	s.Interrupt(old)
+	s.Stop()
+}
+
 func TestDrainDeadline(t *testing.T) {
 	s := exampletest.Start(t, "-drain", "50ms")
 	c := connect(t, s)

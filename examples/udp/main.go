@@ -106,10 +106,23 @@ func handleSignals(upg *tableflip.Upgrader, hangup, terminate <-chan os.Signal) 
 			upgrades.Go(func() { upgrade(upg) })
 		case sig := <-terminate:
 			slog.Info("stopping", "signal", sig.String())
-			signal.Reset(syscall.SIGTERM, os.Interrupt)
+			if sig == os.Interrupt {
+				signal.Reset(os.Interrupt)
+			}
 			upg.Stop()
 		case <-upg.Exit():
+			go heedInterrupts(terminate)
 			return
+		}
+	}
+}
+
+// heedInterrupts has the second SIGINT end a process that drains, whether it was
+// stopped or replaced. Any number of SIGTERMs is one: supervisors send several.
+func heedInterrupts(terminate <-chan os.Signal) {
+	for sig := range terminate {
+		if sig == os.Interrupt {
+			signal.Reset(os.Interrupt)
 		}
 	}
 }

@@ -194,6 +194,15 @@ func TestStopSaysGoingAway(t *testing.T) {
 	s.Await(pid, "drained")
 }
 
+func TestReplacedIsInterrupted(t *testing.T) {
+	s := exampletest.Start(t)
+	connect(t, s.Addr()).mustAsk(t, "one", s.PID(), "v1")
+	old, _ := s.Upgrade()
+	s.Await(old, "draining")
+	s.Interrupt(old)
+	s.Stop()
+}
+
 // A client that does not answer the close frame is cut off.
 func TestDrainDeadline(t *testing.T) {
 	s := exampletest.Start(t, "-drain", "50ms")

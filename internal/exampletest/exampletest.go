@@ -229,7 +229,7 @@ func (s *Service) Signal(pid int, signal syscall.Signal) {
 // unless the platform keeps it from us.
 func (s *Service) AwaitEnd(pid, status int) {
 	s.t.Helper()
-	got, known := s.awaitEnd(pid)
+	got, known := s.awaitEnd(pid, nil)
 	if known && (!got.Exited() || got.ExitStatus() != status) {
 		s.t.Errorf("process %d ended with wait status %#x, want exit status %d", pid, int(got), status)
 	}
@@ -238,13 +238,29 @@ func (s *Service) AwaitEnd(pid, status int) {
 // AwaitKilled waits until a process of the service has ended by this signal.
 func (s *Service) AwaitKilled(pid int, signal syscall.Signal) {
 	s.t.Helper()
-	got, known := s.awaitEnd(pid)
+	got, known := s.awaitEnd(pid, nil)
 	if known && (!got.Signaled() || got.Signal() != signal) {
 		s.t.Errorf("process %d ended with wait status %#x, want %v", pid, int(got), signal)
 	}
 }
 
-func (s *Service) awaitEnd(pid int) (status unix.WaitStatus, known bool) {
+// Interrupt waits until a process that drains, and would not end by itself, has
+// ended by a SIGINT that is not the first. Before that it gets SIGTERMs, which must
+// not end it.
+func (s *Service) Interrupt(pid int) {
+	s.t.Helper()
+	for range 3 {
+		s.Signal(pid, syscall.SIGTERM)
+	}
+	// Again and again: the kernel makes one of two that it has not delivered yet.
+	got, known := s.awaitEnd(pid, func() { syscall.Kill(pid, syscall.SIGINT) })
+	if known && (!got.Signaled() || got.Signal() != syscall.SIGINT) {
+		s.t.Errorf("process %d ended with wait status %#x, want %v", pid, int(got), syscall.SIGINT)
+	}
+}
+
+// awaitEnd calls meanwhile, if it is not nil, again and again.
+func (s *Service) awaitEnd(pid int, meanwhile func()) (status unix.WaitStatus, known bool) {
 	s.t.Helper()
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
@@ -259,6 +275,9 @@ func (s *Service) awaitEnd(pid int) (status unix.WaitStatus, known bool) {
 				}
 			}
 			return status, known
+		}
+		if meanwhile != nil {
+			meanwhile()
 		}
 		select {
 		case <-poll.C:

@@ -77,7 +77,7 @@ func build() (err error) {
 	if err != nil {
 		return err
 	}
-	command := exec.Command("go", "build", "-ldflags", "-X main.version="+placeholder, "-o", binaries, "./web")
+	command := exec.Command("go", "build", "-ldflags", "-X main.version="+placeholder, "-o", binaries, "./web", "example.com/tableflip/cmd/tableflip-supervise")
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", command, err, output)
 	}

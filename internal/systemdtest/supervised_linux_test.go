@@ -1,0 +1,203 @@
+package systemdtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "example.com/tableflip/supervise" // so that go test knows that the result depends on it
+)
+
+// This file owns the service under tableflip-supervise, and the signals that systemd
+// sends more than once.
+
+func TestSupervised(t *testing.T) {
+	onMachine(t, func(t *testing.T) {
+		s := newService(t, kind{service: "supervised.service", notifies: true})
+		s.phase("Start", tolerance{}, s.startSupervised)
+		s.load = startLoad(t)
+		s.phase("Reload", tolerance{}, func() {
+			for range 5 {
+				old := s.main
+				s.reloadSupervised()
+				s.awaitEnd(old)
+			}
+		})
+		s.load.end()
+		s.load = nil
+		s.phase("CrashWhileDraining", tolerance{warnings: exited}, s.crashWhileDraining)
+		s.phase("StopTwice", tolerance{}, s.stopTwice)
+		s.phase("Start", tolerance{}, s.startSupervised)
+		s.phase("StopTwiceAfterReload", tolerance{}, func() { s.stopTwiceAfter(s.reloadSupervised) })
+	})
+}
+
+// Each process gets SIGTERM three times, and answers what it has begun.
+func TestStopTwice(t *testing.T) {
+	onMachine(t, func(t *testing.T) {
+		s := newService(t, kind{service: "notify.service", notifies: true})
+		s.phase("Start", tolerance{}, s.start)
+		s.phase("StopTwice", tolerance{}, s.stopTwice)
+		s.phase("Start", tolerance{}, s.start)
+		s.phase("StopTwiceAfterReload", tolerance{}, func() {
+			s.stopTwiceAfter(func() {
+				old := strconv.Itoa(s.main)
+				s.version = s.install("good")
+				s.systemctl("reload", s.service)
+				s.await("MainPID", func(pid string) bool { return pid != old })
+				s.adopt()
+			})
+		})
+	})
+}
+
+func (s *service) startSupervised() {
+	const supervisor = "tableflip-supervise"
+	content, err := os.ReadFile(filepath.Join(binaries, supervisor))
+	if err == nil {
+		path := filepath.Join(filepath.Dir(installed), supervisor)
+		if _, err = os.Stat(path); err != nil {
+			err = os.WriteFile(path, content, 0o755)
+		}
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.version = s.install("good")
+	s.systemctl("start", s.service)
+	s.askMain()
+}
+
+// askMain waits until the version that was installed last answers, and makes it the
+// process in charge.
+func (s *service) askMain() {
+	s.t.Helper()
+	until(s.t, s.version+" answers", func() bool {
+		response, err := oneShot.Get("http://" + tcpAddr)
+		if err != nil {
+			return false
+		}
+		defer response.Body.Close()
+		answer, err := io.ReadAll(response.Body)
+		var version string
+		var pid int
+		if n, _ := fmt.Sscan(string(answer), &version, &pid); n != 2 || err != nil || version != s.version {
+			return false
+		}
+		s.setMain(strconv.Itoa(pid))
+		return true
+	})
+}
+
+// reloadSupervised upgrades, and does not wait for the end of the old process.
+func (s *service) reloadSupervised() {
+	s.t.Helper()
+	before := s.show()
+	s.version = s.install("good")
+	s.systemctl("reload", s.service)
+	s.askMain()
+	s.expect(map[string]string{"MainPID": before["MainPID"], "NRestarts": before["NRestarts"]})
+	s.await("ActiveState", equal("active"))
+}
+
+// crashWhileDraining has a new version crash while the old one cannot end.
+func (s *service) crashWhileDraining() {
+	response := s.hold("forever")
+	defer response.Body.Close()
+	s.reloadSupervised()
+	restarts, _ := strconv.Atoi(s.show()["NRestarts"])
+	began := time.Now()
+	s.signal(s.main, syscall.SIGKILL)
+	s.askMain()
+	// The drain would have been 30 s.
+	if outage := time.Since(began); outage > 15*time.Second {
+		s.t.Errorf("nobody answered for %v", outage)
+	} else {
+		s.t.Logf("nobody answered for %v", outage)
+	}
+	s.await("NRestarts", equal(strconv.Itoa(restarts+1)))
+}
+
+// An unfinished request is one that a process has begun to read.
+type unfinished struct {
+	body    *io.PipeWriter
+	answers chan string
+	want    string
+}
+
+func (s *service) begin() *unfinished {
+	s.t.Helper()
+	read, write := io.Pipe()
+	u := &unfinished{write, make(chan string, 1), fmt.Sprintf("%s %d hello", s.version, s.main)}
+	request, err := http.NewRequest(http.MethodPost, "http://"+tcpAddr, read)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("Expect", "100-continue")
+	transport := &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: patience}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	go func() {
+		defer cancel()
+		response, err := transport.RoundTrip(request.WithContext(ctx))
+		if err != nil {
+			read.CloseWithError(err)
+			u.answers <- err.Error()
+			return
+		}
+		defer response.Body.Close()
+		answer, err := io.ReadAll(response.Body)
+		u.answers <- fmt.Sprint(string(answer), map[bool]string{true: " " + fmt.Sprint(err)}[err != nil])
+	}()
+	// The body is asked for when the service reads it.
+	if _, err := io.WriteString(write, "hel"); err != nil {
+		s.t.Fatal(err)
+	}
+	return u
+}
+
+func (u *unfinished) finish(t *testing.T) {
+	t.Helper()
+	io.WriteString(u.body, "lo")
+	u.body.Close()
+	if answer := <-u.answers; answer != u.want {
+		t.Errorf("got the answer %q, want %q", answer, u.want)
+	}
+}
+
+func (s *service) stopTwice() { s.stopTwiceAfter(func() {}) }
+
+func (s *service) stopTwiceAfter(change func()) {
+	s.t.Helper()
+	requests := []*unfinished{s.begin()}
+	if change(); requests[0].want != fmt.Sprintf("%s %d hello", s.version, s.main) {
+		requests = append(requests, s.begin())
+	}
+	terminate := func() { s.systemctl("kill", "--signal=TERM", "--kill-whom=all", s.service) }
+	terminate()
+	until(s.t, "the service accepts no more", func() bool {
+		conn, err := net.Dial("tcp", tcpAddr)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	s.systemctl("stop", "--no-block", s.service)
+	s.await("SubState", equal("stop-sigterm"))
+	terminate()
+	for _, request := range requests {
+		request.finish(s.t)
+	}
+	s.await("ActiveState", equal("inactive"))
+	s.expect(map[string]string{"Result": "success", "ExecMainStatus": "0"})
+	if got := processes(); len(got) > 0 {
+		s.t.Errorf("processes %v are left", got)
+	}
+}

@@ -1,0 +1,195 @@
+//go:build unix
+
+package service_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip/service"
+	stub "example.com/tableflip/testing"
+)
+
+// A flaw of a server shows only when net/http sets it up, or at the first handshake.
+type flaw struct {
+	put  func(*http.Server)
+	says string // part of the error
+}
+
+var flaws = map[string]flaw{
+	"no certificate": {func(s *http.Server) { s.TLSConfig = &tls.Config{} }, "Certificates"},
+	"http2.ConfigureServer without TLS": {func(s *http.Server) {
+		// What golang.org/x/net/http2 does.
+		s.TLSConfig = &tls.Config{NextProtos: []string{"h2"}}
+		s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": func(*http.Server, *tls.Conn, http.Handler) {}}
+	}, "http2.ConfigureServer"},
+	"cipher list that HTTP/2 refuses": {func(s *http.Server) {
+		s.TLSConfig = tlsConfig()
+		s.TLSConfig.CipherSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
+	}, "cipher"},
+	"unknown cipher list": {func(s *http.Server) {
+		s.TLSConfig = tlsConfig()
+		s.TLSConfig.MaxVersion = tls.VersionTLS12
+		s.TLSConfig.CipherSuites = []uint16{0x1234}
+		s.Protocols = new(http.Protocols)
+		s.Protocols.SetHTTP1(true)
+	}, "cipher suite"},
+	"empty certificate": {func(s *http.Server) {
+		s.TLSConfig = &tls.Config{Certificates: []tls.Certificate{{}}}
+	}, "certificate"},
+	"key of another certificate": {func(s *http.Server) {
+		s.TLSConfig = tlsConfig()
+		s.TLSConfig.Certificates[0].PrivateKey = newKey()
+	}, "signature"},
+	"versions that do not meet": {func(s *http.Server) {
+		s.TLSConfig = tlsConfig()
+		s.TLSConfig.MinVersion, s.TLSConfig.MaxVersion = tls.VersionTLS13, tls.VersionTLS12
+	}, "version"},
+}
+
+func newKey() *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+func tlsConfig() *tls.Config {
+	key := newKey()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"service"}}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
+}
+
+// unaskedUpgrader fails the test if the process says that it is ready.
+type unaskedUpgrader struct {
+	*stub.Upgrader
+	t *testing.T
+}
+
+func (upg unaskedUpgrader) Ready() error {
+	upg.t.Error("ready")
+	upg.Stop()
+	return upg.Upgrader.Ready()
+}
+
+func TestFlawIsFoundBeforeReady(t *testing.T) {
+	for name, flaw := range flaws {
+		t.Run(name, func(t *testing.T) {
+			server := &http.Server{Addr: "localhost:0"}
+			flaw.put(server)
+			r := &run{t: t, ran: make(chan error, 1)}
+			go func() { r.ran <- service.Run(unaskedUpgrader{newStub(t), t}, quiet(), server) }()
+			err := r.returns()
+			if err == nil || !strings.Contains(err.Error(), flaw.says) || !strings.Contains(err.Error(), "localhost:0") {
+				t.Errorf("got %v, want the address and %q", err, flaw.says)
+			}
+		})
+	}
+}
+
+// What depends on the client is not tried without one.
+func TestGoodTLSIsAccepted(t *testing.T) {
+	for name, change := range map[string]func(*tls.Config){
+		"as it is": func(*tls.Config) {},
+		"client certificates": func(c *tls.Config) {
+			c.ClientAuth = tls.RequireAndVerifyClientCert
+			c.VerifyConnection = func(tls.ConnectionState) error { return os.ErrPermission }
+		},
+		"certificates by name": func(c *tls.Config) {
+			c.Certificates = nil
+			c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, os.ErrNotExist }
+		},
+		"configurations by name": func(c *tls.Config) {
+			c.Certificates = nil
+			c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, os.ErrNotExist }
+		},
+		"TLS 1.2": func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 },
+		"TLS 1.3": func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := tlsConfig()
+			change(config)
+			p := startRun(t, quiet(), &http.Server{TLSConfig: config})
+			p.upg.Stop()
+			if err := p.returns(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestFlawedVersionIsRefused(t *testing.T) {
+	directory := t.TempDir()
+	var stderr lines
+	first := startProcess(t, directory, &stderr)
+	client := unixClient(directory, false)
+	for _, name := range []string{"no certificate", "cipher list that HTTP/2 refuses", "http2.ConfigureServer without TLS"} {
+		if err := os.WriteFile(filepath.Join(directory, "flaw"), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		stderr.reset()
+		syscall.Kill(first, syscall.SIGHUP)
+		until(t, "the upgrade has failed", func() bool { return stderr.contain("upgrade failed") })
+		if !stderr.contain(flaws[name].says) {
+			t.Errorf("%s: logged %s", name, stderr.text.String())
+		}
+		answer, err := post(t.Context(), client, "hello")
+		if err != nil || answer != strconv.Itoa(first)+" hello" {
+			t.Errorf("%s: answer %q, error %v", name, answer, err)
+		}
+	}
+	os.Remove(filepath.Join(directory, "flaw"))
+	syscall.Kill(first, syscall.SIGHUP)
+	until(t, "a version without a flaw is in charge", func() bool { return pidIn(directory) != first })
+	last := pidIn(directory)
+	syscall.Kill(last, syscall.SIGTERM)
+	until(t, "it has ended", func() bool { return syscall.Kill(last, 0) != nil })
+}
+
+// lines are what a process has written.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) contain(part string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), part)
+}
+
+func (l *lines) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
+}
+
+func quiet() service.Options {
+	return service.Options{Logger: slog.New(slog.DiscardHandler), IdleGrace: time.Millisecond}
+}

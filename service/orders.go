@@ -1,0 +1,50 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// orders are what signals tell the process.
+type orders struct {
+	upgrade <-chan os.Signal
+	stop    context.Context // ends with the first SIGTERM or SIGINT
+	now     context.Context // ends with the second SIGINT
+	forget  func()          // gives the signals back, and ends both
+}
+
+func hear() *orders {
+	// One channel for each, so that no number of one keeps out another.
+	upgrade, terminate, interrupt := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan os.Signal, 2)
+	signal.Notify(upgrade, hangup)
+	signal.Notify(terminate, syscall.SIGTERM)
+	signal.Notify(interrupt, os.Interrupt)
+
+	stop, tellStop := context.WithCancelCause(context.Background())
+	now, tellNow := context.WithCancelCause(context.Background())
+	go func() {
+		for interrupts := 0; interrupts < 2; {
+			select {
+			case sig := <-terminate:
+				tellStop(fmt.Errorf("service: stopped by %v", sig))
+			case sig := <-interrupt:
+				interrupts++
+				tellStop(fmt.Errorf("service: stopped by %v", sig))
+			case <-now.Done():
+				return
+			}
+		}
+		tellNow(errors.New("service: interrupted twice"))
+	}()
+	return &orders{upgrade, stop, now, func() {
+		for _, signals := range []chan os.Signal{upgrade, terminate, interrupt} {
+			signal.Stop(signals)
+		}
+		tellStop(nil)
+		tellNow(nil)
+	}}
+}

@@ -1,0 +1,391 @@
+//go:build unix
+
+package service_test
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/service"
+	stub "example.com/tableflip/testing"
+)
+
+func newStub(t *testing.T) *stub.Upgrader {
+	t.Helper()
+	upg, err := stub.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return upg
+}
+
+// replaceable can be replaced, which a stub cannot.
+type replaceable struct {
+	*stub.Upgrader
+	exit     chan struct{}
+	end      func() // closes exit
+	upgrades chan context.Context
+	serving  chan struct{} // closed by Ready
+}
+
+func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
+
+func (upg replaceable) Stop() {
+	upg.Upgrader.Stop()
+	upg.end()
+}
+
+func (upg replaceable) Ready() error {
+	defer close(upg.serving)
+	return upg.Upgrader.Ready()
+}
+
+func (upg replaceable) UpgradeContext(ctx context.Context) error {
+	upg.upgrades <- ctx
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// A run is a call of service.Run in this process.
+type run struct {
+	t      *testing.T
+	upg    replaceable
+	socket string
+	ran    chan error
+	heard  chan os.Signal
+}
+
+// startRun runs a server, and returns when it is ready.
+func startRun(t *testing.T, opts service.Options, server *http.Server) *run {
+	t.Helper()
+	exit := make(chan struct{})
+	r := &run{
+		t: t,
+		upg: replaceable{
+			Upgrader: newStub(t),
+			exit:     exit,
+			end:      sync.OnceFunc(func() { close(exit) }),
+			upgrades: make(chan context.Context, 1),
+			serving:  make(chan struct{}),
+		},
+		socket: filepath.Join(t.TempDir(), "socket"),
+		ran:    make(chan error, 1),
+		heard:  make(chan os.Signal, 10),
+	}
+	server.Addr = cmp.Or(server.Addr, r.socket)
+	// The test hears all signals, too, so that none ends it.
+	signal.Notify(r.heard, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
+	t.Cleanup(func() { signal.Stop(r.heard) })
+	go func() { r.ran <- service.Run(r.upg, opts, server) }()
+	select {
+	case <-r.upg.serving:
+	case err := <-r.ran:
+		t.Fatal(err)
+	}
+	return r
+}
+
+// signal returns when this process has got a signal, Run in particular.
+func (r *run) signal(sig syscall.Signal) {
+	r.t.Helper()
+	if err := syscall.Kill(os.Getpid(), sig); err != nil {
+		r.t.Fatal(err)
+	}
+	if got := <-r.heard; got != sig {
+		r.t.Fatalf("heard %v, sent %v", got, sig)
+	}
+}
+
+func (r *run) accepts() bool {
+	conn, err := net.Dial("unix", r.socket)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// A conversation is a request that goes on as long as the test says: the handler
+// answers each line of its body.
+type conversation struct {
+	t     *testing.T
+	conn  net.Conn
+	lines *bufio.Reader
+}
+
+func converse(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	control.EnableFullDuplex()
+	lines := bufio.NewScanner(r.Body)
+	for lines.Scan() {
+		w.Write([]byte(lines.Text() + "\n"))
+		control.Flush()
+	}
+}
+
+// begin returns when the handler has got the request.
+func (r *run) begin() *conversation {
+	r.t.Helper()
+	conn, err := net.Dial("unix", r.socket)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { conn.Close() })
+	// An HTTP/1.0 response ends with its connection, and has no chunks.
+	head := "POST / HTTP/1.0\r\nHost: service\r\nContent-Length: 1000\r\n\r\n"
+	c := &conversation{r.t, conn, bufio.NewReader(conn)}
+	if _, err := conn.Write([]byte(head)); err != nil {
+		r.t.Fatal(err)
+	}
+	conn.Write([]byte("hello\n"))
+	response, err := http.ReadResponse(c.lines, httptest.NewRequest(http.MethodPost, "/", nil))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c.lines = bufio.NewReader(response.Body)
+	if line, err := c.lines.ReadString('\n'); line != "hello\n" {
+		r.t.Fatalf("got %q, %v", line, err)
+	}
+	return c
+}
+
+// goesOn checks that the request is being answered.
+func (c *conversation) goesOn() {
+	c.t.Helper()
+	c.conn.SetDeadline(time.Now().Add(patience))
+	if _, err := c.conn.Write([]byte("still\n")); err != nil {
+		c.t.Fatal(err)
+	}
+	if line, err := c.lines.ReadString('\n'); line != "still\n" {
+		c.t.Fatalf("got %q, %v", line, err)
+	}
+}
+
+// end ends the request.
+func (c *conversation) end() { c.conn.(*net.UnixConn).CloseWrite() }
+
+// returns waits for the end of Run.
+func (r *run) returns() error {
+	r.t.Helper()
+	select {
+	case err := <-r.ran:
+		return err
+	case <-time.After(patience):
+		r.t.Fatal("Run does not return")
+		panic("unreachable")
+	}
+}
+
+// isCutBy waits until a drain has been cut, and checks why.
+func (r *run) isCutBy(cause string) {
+	r.t.Helper()
+	var cut *httpdrain.CutError
+	if err := r.returns(); !errors.As(err, &cut) || !strings.Contains(cut.Cause.Error(), cause) {
+		r.t.Fatalf("got %v, want a cut because %q", err, cause)
+	}
+}
+
+func conversations() *http.Server { return &http.Server{Handler: http.HandlerFunc(converse)} }
+
+// systemd sends several in everyday units.
+func TestTermsAreOne(t *testing.T) {
+	for name, end := range map[string]func(*run){
+		"replaced": func(r *run) { r.upg.end() },
+		"stopped":  func(r *run) { r.signal(syscall.SIGTERM) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := startRun(t, quiet(), conversations())
+			request := r.begin()
+			end(r)
+			until(t, "it accepts no more", func() bool { return !r.accepts() })
+			for range 20 {
+				r.signal(syscall.SIGTERM)
+				request.goesOn()
+			}
+			request.end()
+			if err := r.returns(); err != nil {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestInterruptTwiceIsNow(t *testing.T) {
+	for name, end := range map[string]func(*run){
+		"replaced": func(r *run) {
+			r.upg.end()
+			until(r.t, "it accepts no more", func() bool { return !r.accepts() })
+			r.signal(syscall.SIGTERM)
+			r.signal(syscall.SIGINT)
+		},
+		"stopped": func(r *run) {
+			r.signal(syscall.SIGINT)
+			until(r.t, "it accepts no more", func() bool { return !r.accepts() })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := startRun(t, quiet(), conversations())
+			request := r.begin()
+			end(r)
+			for range 20 {
+				request.goesOn()
+			}
+			r.signal(syscall.SIGINT)
+			r.isCutBy("interrupted twice")
+		})
+	}
+}
+
+func TestDrainTimeoutCuts(t *testing.T) {
+	opts := quiet()
+	opts.DrainTimeout = time.Millisecond
+	r := startRun(t, opts, conversations())
+	r.begin()
+	r.signal(syscall.SIGTERM)
+	r.isCutBy("not drained after 1ms")
+}
+
+// pausedUpgrader is told to stop before it is ready.
+type pausedUpgrader struct {
+	*stub.Upgrader
+	stop func()
+}
+
+func (upg pausedUpgrader) Ready() error {
+	upg.stop()
+	<-upg.Exit()
+	return upg.Upgrader.Ready()
+}
+
+func TestTermBeforeReady(t *testing.T) {
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGTERM)
+	defer signal.Stop(heard)
+	upg := pausedUpgrader{newStub(t), func() { syscall.Kill(os.Getpid(), syscall.SIGTERM) }}
+	opts := quiet()
+	opts.DrainDelay = time.Hour // it serves nobody who would have to look away
+	r := &run{t: t, ran: make(chan error, 1)}
+	go func() { r.ran <- service.Run(upg, opts, &http.Server{Addr: "localhost:0"}) }()
+	if err := r.returns(); err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
+func (r *run) get(path string) (status int) {
+	r.t.Helper()
+	client := unixClient(filepath.Dir(r.socket), false)
+	response, err := client.Get("http://service" + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	response.Body.Close()
+	return response.StatusCode
+}
+
+// delayed is a server with a health check.
+func delayed(t *testing.T, delay time.Duration) *run {
+	opts := quiet()
+	opts.DrainDelay, opts.Health, opts.IdleGrace = delay, new(service.Health), patience
+	mux := http.NewServeMux()
+	mux.Handle("/health", opts.Health)
+	mux.HandleFunc("/", converse)
+	recorder := httptest.NewRecorder()
+	opts.Health.ServeHTTP(recorder, nil)
+	if recorder.Code != http.StatusServiceUnavailable {
+		t.Errorf("status %d before it is ready", recorder.Code)
+	}
+	r := startRun(t, opts, &http.Server{Handler: mux})
+	until(t, "it is healthy", func() bool { return r.get("/health") == http.StatusOK })
+	return r
+}
+
+func TestHealthFailsFirst(t *testing.T) {
+	r := delayed(t, time.Hour)
+	r.signal(syscall.SIGTERM)
+	until(t, "it is not healthy", func() bool { return r.get("/health") == http.StatusServiceUnavailable })
+	// It serves on, whatever comes, until it is to end now.
+	request := r.begin()
+	for range 20 {
+		r.signal(syscall.SIGTERM)
+		if status := r.get("/"); status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+		select {
+		case <-r.upg.exit:
+			t.Fatal("it was stopped without a delay")
+		default:
+		}
+	}
+	r.signal(syscall.SIGINT)
+	request.goesOn()
+	r.signal(syscall.SIGINT)
+	r.isCutBy("interrupted twice")
+}
+
+// The address is as healthy as before.
+func TestHealthOfTheReplaced(t *testing.T) {
+	r := delayed(t, time.Hour)
+	kept, err := net.Dial("unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	request := r.begin()
+	r.upg.end()
+	until(t, "it drains without a delay", func() bool { return !r.accepts() })
+	if err := httptest.NewRequest(http.MethodGet, "/health", nil).Write(kept); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(kept), nil)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Errorf("got %v, %v", response, err)
+	}
+	request.end()
+	if err := r.returns(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDelayEnds(t *testing.T) {
+	const delay = 10 * time.Millisecond
+	r := delayed(t, delay)
+	began := time.Now()
+	r.signal(syscall.SIGTERM)
+	<-r.upg.exit
+	if took := time.Since(began); took < delay {
+		t.Errorf("it was stopped after %v", took)
+	}
+	r.signal(syscall.SIGINT) // the clients of before are not all gone
+	r.signal(syscall.SIGINT)
+	<-r.ran
+}
+
+// A new process would not know that the service is to stop.
+func TestTermCancelsUpgrade(t *testing.T) {
+	r := delayed(t, time.Hour)
+	r.signal(syscall.SIGHUP)
+	upgrade := <-r.upg.upgrades
+	r.signal(syscall.SIGTERM)
+	select {
+	case <-upgrade.Done():
+	case <-time.After(patience):
+		t.Error("the upgrade goes on")
+	}
+	r.upg.end()
+	if err := r.returns(); err != nil {
+		t.Error(err)
+	}
+}
