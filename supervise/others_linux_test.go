@@ -65,7 +65,7 @@ func TestUnderSupervisord(t *testing.T) {
 		"[rpcinterface:supervisor]",
 		"supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
 		"[include]",
-		"files=" + recipe(t, "supervisord/web.conf"),
+		"files=" + recipe(t, "supervisord.conf"),
 	}, "\n")), 0o644); err != nil {
 		t.Fatal(err)
 	}
