@@ -55,8 +55,9 @@ type child struct {
 
 	here      bool
 	isHere    atomic.Bool     // the process that was started said so itself
-	pid       int             // of the process that said it is here, which a wrapper may have started
+	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
 	accepts   []string        // what that understands
+	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
 }
 
@@ -64,12 +65,12 @@ type child struct {
 // descriptors from 5 on, and tells it until when it is waited for. The caller keeps
 // files.
 func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
-	readyRead, readyWrite, err := os.Pipe()
+	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
 	}
 	defer readyWrite.Close()
-	verdictRead, verdictWrite, err := os.Pipe()
+	verdictRead, verdictWrite, err := descriptor.Pipe()
 	if err != nil {
 		readyRead.Close()
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -102,6 +103,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 		c.close()
 		return nil, err
 	}
+	c.pid = c.process.PID()
 	step.Reached(step.ChildStarted)
 	return c, nil
 }
@@ -180,15 +182,18 @@ func (c *child) next(ctx context.Context) ([]string, error) {
 // awaitReady returns once the child serves. An error is final: the child has
 // died, given up, or is late.
 func (c *child) awaitReady(ctx context.Context) error {
-	ctx, stop := c.watch(ctx)
-	defer stop()
+	watched, stop := c.watch(ctx)
+	defer func() { stop() }()
 	for {
-		words, err := c.next(ctx)
+		words, err := c.next(watched)
 		if errors.Is(err, io.EOF) {
-			err = c.waitExit(ctx)
+			err = c.waitExit(watched)
 		}
-		if err != nil && !c.here {
-			err = fmt.Errorf("%w; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep", err)
+		// Whoever has called the upgrade off needs no explanation.
+		calledOff := ctx.Err() != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded)
+		if err != nil && !c.here && !calledOff {
+			err = fmt.Errorf("%w%s", err, cmp.Or(c.process.Hint(),
+				"; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep"))
 		}
 		if err != nil {
 			return err
@@ -199,9 +204,14 @@ func (c *child) awaitReady(ctx context.Context) error {
 
 		switch words[0] {
 		case wordHere:
+			if c.here {
+				return fmt.Errorf("tableflip: the new process, %d, said twice that it is here", c.pid)
+			}
 			if err := c.hearHere(words[1:]); err != nil {
 				return err
 			}
+			stop()
+			watched, stop = c.watch(ctx) // the process that has announced itself, too
 		case wordReady:
 			if !c.here {
 				return fmt.Errorf("tableflip: the new process, %d, said that it is ready and not that it is here", c.process.PID())
@@ -221,13 +231,13 @@ func (c *child) hearHere(words []string) error {
 	}
 	c.here = true
 	c.accepts = words[1:]
-	c.pid = c.process.PID()
 	if words[0] == "-" {
 		return nil // in a PID namespace of its own, it does not know
 	}
 
 	pid, err := strconv.Atoi(words[0])
-	if err != nil || pid <= 0 {
+	// This process has the pipe open, too.
+	if err != nil || pid <= 0 || pid == os.Getpid() {
 		return fmt.Errorf("tableflip: the new process, %d, said %q instead of its process ID", c.process.PID(), words[0])
 	}
 	if pid == c.pid {
@@ -258,6 +268,15 @@ func (c *child) isHeldBy(pid int) bool {
 	return held && err == nil
 }
 
+// named adds to the reason why an upgrade had to end which process was starting. The
+// text of ErrStopped is left alone, because callers compare it.
+func (c *child) named(err error) error {
+	if err == ErrStopped {
+		return err
+	}
+	return fmt.Errorf("%w; the new process was %d", err, c.pid)
+}
+
 func (c *child) failed(reason []string) error {
 	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
 }
@@ -281,7 +300,9 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	if handle := c.announced; handle != nil {
 		go func() {
 			if handle.Wait() == nil {
-				fail(fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid))
+				time.AfterFunc(exitGrace, func() {
+					fail(fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid))
+				})
 			}
 		}()
 	}
@@ -307,7 +328,11 @@ func (c *child) waitExit(ctx context.Context) error {
 
 func (c *child) exitError() error {
 	err := cmp.Or(c.process.Err(), errors.New("exit status 0"))
-	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, c.process.Hint())
+	hint := "" // awaitReady adds it for a child that said nothing
+	if c.here {
+		hint = c.process.Hint()
+	}
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, hint)
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort
@@ -320,6 +345,7 @@ func (c *child) commit(ctx context.Context) error {
 	if err := c.say(wordCommit); err != nil {
 		return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err)
 	}
+	c.committed = true
 	step.Reached(step.AfterCommit)
 
 	ctx, cancel := context.WithTimeoutCause(ctx, step.AcknowledgeTimeout,
@@ -426,13 +452,16 @@ func (c *child) hasHungUp() bool {
 }
 
 // abort tells the child, should it still listen, to touch nothing that is shared, and
-// kills it. It returns nil once the child is dead, and an error if that cannot be
-// confirmed.
+// kills it. It returns nil once the child cannot take charge any more, and an error if
+// that cannot be confirmed.
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
 	err := c.process.Kill(killTimeout)
 	if c.announced != nil {
 		err = errors.Join(err, c.announced.Kill(killTimeout))
+	}
+	if err == nil && c.committed && !c.isKnown() && !c.hasHungUp() {
+		err = fmt.Errorf("tableflip: the new process, which a wrapper, %d, has started, was told to leave, and is still there", c.process.PID())
 	}
 	if err == nil {
 		c.close()
@@ -440,15 +469,31 @@ func (c *child) abort() error {
 	return err
 }
 
-// settle waits for a child whose death could not be confirmed. It reports whether the
-// child is in charge, because it acknowledged the commit, or has ended.
+// isKnown reports whether it is the child itself whose death this process can see.
+func (c *child) isKnown() bool { return c.isHere.Load() || c.announced != nil }
+
+// settle waits for a child of which abort could confirm nothing. It reports whether
+// the child is in charge, because it acknowledged the commit; if not, it cannot take
+// charge any more.
 func (c *child) settle() (inCharge bool) {
-	ctx, stop := c.watch(context.Background())
-	defer stop()
-	if c.awaitAcknowledged(ctx) == nil {
+	ctx := context.Background()
+	if c.isKnown() {
+		watched, stop := c.watch(ctx)
+		defer stop()
+		ctx = watched
+	}
+	err := c.awaitAcknowledged(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = c.lastWord(err)
+	}
+	if err == nil && c.committed {
 		return true
 	}
-	<-c.process.Exited()
 	c.close()
+	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
+
+// forget lets a child of which abort could confirm nothing acknowledge nothing more:
+// it will read that it was aborted.
+func (c *child) forget() { c.ready.Close() }

@@ -92,12 +92,41 @@
 // generation is the end of the service. Package supervise, and the command
 // tableflip-supervise, both in this repository, stay in its place.
 //
+// # What an upgrade applies
+//
+// The new process inherits what the old one has, whatever the unit or the command line
+// says by now:
+//
+//	the binary                   the file that the path names now
+//	arguments                    as this process was started with
+//	environment                  as os.Environ has it now; a unit's Environment= and
+//	                             EnvironmentFile= are read at a restart
+//	working directory            the one that its name at the start names now
+//	limits, user, capabilities,  as they are now; a unit's LimitNOFILE=, User=, … are
+//	namespaces, cgroup           applied at a restart
+//	listening sockets            with the options that they were created with
+//
+// [Options].Command can change what the new process gets, within what this process may.
+//
 // # Moving over from github.com/cloudflare/tableflip
 //
-// Change the import path. All names are there, with the same meaning; compare
-// errors by errors.Is rather than by their text. The two do not understand each
-// other's handover: a process that runs the old library has to be restarted, once,
-// to run this one.
+// Change the import path. All names are there, with the same meaning, and the five
+// errors have the same texts. The two do not understand each other's handover: a
+// process that runs the old library has to be restarted, once, to run this one. What
+// else is different:
+//
+//   - A program that talks to systemd itself must stop sending MAINPID, and READY after
+//     an upgrade: this package sends both from the old process, so that
+//     NotifyAccess=main suffices. With NotifyAccess=all, a child that sends MAINPID
+//     before Ready, and then fails, takes the unit down. WATCHDOG=1 may be sent as
+//     before.
+//   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
+//     its predecessor.
+//   - A relative Options.PIDFile is relative to the directory in which the process was
+//     started, whatever os.Chdir did before New.
+//   - Stop removes the PID file.
+//   - Methods that add or remove a descriptor wait while an upgrade is under way,
+//     because the new process gets what there was when it began.
 //
 // # Limits
 //
@@ -113,5 +142,19 @@
 // names of the descriptors travel in the environment, which systems limit: on
 // Linux, to about 2 MiB in all with the usual stack limit, room for tens of
 // thousands of listeners. The limit of open files must allow for two descriptors
-// per listener.
+// per listener. A new process starts
+// with the soft limit that the first generation was started with, because the Go
+// runtime restores it. On Linux, if the descriptors do not fit under that, the new
+// process gets this process's limit, and keeps it for what it starts itself; on other
+// systems raise the soft limit, or call syscall.Setrlimit, which makes Go pass it on.
+//
+// The next generation starts in the first one's working directory, by its name, so
+// that a link such as /srv/current is followed anew. Service managers do not tell that
+// name: without PWD, it is known only if the binary was started by an absolute path
+// that begins with it. Otherwise set PWD for the service (Environment=PWD=/srv/current),
+// start it by an absolute path, or set Dir and Path in Options.Command. Without any of
+// these a relative binary is looked for where the link led at the start.
+//
+// If argv[0] has no slash, the binary is where PATH had it at the start. If that was
+// another program, Upgrade fails and says so.
 package tableflip

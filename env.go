@@ -37,8 +37,8 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	}
 	if inherited != nil {
 		// An earlier Upgrader of this process had what there was.
-		if inherited.isAbandoned() {
-			return nil, nil, errAbandoned
+		if err := inherited.abandonment(); err != nil {
+			return nil, nil, err
 		}
 		r, err := registry.New(registryOpts, inherit.FirstFD, nil)
 		return r, inherited, err
@@ -164,10 +164,16 @@ func isAwaited(t *nametable.Table) bool {
 	if process.Parent(t.PID) == os.Getppid() {
 		return true
 	}
+	return isAncestor(t.PID)
+}
+
+// isAncestor reports whether a process is known to be this one, or to have started it
+// or one of its ancestors.
+func isAncestor(ancestor int) bool {
 	for pid := os.Getpid(); pid > 1; pid = process.Parent(pid) {
-		if pid == t.PID {
+		if pid == ancestor {
 			return true
 		}
 	}
-	return false
+	return ancestor == 1
 }

@@ -63,8 +63,8 @@ type parent struct {
 	notified bool          // it had told the service manager that this is the main process
 
 	mu        sync.Mutex
-	inCharge  bool // this process has acknowledged the commit, or is an orphan
-	abandoned bool // Stop was called before
+	inCharge  bool  // this process has acknowledged the commit, or is an orphan
+	abandoned error // why it never will be
 }
 
 // newParent adopts the ends of the pipes, and says that New was called.
@@ -115,6 +115,11 @@ func (p *parent) say(words ...string) error {
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
 	for lines := bufio.NewReader(p.verdict); ; {
+		// What was said right after the commit takes it back. This process may have
+		// been suspended meanwhile.
+		if p.commit && lines.Buffered() == 0 && !isClosed(p.decided) {
+			close(p.decided)
+		}
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, os.ErrDeadlineExceeded) && p.unread() {
 			continue
@@ -135,8 +140,7 @@ func (p *parent) hear(words []string) {
 	decided := isClosed(p.decided)
 	switch word := words[0]; {
 	case word == wordCommit && !decided:
-		p.commit = true
-		close(p.decided)
+		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
 		p.refusal = errAborted
 		close(p.decided)
@@ -211,8 +215,11 @@ func (p *parent) takeCharge(prepare func() error) error {
 	switch {
 	case p.inCharge:
 		return nil
-	case p.abandoned:
-		return errAbandoned
+	case p.abandoned != nil:
+		return p.abandoned
+	case isClosed(p.aborted):
+		p.abandonLocked(errAborted)
+		return errAborted
 	}
 
 	if err := prepare(); err != nil {
@@ -220,20 +227,23 @@ func (p *parent) takeCharge(prepare func() error) error {
 			return err // the caller may try again
 		}
 		_ = p.say(wordFailed, oneLine(err))
-		p.abandonLocked()
+		p.abandonLocked(err)
 		return err
 	}
 	if p.commit {
-		if isClosed(p.aborted) {
-			return errAborted
-		}
-		if err := p.say(wordAcknowledged); err != nil {
+		aborted := isClosed(p.aborted)
+		if !aborted && p.say(wordAcknowledged) != nil {
 			// Nobody listens any more. If the parent lives, it has said why.
 			select {
 			case <-p.aborted:
-				return errAborted
+				aborted = true
 			case <-p.exited:
+				aborted = isClosed(p.aborted)
 			}
+		}
+		if aborted {
+			p.abandonLocked(errAborted)
+			return errAborted
 		}
 		step.Reached(step.Acknowledged)
 	}
@@ -251,12 +261,12 @@ func (p *parent) abandon() (inCharge bool) {
 	if p.inCharge || isClosed(p.decided) && p.orphan {
 		return true
 	}
-	p.abandonLocked()
+	p.abandonLocked(errAbandoned)
 	return false
 }
 
-func (p *parent) abandonLocked() {
-	p.abandoned = true
+func (p *parent) abandonLocked(why error) {
+	p.abandoned = why
 	p.closeReady.Do(func() { p.ready.Close() })
 	p.verdict.Close()
 }
@@ -274,13 +284,11 @@ func (p *parent) wait(ctx context.Context) error {
 			return p.refusal
 		}
 	}
-	if isClosed(p.aborted) && !p.isInCharge() {
-		return errAborted
-	}
-	return nil
+	return p.abandonment()
 }
 
-func (p *parent) isAbandoned() bool {
+// abandonment returns why this process will never be in charge, or nil if it may be.
+func (p *parent) abandonment() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.abandoned

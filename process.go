@@ -2,17 +2,19 @@ package tableflip
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 )
 
-// This file owns the description of a new process. How a process is started and killed,
-// and what this one was started with, is internal/process.
+// This file owns what is started by an upgrade, and whether it may be. How a process is
+// started and killed, and what this one was started with, is internal/process.
 
 // newCommand describes a process like this one was when it started. customize, which
 // may be nil, can change all of it but its extra files.
@@ -48,6 +50,59 @@ func newCommand(customize func(*exec.Cmd)) (*exec.Cmd, error) {
 		cmd.Env = append(cmd.Env, "PWD="+cmd.Dir)
 	}
 	return cmd, nil
+}
+
+// checkSupervision returns an error if it is certain that whoever has started the
+// service would end it with this process, because it can't learn of another.
+func (u *Upgrader) checkSupervision() error {
+	switch {
+	case os.Getpid() == 1:
+		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
+			"have tableflip-supervise start the service")
+	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
+		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
+			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
+	}
+	return nil
+}
+
+// startChild starts the new process.
+func (u *Upgrader) startChild(a *attempt) (*child, error) {
+	cmd, err := newCommand(u.command)
+	if err != nil {
+		return nil, err
+	}
+	u.warnOf(cmd)
+	// Whoever has cancelled the upgrade meanwhile may not want it started.
+	if err := a.err(); err != nil {
+		return nil, err
+	}
+	until := a.limit(u.upgradeTimeout)
+
+	entries, files, release, err := u.registry.FreezeForChild()
+	if err != nil {
+		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
+	}
+	defer release()
+	if self, err := process.Open(os.Getpid()); err == nil {
+		defer self.Close()
+		entries = append(entries, &nametable.Entry{Name: parentHandle})
+		files = append(files, self.File())
+	}
+	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
+}
+
+// warnOf logs what may make an upgrade useless.
+func (u *Upgrader) warnOf(cmd *exec.Cmd) {
+	if u.logger == nil {
+		return
+	}
+	if process.IsStaleMount(cmd.Path) {
+		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
+	}
+	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
+		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
+	}
 }
 
 func ownPID() string { return strconv.Itoa(os.Getpid()) }

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
-	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
@@ -31,20 +31,23 @@ var (
 	// listeners to another process: Windows, Plan 9, JavaScript and WASI.
 	ErrNotSupported = fmt.Errorf("tableflip: platform does not support graceful restart: %w", errors.ErrUnsupported)
 
+	// The texts of the five that follow are those of cloudflare/tableflip, whose
+	// users compare them.
+
 	// ErrNotReady is returned by Upgrade before Ready.
-	ErrNotReady = errors.New("tableflip: process is not ready yet")
+	ErrNotReady = errors.New("process is not ready yet")
 
 	// ErrUpgradeInProgress is returned by Upgrade during another one.
-	ErrUpgradeInProgress = errors.New("tableflip: upgrade in progress")
+	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade while the previous process drains.
-	ErrParentRunning = errors.New("tableflip: parent hasn't exited")
+	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned once the process has been replaced.
-	ErrUpgraded = errors.New("tableflip: already upgraded")
+	ErrUpgraded = errors.New("already upgraded")
 
 	// ErrStopped is returned after Stop.
-	ErrStopped = errors.New("tableflip: terminating")
+	ErrStopped = errors.New("terminating")
 )
 
 // Options are the options of New. The zero value is usable.
@@ -56,8 +59,11 @@ type Options struct {
 	// PIDFile, if not empty, is the path of a file that holds the PID of the
 	// process in charge. Ready writes it, with mode 0644 less the umask. It
 	// replaces the file at once, by renaming a temporary file in its directory, which
-	// must be writable. A failed upgrade restores the file, and Stop removes it. A
-	// relative path is relative to the directory that the process started in.
+	// must be writable. A symbolic link is kept: what it leads to is replaced. A file
+	// that is a mount of its own cannot be replaced, which is an error of Ready. A
+	// failed upgrade restores the file with its mode, and Stop removes it, as does an
+	// upgrade to a version that has another PIDFile. A relative path is relative to
+	// the directory that the process started in.
 	PIDFile string
 
 	// ListenConfig creates the sockets of Listen and ListenPacket. If nil, the zero
@@ -68,15 +74,20 @@ type Options struct {
 	ListenConfig *net.ListenConfig
 
 	// Command, if not nil, is called by every Upgrade to change how the new
-	// process is started. The command is complete when it is called: this
-	// process's arguments, environment and standard streams, the binary that
-	// os.Args[0] names now, and the directory that this process started in.
+	// process is started. The command is complete when it is called: the arguments
+	// that this process was started with, its environment, descriptors 0 to 2 (the
+	// null device for one that is closed, or closed on exec), the binary that argv[0]
+	// named at the start, and the directory that this process started in, by the name
+	// in PWD or, without that, by the part of an absolute argv[0] that names it.
+	// Changes of os.Args, os.Stdin, os.Stdout and os.Stderr have no effect.
 	//
 	// Command may change anything but ExtraFiles. It may have a wrapper execute the
 	// service, or start it in the background and exit, if the wrapper keeps
 	// descriptors from 3 on, and environment variables, intact. A wrapper that
 	// stays keeps the sockets open. Output must go to files, because this process
-	// will not be there to copy it.
+	// will not be there to copy it. A parent-death signal, a PID namespace of its own,
+	// tracing and exec.CommandContext are refused, because the new process could not
+	// outlive this one, or could not be found.
 	//
 	// The time that Command takes does not count against UpgradeTimeout. Command must
 	// not wait for Stop, which waits for the upgrade.
@@ -91,8 +102,8 @@ type Options struct {
 
 	// Logger, if not nil, receives warnings: inherited descriptors that nobody
 	// claimed, errors of cleaning up, a new process that dies before the old one, and
-	// messages that the service manager did not take. It is called without any lock
-	// held.
+	// messages that the service manager did not take. It may call the Upgrader: what a
+	// method has to log, it logs when it returns.
 	Logger *slog.Logger
 }
 
@@ -119,8 +130,9 @@ type Upgrader struct {
 	upgradeTimeout time.Duration
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
-	logger         *slog.Logger
-	parent         *parent // nil in the first generation
+	logger         *slog.Logger    // nil for none
+	logs           *logqueue.Queue // of logger, held by methods for which its handler could wait
+	parent         *parent         // nil in the first generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
@@ -149,9 +161,9 @@ type attempt struct {
 	returned chan struct{} // closed when Upgrade returns
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool // the manager asked for another reload meanwhile
-	answered    bool // the manager was told how it went
-	undecided   bool // Upgrade has returned, and the child may still take charge
+	reloadAgain bool   // the manager asked for another reload meanwhile
+	answered    bool   // the manager was told how it went
+	undecided   *child // Upgrade has returned, and this child may still take charge
 }
 
 // New returns the [Upgrader] for this process. It inherits descriptors from the parent
@@ -179,6 +191,8 @@ func New(opts Options) (*Upgrader, error) {
 	if !upgraderExists.CompareAndSwap(false, true) {
 		return nil, errors.New("tableflip: only a single Upgrader allowed: stop the other one first")
 	}
+	logs := new(logqueue.Queue)
+	opts.Logger = logs.Logger(opts.Logger)
 	env := systemd.FindEnv()
 	notifier := env.Notifier(opts.Logger)
 	registry, parent, err := takeOver(opts, notifier)
@@ -196,6 +210,7 @@ func New(opts Options) (*Upgrader, error) {
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		logger:         opts.Logger,
+		logs:           logs,
 		parent:         parent,
 		managerEnv:     env,
 		notifier:       notifier,
@@ -206,7 +221,7 @@ func New(opts Options) (*Upgrader, error) {
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(u.answerReload)
+		parent.listen(func() { go u.answerReload() })
 	}
 	return u, nil
 }
@@ -230,20 +245,6 @@ func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
 
-// checkSupervision returns an error if it is certain that whoever has started the
-// service would end it with this process, because it can't learn of another.
-func (u *Upgrader) checkSupervision() error {
-	switch {
-	case os.Getpid() == 1:
-		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
-			"have tableflip-supervise start the service")
-	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
-		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
-			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
-	}
-	return nil
-}
-
 // Ready reports that this process can serve. Every generation must call it once its
 // listeners and everything else it needs exist. Accept from the listeners once Ready
 // has returned nil: what a child accepts before is lost if its parent then refuses it,
@@ -263,6 +264,7 @@ func (u *Upgrader) checkSupervision() error {
 // Stop, and as soon as Stop is called. If it could not write the PID file before it
 // asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
+	defer u.logs.Hold()()
 	u.readyMu.Lock()
 	defer u.readyMu.Unlock()
 
@@ -306,8 +308,8 @@ func (u *Upgrader) Ready() error {
 // askParent asks to be put in charge, and returns nil once the parent has done so, or
 // has died.
 func (u *Upgrader) askParent() error {
-	if u.parent.isAbandoned() {
-		return errAbandoned
+	if err := u.parent.abandonment(); err != nil {
+		return err
 	}
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
 		return u.parent.refusal
@@ -428,6 +430,7 @@ func (u *Upgrader) Upgrade() error {
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+	defer u.logs.Hold()()
 	a, err := u.beginUpgrade(ctx)
 	if err != nil {
 		return err
@@ -449,7 +452,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = true
+		a.undecided = c
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -540,55 +543,19 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 		return deadline
 	}
 	timer := time.AfterFunc(timeout, func() {
-		a.cancel(fmt.Errorf("tableflip: new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
+		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
 	context.AfterFunc(a.ctx, func() { timer.Stop() })
 	return time.Now().Add(timeout)
-}
-
-// startChild starts the new process.
-func (u *Upgrader) startChild(a *attempt) (*child, error) {
-	cmd, err := newCommand(u.command)
-	if err != nil {
-		return nil, err
-	}
-	u.warnOf(cmd)
-	// Whoever has cancelled the upgrade meanwhile may not want it started.
-	if err := a.err(); err != nil {
-		return nil, err
-	}
-	until := a.limit(u.upgradeTimeout)
-
-	entries, files, release, err := u.registry.FreezeForChild()
-	if err != nil {
-		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
-	}
-	defer release()
-	if self, err := process.Open(os.Getpid()); err == nil {
-		defer self.Close()
-		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		files = append(files, self.File())
-	}
-	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
-}
-
-// warnOf logs what may make an upgrade useless.
-func (u *Upgrader) warnOf(cmd *exec.Cmd) {
-	if u.logger == nil {
-		return
-	}
-	if process.IsStaleMount(cmd.Path) {
-		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
-	}
-	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
-		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
-	}
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
 	if err := c.awaitReady(a.ctx); err != nil {
+		if a.err() != nil {
+			err = c.named(err)
+		}
 		return err
 	}
 	mainPID, err := u.notifier.PrepareMainPID()
@@ -596,9 +563,13 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
 	}
 	defer mainPID.Close()
+	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
+		return fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
+			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
+	}
 	// From here on neither the caller nor the timeout can end the attempt.
 	if err := a.err(); err != nil {
-		return err
+		return c.named(err)
 	}
 	if err := c.commit(a.stopCtx); err != nil {
 		return err
@@ -645,7 +616,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.cancel(nil)
 	u.mu.Lock()
-	stays := u.state == upgrading && !a.undecided
+	stays := u.state == upgrading && a.undecided == nil
 	u.mu.Unlock()
 	if stays {
 		if err == nil {
@@ -716,6 +687,7 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // takes to kill a new process that is starting, at most a second, or until the service
 // manager knows the process that has just taken charge, at most six.
 func (u *Upgrader) Stop() {
+	defer u.logs.Hold()()
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -731,6 +703,9 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	if u.state == upgrading {
+		u.attempt.undecided.forget()
+	}
 	u.state = stopped
 	u.mu.Unlock()
 

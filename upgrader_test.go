@@ -374,6 +374,20 @@ func TestStopDuringUpgrade(t *testing.T) {
 	proctest.WantError(t, "the next Upgrade", upg.Upgrade(), tableflip.ErrStopped)
 }
 
+// A child that has not called New yet is not to blame for the end of the upgrade.
+func TestStopBeforeNew(t *testing.T) {
+	upg, s := handovertest.NewParent(t, tableflip.Options{
+		Command: proctest.Shell(`echo "report $$ started \"\""; exec sleep 1000`),
+	}, "hang")
+	proctest.OK(t, upg.Ready())
+	result := proctest.InBackground(upg.Upgrade)
+	s.Await("started")
+	upg.Stop()
+	if err := proctest.Within(t, "Upgrade", result); err != tableflip.ErrStopped {
+		t.Errorf("Upgrade: got %v, want %v and no more words", err, tableflip.ErrStopped)
+	}
+}
+
 func TestStopAtAnyTime(t *testing.T) {
 	for _, test := range []struct{ before, role string }{
 		{"New", "fail"},

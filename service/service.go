@@ -24,11 +24,18 @@ import (
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero.
 const DefaultDrainTimeout = 30 * time.Second
 
+// hurryTimeout takes the place of DrainTimeout once the process that has replaced this
+// one has died: nobody serves until a supervisor, which waits for this process, too,
+// starts another.
+const hurryTimeout = time.Second
+
 // Options are the options of Run. The zero value is usable.
 type Options struct {
 	// DrainTimeout limits how long the process may take to finish its requests
 	// once it has been replaced or stopped. What is left then is cut. If zero or
-	// negative, DefaultDrainTimeout is used.
+	// negative, DefaultDrainTimeout is used. A process whose successor dies while it
+	// drains has one more second, because a supervisor waits for its end before it
+	// starts the service again.
 	DrainTimeout time.Duration
 
 	// DrainDelay is how long the process goes on to serve, new connections too,
@@ -56,6 +63,7 @@ type Upgrader interface {
 	Ready() error
 	UpgradeContext(context.Context) error
 	Exit() <-chan struct{}
+	Hurry() <-chan struct{}
 	Stop()
 }
 
@@ -125,7 +133,7 @@ func Run(upg Upgrader, opts Options, servers ...*http.Server) error {
 
 	logger.Info("draining")
 	begin := time.Now()
-	drainErr := drain(told, opts.DrainTimeout, fronts)
+	drainErr := drain(upg, told, opts.DrainTimeout, fronts)
 	logger.Info("drained", "took", time.Since(begin), "error", drainErr)
 	return errors.Join(serveErr, drainErr)
 }
@@ -187,13 +195,24 @@ func upgrade(ctx context.Context, upg Upgrader, logger *slog.Logger) {
 
 // drain drains the servers side by side, until they are, the timeout has passed, or
 // the process is told to end now.
-func drain(told *orders, timeout time.Duration, fronts []*front) error {
+func drain(upg Upgrader, told *orders, timeout time.Duration, fronts []*front) error {
 	if timeout <= 0 {
 		timeout = DefaultDrainTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(told.now, timeout,
 		fmt.Errorf("service: not drained after %v", timeout))
 	defer cancel()
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	go func() {
+		select {
+		case <-upg.Hurry():
+			time.AfterFunc(hurryTimeout, func() {
+				cut(fmt.Errorf("service: not drained %v after the new process has died", hurryTimeout))
+			})
+		case <-ctx.Done():
+		}
+	}()
 
 	errs := make([]error, len(fronts))
 	var wait sync.WaitGroup

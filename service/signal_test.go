@@ -38,11 +38,14 @@ type replaceable struct {
 	*stub.Upgrader
 	exit     chan struct{}
 	end      func() // closes exit
+	hurry    chan struct{}
 	upgrades chan context.Context
 	serving  chan struct{} // closed by Ready
 }
 
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
+
+func (upg replaceable) Hurry() <-chan struct{} { return upg.hurry }
 
 func (upg replaceable) Stop() {
 	upg.Upgrader.Stop()
@@ -79,6 +82,7 @@ func startRun(t *testing.T, opts service.Options, server *http.Server) *run {
 			Upgrader: newStub(t),
 			exit:     exit,
 			end:      sync.OnceFunc(func() { close(exit) }),
+			hurry:    make(chan struct{}),
 			upgrades: make(chan context.Context, 1),
 			serving:  make(chan struct{}),
 		},
@@ -256,6 +260,17 @@ func TestDrainTimeoutCuts(t *testing.T) {
 	r.begin()
 	r.signal(syscall.SIGTERM)
 	r.isCutBy("not drained after 1ms")
+}
+
+// No supervisor starts the service again before the old process has ended.
+func TestDrainHurries(t *testing.T) {
+	r := startRun(t, quiet(), conversations())
+	request := r.begin()
+	r.upg.end()
+	until(t, "it accepts no more", func() bool { return !r.accepts() })
+	request.goesOn()
+	close(r.upg.hurry)
+	r.isCutBy("new process has died")
 }
 
 // pausedUpgrader is told to stop before it is ready.

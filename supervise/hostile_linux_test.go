@@ -312,6 +312,20 @@ func TestCrashDoesNotWaitForDraining(t *testing.T) {
 	}
 }
 
+// As process 1, the end of the supervisor is that of all.
+func TestPID1Crash(t *testing.T) {
+	t.Parallel()
+	b := startPID1(t, []string{"-stop", "1h"}, "puppet")
+	first := b.next()
+	second := first.upgrade(b)
+	second.tell("exit", "3")
+	first.ends()
+	b.log.await("not waiting for older generations")
+	if status := <-b.status; status == 0 {
+		t.Error("exit status 0")
+	}
+}
+
 func TestStopWaitsForDraining(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, []string{"-hurry", "1ms"}, "puppet")

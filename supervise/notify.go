@@ -140,20 +140,20 @@ type outer struct {
 	address string
 	texts   chan string
 	closed  chan struct{}
-	journal *journal
+	log     *journal
 }
 
-func openOuter(j *journal) *outer {
+func openOuter(log *journal) *outer {
 	address := os.Getenv("NOTIFY_SOCKET")
 	if address == "" {
 		return nil
 	}
-	o := &outer{address, make(chan string, 16), make(chan struct{}), j}
+	o := &outer{address, make(chan string, 16), make(chan struct{}), log}
 	go func() {
 		defer close(o.closed)
 		for text := range o.texts {
 			if err := o.send(text); err != nil {
-				j.warn("can't pass a message on to NOTIFY_SOCKET", "error", err)
+				log.warn("can't pass a message on to NOTIFY_SOCKET", "error", err)
 			}
 		}
 	}()
@@ -198,7 +198,7 @@ func (o *outer) passOn(m message) {
 		}
 		select {
 		case <-o.texts:
-			o.journal.warn("NOTIFY_SOCKET is not read: a message is lost")
+			o.log.warn("NOTIFY_SOCKET is not read: a message is lost")
 		default:
 		}
 	}

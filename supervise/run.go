@@ -62,7 +62,7 @@ const (
 // A supervision is the state of Run.
 type supervision struct {
 	Supervisor
-	journal  *journal
+	log      *journal
 	notify   *notifySocket
 	outer    *outer
 	terminal *terminal
@@ -114,13 +114,13 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 		return 0, err
 	}
 	defer notify.close()
-	journal := openJournal(s.Logger.Handler())
-	defer journal.close()
-	outer := openOuter(journal)
+	log := openJournal(s.Logger.Handler())
+	defer log.close()
+	outer := openOuter(log)
 	defer outer.close()
 	v := &supervision{
 		Supervisor: s,
-		journal:    journal,
+		log:        log,
 		notify:     notify,
 		outer:      outer,
 		terminal:   openTerminal(),
@@ -129,7 +129,7 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 	}
 	if os.Getpid() != 1 {
 		if err := setReaper(true); err != nil {
-			journal.warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
+			log.warn("not the parent of orphans: exit statuses of later generations are lost", "error", err)
 			v.notReaper, v.poll = true, time.Tick(time.Second)
 		}
 	}
@@ -161,7 +161,7 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 	}
 	v.logIgnored()
 	status := v.exitStatus()
-	journal.info("ended", "pid", v.main, "status", status)
+	log.info("ended", "pid", v.main, "status", status)
 	return status, nil
 }
 
@@ -199,7 +199,7 @@ func (v *supervision) startService(path string, self bool) error {
 	}
 	v.main, v.group = pid, pid
 	v.terminal.follow(v.group)
-	v.journal.info("started", "pid", pid, "command", strings.Join(v.Command, " "))
+	v.log.info("started", "pid", pid, "command", strings.Join(v.Command, " "))
 	return nil
 }
 
@@ -223,7 +223,7 @@ func (v *supervision) catchUp() {
 		}
 	case abandoned:
 		if !v.maySucceed() {
-			v.journal.warn("nobody is left that could take over")
+			v.log.warn("nobody is left that could take over")
 			v.end()
 		}
 	case ending, killing:
@@ -231,7 +231,7 @@ func (v *supervision) catchUp() {
 		case !v.anyLeft():
 			v.phase = ended
 		case v.hurried && !v.strayLeft():
-			v.journal.warn("not waiting for older generations")
+			v.log.warn("not waiting for older generations")
 			v.phase = ended
 		case v.phase == killing:
 			// What was started by those that were killed before.
@@ -293,16 +293,16 @@ func (v *supervision) heed(m message) {
 		}()
 		switch {
 		case !ok:
-			v.journal.warn("ignored MAINPID, which is no process of the service", "value", value)
+			v.log.warn("ignored MAINPID, which is no process of the service", "value", value)
 			return
 		case v.phase > abandoned:
-			v.journal.warn("ignored MAINPID, which comes too late", "value", value)
+			v.log.warn("ignored MAINPID, which comes too late", "value", value)
 			return
 		case !fromMain && v.phase == running:
 			// Something else in the service may upgrade itself by the same means.
 			// But an orphan sees its parent's descriptors closed before this
 			// process can see its end.
-			v.journal.warn("ignored MAINPID while the main process lives", "value", value, "from", m.pid)
+			v.log.warn("ignored MAINPID while the main process lives", "value", value, "from", m.pid)
 			if m.pid == pid && v.upgrading && len(v.claims) < maxClaims {
 				v.claims = append(v.claims, message{lines: m.lines, pid: m.pid})
 			}
@@ -318,18 +318,18 @@ func (v *supervision) heed(m message) {
 	}
 	if m.field("READY") == "1" {
 		if v.upgrading {
-			v.journal.warn("still the main process", "pid", v.main, "status", m.field("STATUS"))
+			v.log.warn("still the main process", "pid", v.main, "status", m.field("STATUS"))
 		} else {
-			v.journal.info("ready", "pid", v.main)
+			v.log.info("ready", "pid", v.main)
 		}
 		v.upgrading = false
 	}
 	if m.field("RELOADING") == "1" {
-		v.journal.info("upgrading", "pid", v.main)
+		v.log.info("upgrading", "pid", v.main)
 		v.upgrading, v.duringUpgrade, v.claims = true, nil, nil
 	}
 	if m.field("STOPPING") == "1" {
-		v.journal.info("stopping", "pid", v.main)
+		v.log.info("stopping", "pid", v.main)
 		v.upgrading, v.saidStop = false, true
 	}
 	v.outer.passOn(m)
@@ -351,7 +351,7 @@ func (v *supervision) ignore(reason string) {
 
 func (v *supervision) logIgnored() {
 	for reason, count := range v.ignored {
-		v.journal.warn("ignored messages", "reason", reason, "count", count)
+		v.log.warn("ignored messages", "reason", reason, "count", count)
 		v.ignoredLogged = time.Now()
 	}
 	clear(v.ignored)
@@ -375,7 +375,7 @@ func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 		w.close()
 		return
 	}
-	v.journal.info("new main process", "pid", pid, "old", v.main)
+	v.log.info("new main process", "pid", pid, "old", v.main)
 	maps.DeleteFunc(v.former, func(pid int, _ bool) bool { return !v.exists(pid) })
 	if v.phase == running {
 		v.former[v.main] = true
@@ -421,14 +421,14 @@ func (v *supervision) mainEnded() bool {
 
 // lost is called when the main process has ended.
 func (v *supervision) lost() {
-	v.journal.info("main process ended", "pid", v.main)
+	v.log.info("main process ended", "pid", v.main)
 	if pid, w, ok := v.fromPIDFile(); ok {
 		v.follow(pid, w, true)
 		return
 	}
 	if v.upgrading && v.maySucceed() {
 		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
-		v.journal.info("waiting for a new main process")
+		v.log.info("waiting for a new main process")
 		claims := v.claims
 		v.claims = nil
 		for _, m := range claims {
@@ -439,7 +439,7 @@ func (v *supervision) lost() {
 		return
 	}
 	if pid, w, ok := v.unannounced(); ok {
-		v.journal.error("following a process that nobody has announced: it must keep NOTIFY_SOCKET and the network namespace", "pid", pid)
+		v.log.error("following a process that nobody has announced: it must keep NOTIFY_SOCKET and the network namespace", "pid", pid)
 		v.follow(pid, w, true)
 		return
 	}
@@ -468,10 +468,14 @@ func (v *supervision) unannounced() (pid int, w *watch, ok bool) {
 	}
 	left, _ := descendants()
 	pid, ok = findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] }))
+	if ok {
+		pid, w, ok = v.find(strconv.Itoa(pid))
+	}
 	if !ok {
+		w.close()
 		return 0, nil, false
 	}
-	return v.find(strconv.Itoa(pid))
+	return pid, w, true
 }
 
 // maySucceed reports whether there is a process that may take over.
@@ -513,7 +517,7 @@ func (v *supervision) end() {
 		v.phase = ended
 		return
 	}
-	v.journal.info("waiting for what is left")
+	v.log.info("waiting for what is left")
 	v.signalLeft(unix.SIGTERM, v.former)
 	for _, sig := range v.held {
 		v.forward(sig)
@@ -525,13 +529,13 @@ func (v *supervision) expire() {
 	v.deadline = nil
 	switch v.phase {
 	case abandoned:
-		v.journal.warn("nobody took over in time")
+		v.log.warn("nobody took over in time")
 		v.end()
 	case ending:
-		v.journal.warn("killing what is left")
+		v.log.warn("killing what is left")
 		v.phase, v.deadline = killing, time.After(killTimeout)
 	case killing:
-		v.journal.error("can't kill what is left")
+		v.log.error("can't kill what is left")
 		v.phase = ended
 	}
 }
@@ -548,13 +552,13 @@ func (v *supervision) forward(sig unix.Signal) {
 		}
 		v.toldStop = v.toldStop || slices.Contains(stopping, sig)
 		if err := v.signalMain(sig); err != nil {
-			v.journal.error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
+			v.log.error("can't forward", "signal", unix.SignalName(sig), "pid", v.main, "error", err)
 		} else if sig != unix.SIGWINCH && sig != unix.SIGCONT {
-			v.journal.info("forwarded", "signal", unix.SignalName(sig), "pid", v.main)
+			v.log.info("forwarded", "signal", unix.SignalName(sig), "pid", v.main)
 		}
 	case v.phase == abandoned:
 		v.held = remember(v.held, sig)
-		v.journal.info("holding", "signal", unix.SignalName(sig))
+		v.log.info("holding", "signal", unix.SignalName(sig))
 	case slices.Contains(stopping, sig):
 		v.signalLeft(sig, nil)
 	}

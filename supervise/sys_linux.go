@@ -69,7 +69,7 @@ func statOf(pid int) (s stat) {
 	if len(fields) < 20 {
 		return s
 	}
-	s.zombie = fields[0] == "Z"
+	s.zombie = fields[0] == "Z" && fields[17] == "1" // else just its first thread has ended
 	s.parent, _ = strconv.Atoi(fields[1])
 	s.started, _ = strconv.ParseUint(fields[19], 10, 64)
 	return s

@@ -49,6 +49,11 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
+// Hurry returns a channel that is never closed.
+func (u *Upgrader) Hurry() <-chan struct{} {
+	return nil
+}
+
 // Stop closes the channel that Exit returns. When it has returned, Ready and the
 // Listen methods fail. It does not close or unlink what the Listen methods
 // returned, which is the caller's. Further calls do nothing.

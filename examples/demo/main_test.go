@@ -17,27 +17,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
-// The tests' processes are this binary, started again with a role: the demo
-// itself, or a server that misbehaves (server_test.go).
-const roleVariable = "TABLEFLIP_DEMO_TEST_ROLE"
+// The tests' processes are this binary, started again with a role: the demo itself,
+// or a server that misbehaves (server_test.go).
+func init() { proctest.Role("demo", main) }
 
-// patience bounds every wait for an event. No test passes because of it.
-const patience = 2 * time.Minute
+func TestMain(m *testing.M) { proctest.Main(m) }
 
-var roles = map[string]func(){"demo": main}
-
-func TestMain(m *testing.M) {
-	if role, ok := roles[os.Getenv(roleVariable)]; ok {
-		os.Unsetenv(roleVariable)
-		role()
-		os.Exit(0)
-	}
-	// The race detector would have every process sleep for a second at its end.
-	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	os.Exit(m.Run())
-}
+// patience is for what builds binaries first.
+const patience = 4 * proctest.Patience
 
 // A demo is a demo under test.
 type demo struct {
@@ -56,16 +47,12 @@ func startDemo(t *testing.T, args ...string) *demo {
 	}
 	d := &demo{t: t, folder: t.TempDir()}
 	d.cmd = exec.Command(os.Args[0], args...)
-	d.cmd.Env = append(os.Environ(), roleVariable+"=demo", "TMPDIR="+d.folder)
+	d.cmd.Env = append(os.Environ(), proctest.Environment("demo"), "TMPDIR="+d.folder)
 	d.cmd.Stderr = &d.stderr
 	stdout, err := d.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	d.lines = bufio.NewScanner(stdout)
-	if err := d.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, d.cmd.Start())
 	late := time.AfterFunc(patience, func() {
 		t.Error("the demo takes too long")
 		d.cmd.Process.Signal(os.Interrupt)
@@ -115,11 +102,11 @@ func (d *demo) checkNothingLeft() {
 	output := strings.Join(d.output, "\n")
 	for _, match := range pidOf.FindAllStringSubmatch(output, -1) {
 		pid, _ := strconv.Atoi(match[1])
-		eventually(d.t, "process "+match[1]+" ends", func() bool { return !running(pid) })
+		proctest.AwaitThat(d.t, "process "+match[1]+" ends", func() bool { return !running(pid) })
 	}
 	// Processes that are not in the output have the listener or its path.
 	if addr := addrOf.FindString(output); addr != "" {
-		eventually(d.t, "nobody listens on "+addr, func() bool {
+		proctest.AwaitThat(d.t, "nobody listens on "+addr, func() bool {
 			conn, err := net.Dial("tcp", addr)
 			if err == nil {
 				conn.Close()
@@ -127,29 +114,13 @@ func (d *demo) checkNothingLeft() {
 			return err != nil
 		})
 	}
-	eventually(d.t, "no process has an argument in "+d.folder, func() bool {
+	proctest.AwaitThat(d.t, "no process has an argument in "+d.folder, func() bool {
 		commands, _ := fs.Glob(os.DirFS("/proc"), "[1-9]*/cmdline")
 		return !slices.ContainsFunc(commands, func(file string) bool {
 			args, _ := os.ReadFile("/proc/" + file)
 			return bytes.Contains(args, []byte(d.folder))
 		})
 	})
-}
-
-// eventually is for what no event announces: processes that are not children.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	late := time.After(patience)
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	for !holds() {
-		select {
-		case <-poll.C:
-		case <-late:
-			t.Errorf("waited for this in vain: %s", what)
-			return
-		}
-	}
 }
 
 func TestDemo(t *testing.T) {
@@ -216,11 +187,9 @@ func TestInterrupted(t *testing.T) {
 func TestNobodyReads(t *testing.T) {
 	d := &demo{t: t, folder: t.TempDir()}
 	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	d.cmd = exec.Command(os.Args[0])
-	d.cmd.Env = append(os.Environ(), roleVariable+"=demo", "TMPDIR="+d.folder)
+	d.cmd.Env = append(os.Environ(), proctest.Environment("demo"), "TMPDIR="+d.folder)
 	d.cmd.Stdout, d.cmd.Stderr = write, &d.stderr
 	read.Close()
 	err = d.cmd.Run()

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -15,66 +16,69 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // Servers that misbehave. The name says what they do.
 func init() {
-	roles["ends at once"] = func() {
+	proctest.Role("ends at once", func() {
 		slogToStderr()
 		slog.Error("exiting", "error", "address already in use")
-	}
-	roles["never ready"] = func() {
+	})
+	proctest.Role("never ready", func() {
 		slogToStderr()
 		slog.Info("listening", "addr", "127.0.0.1:1")
 		await(syscall.SIGTERM)
-	}
-	roles["another's PID file"] = func() {
+	})
+	proctest.Role("another's PID file", func() {
 		becomeReady(os.Getpid() + 1)
 		await(syscall.SIGTERM)
-	}
-	roles["hangs"] = func() {
+	})
+	proctest.Role("hangs", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGTERM)
-	}
-	roles["fails"] = func() {
+	})
+	proctest.Role("fails", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGHUP)
 		slog.Error("upgrade failed", "error", `the "child" said no`)
 		await(syscall.SIGTERM)
-	}
-	roles["dies"] = func() {
+	})
+	proctest.Role("dies", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGHUP)
-		panic("help")
-	}
-	roles["never exits"] = func() {
+		fmt.Fprintln(os.Stderr, "panic: help")
+		os.Exit(2)
+	})
+	proctest.Role("never exits", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGHUP)
 		becomeReady(startSuccessor("successor").Process.Pid)
 		slog.Info("upgrade succeeded", "took", time.Second)
 		await(syscall.SIGTERM)
-	}
-	roles["moves"] = func() {
+	})
+	proctest.Role("moves", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGHUP)
 		slog.Info("listening", "addr", "127.0.0.1:2")
 		slog.Info("upgrade succeeded", "took", time.Second)
 		await(syscall.SIGTERM)
-	}
-	roles["does nothing"] = func() {
+	})
+	proctest.Role("does nothing", func() {
 		becomeReady(os.Getpid())
 		await(syscall.SIGHUP)
 		becomeReady(os.Getpid())
 		slog.Info("upgrade succeeded", "took", time.Second)
 		await(syscall.SIGTERM)
-	}
-	roles["deaf"] = func() {
+	})
+	proctest.Role("deaf", func() {
 		startSuccessor("deaf successor")
 		becomeReady(os.Getpid())
 		stayDeaf()
-	}
-	roles["successor"] = func() { await(syscall.SIGTERM) }
-	roles["deaf successor"] = stayDeaf
+	})
+	proctest.Role("successor", func() { await(syscall.SIGTERM) })
+	proctest.Role("deaf successor", stayDeaf)
 }
 
 // Signals wait here until a role asks for them.
@@ -116,7 +120,7 @@ func slogToStderr() {
 // startSuccessor starts a process that its caller's parent does not know.
 func startSuccessor(role string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.Env = append(os.Environ(), proctest.Environment(role))
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		panic(err)
@@ -124,23 +128,30 @@ func startSuccessor(role string) *exec.Cmd {
 	return cmd
 }
 
+// setRole gives a role to the processes that the test starts.
+func setRole(t *testing.T, role string) {
+	t.Helper()
+	name, value, _ := strings.Cut(proctest.Environment(role), "=")
+	t.Setenv(name, value)
+}
+
 // startRole starts a server that has a role. Tests choose the bounds that they
 // want to be exceeded, and get generous ones for the rest. The end of the test
 // stops what is left of the server.
 func startRole(t *testing.T, role string, few bounds) (*server, error) {
 	t.Helper()
-	t.Setenv(roleVariable, role)
+	setRole(t, role)
 	generous := bounds{
-		start: cmp.Or(few.start, patience),
-		drain: cmp.Or(few.drain, patience),
-		stop:  cmp.Or(few.stop, patience),
+		start: cmp.Or(few.start, proctest.Patience),
+		drain: cmp.Or(few.drain, proctest.Patience),
+		stop:  cmp.Or(few.stop, proctest.Patience),
 	}
 	srv, err := startServer(t.Context(), t.TempDir(), os.Args[0], "v1", generous)
 	if err == nil {
 		t.Cleanup(func() {
 			if !srv.log.hasEnded() {
 				killGroup(srv.first.Process.Pid)
-				srv.log.endsIn(patience)
+				srv.log.endsIn(proctest.Patience)
 			}
 		})
 	}
@@ -194,9 +205,7 @@ func TestUpgradeThatFails(t *testing.T) {
 	} {
 		t.Run(role, func(t *testing.T) {
 			srv, err := startRole(t, role, bounds{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			if test.few != nil {
 				test.few(&srv.bounds)
 			}
@@ -214,22 +223,20 @@ func TestUpgradeThatFails(t *testing.T) {
 
 func TestUpgradeInterrupted(t *testing.T) {
 	srv, err := startRole(t, "hangs", bounds{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("Ctrl-C")
 	cancel(cause)
 	if _, err := srv.upgrade(ctx, "v2"); !errors.Is(err, cause) {
 		t.Error(err)
 	}
-	if err := srv.run(ctx, patience); !errors.Is(err, cause) {
+	if err := srv.run(ctx, proctest.Patience); !errors.Is(err, cause) {
 		t.Error(err)
 	}
 	if err := srv.stop(); err != nil {
 		t.Error(err)
 	}
-	if err := srv.run(t.Context(), patience); !errors.Is(err, errGone) {
+	if err := srv.run(t.Context(), proctest.Patience); !errors.Is(err, errGone) {
 		t.Error("after its end:", err)
 	}
 	if err := srv.stop(); err != nil {
@@ -239,9 +246,7 @@ func TestUpgradeInterrupted(t *testing.T) {
 
 func TestStopKillsWhatDoesNotStop(t *testing.T) {
 	srv, err := startRole(t, "deaf", bounds{stop: 500 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	checkError(t, srv.stop(), "was killed")
 	if !srv.log.hasEnded() {
 		t.Error("there are processes left")
@@ -252,15 +257,11 @@ func TestRunning(t *testing.T) {
 	if !running(os.Getpid()) {
 		t.Error("this process is not running")
 	}
-	t.Setenv(roleVariable, "successor")
+	setRole(t, "successor")
 	cmd := exec.Command(os.Args[0])
 	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
+	proctest.OK(t, cmd.Start())
 	pid := cmd.Process.Pid
 	if !running(pid) {
 		t.Error("the child is not running")
@@ -268,7 +269,7 @@ func TestRunning(t *testing.T) {
 	cmd.Process.Kill()
 	stdout.Read(make([]byte, 1)) // the end of the file, as it dies
 	if _, err := os.Stat("/proc/self/stat"); err == nil {
-		eventually(t, "a zombie is not running", func() bool { return !running(pid) })
+		proctest.AwaitThat(t, "a zombie is not running", func() bool { return !running(pid) })
 	}
 	cmd.Wait()
 	if running(pid) {

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // While a process with threads dies, its first thread can be a zombie, and the
@@ -16,26 +18,22 @@ import (
 const leaderless = "leaderless"
 
 func init() {
-	if os.Getenv(roleVariable) == leaderless {
-		runtime.LockOSThread() // the main goroutine is on the first thread
-	}
-	roles[leaderless] = func() {
+	runtime.LockOSThread() // the main goroutine is on the first thread
+	proctest.Role(leaderless, func() {
 		go func() {
 			await(syscall.SIGTERM)
 			os.Exit(0)
 		}()
 		syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
-	}
+	})
 }
 
 func TestRunningWithoutFirstThread(t *testing.T) {
-	t.Setenv(roleVariable, leaderless)
+	setRole(t, leaderless)
 	cmd := exec.Command(os.Args[0])
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, cmd.Start())
 	pid := cmd.Process.Pid
-	eventually(t, "the first thread is a zombie", func() bool {
+	proctest.AwaitThat(t, "the first thread is a zombie", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err == nil && bytes.Contains(stat, []byte(") Z "))
 	})

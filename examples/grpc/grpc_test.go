@@ -1,4 +1,4 @@
-//go:build unix && !aix
+//go:build unix
 
 package main
 
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/exampletest"
+	"example.com/tableflip/internal/proctest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -44,7 +45,7 @@ func checked(got *pb.Payload, message string) (string, error) {
 }
 
 func ask(conn *grpc.ClientConn, message string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	out, err := pb.NewTestServiceClient(conn).UnaryCall(ctx, &pb.SimpleRequest{Payload: payload(message)})
 	if err != nil {
@@ -136,7 +137,7 @@ func (ta *talker) send(message string) (*pb.Payload, error) {
 			return nil, err
 		}
 	}
-	defer time.AfterFunc(exampletest.Patience, ta.cancel).Stop()
+	defer time.AfterFunc(proctest.Patience, ta.cancel).Stop()
 	// The error of a Send is io.EOF if Recv has the status of the stream.
 	if err := ta.stream.Send(&pb.StreamingOutputCallRequest{Payload: payload(message)}); err != nil && err != io.EOF {
 		return nil, err
@@ -165,7 +166,7 @@ func (f *follower) Exchange() (string, error) {
 	if err := f.connect(); err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	for end := f.n + 3; ; {
 		stream, err := subscribe(ctx, f.conn, f.n)
@@ -226,9 +227,7 @@ type inProgress struct {
 func connect(t *testing.T, addr string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := dial(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	t.Cleanup(func() { conn.Close() })
 	return conn
 }
@@ -236,15 +235,13 @@ func connect(t *testing.T, addr string) *grpc.ClientConn {
 // begin returns when the process in charge is serving all of them.
 func begin(t *testing.T, s *exampletest.Service) *inProgress {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), proctest.Patience)
 	t.Cleanup(cancel)
 	p := &inProgress{t: t, conn: connect(t, s.Addr())}
 	service := pb.NewTestServiceClient(p.conn)
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 	}
 	var err error
 	p.upload, err = service.StreamingInputCall(ctx)
@@ -365,11 +362,9 @@ func TestDrainDeadline(t *testing.T) {
 func TestSilentConnection(t *testing.T) {
 	s := exampletest.Start(t)
 	conn, err := net.Dial("tcp", s.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(exampletest.Patience))
+	conn.SetDeadline(time.Now().Add(proctest.Patience))
 	// The server's settings.
 	if _, err := io.ReadFull(conn, make([]byte, 9)); err != nil {
 		t.Fatal(err)
@@ -406,18 +401,12 @@ func (l *slowListener) Addr() net.Addr {
 // like all others, rather than closed, which would fail the call.
 func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	ln, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	file, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer file.Close()
 	inherited, err := net.FileListener(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	slow := &slowListener{ln, make(chan struct{}), make(chan struct{})}
 	old := newServer(slow, insecure.NewCredentials(), health.NewServer())
 	successor := newServer(inherited, insecure.NewCredentials(), health.NewServer())
@@ -440,7 +429,7 @@ func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	go successor.grpc.Serve(successor.door)
 	t.Cleanup(successor.grpc.Stop)
 	wait.Go(func() {
-		if err := old.drain(exampletest.Patience); err != nil {
+		if err := old.drain(proctest.Patience); err != nil {
 			t.Error(err)
 		}
 	})

@@ -1,4 +1,4 @@
-//go:build unix && !aix
+//go:build unix
 
 package main
 
@@ -21,6 +21,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/exampletest"
+	"example.com/tableflip/internal/proctest"
 )
 
 func TestMain(m *testing.M) { exampletest.Main(m) }
@@ -33,7 +34,7 @@ func get(s *exampletest.Service) exampletest.ClientFunc {
 			return "", err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(exampletest.Patience))
+		conn.SetDeadline(time.Now().Add(proctest.Patience))
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n"); err != nil {
 			return "", err
 		}
@@ -90,19 +91,13 @@ func startSlowRequest(t *testing.T, s *exampletest.Service) *slowRequest {
 	t.Helper()
 	const size = 250 << 10 // net/http gives up on more than 256 KiB.
 	conn, err := net.Dial("tcp", s.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(exampletest.Patience))
-	if err := conn.(*net.TCPConn).SetWriteBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
+	conn.SetDeadline(time.Now().Add(proctest.Patience))
+	proctest.OK(t, conn.(*net.TCPConn).SetWriteBuffer(4<<10))
 	_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: example\r\nContent-Length: %d\r\n\r\n%s",
 		size, strings.Repeat("x", size-1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	return &slowRequest{t, conn}
 }
 
@@ -113,9 +108,7 @@ func (r *slowRequest) finish() string {
 		r.t.Fatal(err)
 	}
 	answer, err := readAnswer(r.conn)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	proctest.OK(r.t, err)
 	return answer
 }
 
@@ -128,14 +121,12 @@ func TestRequestOutlivesUpgrade(t *testing.T) {
 	// The old process accepts connections until it says that it is draining, and
 	// a moment longer.
 	fromNew := fmt.Sprintf("version=v2 pid=%d\n", inCharge)
-	for timeout := time.After(exampletest.Patience); ; {
+	for timeout := time.After(proctest.Patience); ; {
 		got, err := get(s)()
 		if got == fromNew {
 			break
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		select {
 		case <-timeout:
 			t.Fatalf("the last new connection got %q, %v, want %q", got, err, fromNew)
@@ -170,9 +161,7 @@ func TestStopDuringUpgrade(t *testing.T) {
 	pid := s.PID()
 	s.Signal(pid, syscall.SIGHUP)
 	child, err := strconv.Atoi(s.Await(0, "hanging")["pid"])
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	s.Stop()
 	if failure := s.Await(pid, "upgrade failed")["error"]; failure != tableflip.ErrStopped.Error() {
 		t.Errorf("the upgrade failed with %q, want %q", failure, tableflip.ErrStopped)
@@ -211,9 +200,7 @@ func TestSIGINTStops(t *testing.T) {
 func TestSignalsBeforeReady(t *testing.T) {
 	log := logTo(t)
 	upg, err := tableflip.New(tableflip.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer upg.Stop()
 	hangup, terminate := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	handled := make(chan struct{})

@@ -1,4 +1,4 @@
-//go:build unix && !aix
+//go:build unix
 
 package main
 
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/exampletest"
+	"example.com/tableflip/internal/proctest"
 )
 
 func TestMain(m *testing.M) { exampletest.Main(m) }
@@ -30,7 +31,7 @@ func dial(s *exampletest.Service) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(exampletest.Patience))
+	conn.SetDeadline(time.Now().Add(proctest.Patience))
 	return &client{Conn: conn, lines: bufio.NewScanner(conn)}, nil
 }
 
@@ -145,9 +146,7 @@ func TestSurviveFailures(t *testing.T) {
 func connect(t *testing.T, s *exampletest.Service) *client {
 	t.Helper()
 	c, err := dial(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -183,9 +182,7 @@ func TestConnectionOutlivesUpgrade(t *testing.T) {
 	if _, err := io.WriteString(before, "four\nfive\n"); err != nil {
 		t.Fatal(err)
 	}
-	if err := before.Conn.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, before.Conn.(*net.TCPConn).CloseWrite())
 	for _, line := range []string{"four", "five"} {
 		if got, err := before.next(); !strings.HasSuffix(got, line) || err != nil {
 			t.Errorf("got %q, %v, want the answer to %q", got, err, line)

@@ -1,4 +1,4 @@
-//go:build unix && !aix
+//go:build unix
 
 package main
 
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/exampletest"
+	"example.com/tableflip/internal/proctest"
 )
 
 func TestMain(m *testing.M) { exampletest.Main(m) }
@@ -23,7 +24,7 @@ func asking(s *exampletest.Service) exampletest.ClientFunc {
 			return "", err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(exampletest.Patience))
+		conn.SetDeadline(time.Now().Add(proctest.Patience))
 		n++
 		question := fmt.Sprint("question ", n)
 		if _, err := conn.Write([]byte(question)); err != nil {
@@ -80,9 +81,7 @@ const underWay = 64
 func startStream(t *testing.T, s *exampletest.Service) *stream {
 	t.Helper()
 	conn, err := net.Dial("udp", s.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	st := &stream{conn, make(chan int), make(chan struct{}), make(chan struct{})}
 	go func() {
 		defer close(st.ended)
@@ -112,7 +111,7 @@ func (st *stream) run() error {
 			}
 			unanswered[sent] = true
 		}
-		st.conn.SetReadDeadline(time.Now().Add(exampletest.Patience))
+		st.conn.SetReadDeadline(time.Now().Add(proctest.Patience))
 		length, err := st.conn.Read(answer)
 		if err != nil {
 			return fmt.Errorf("%d of %d datagrams without an answer: %w", len(unanswered), sent, err)
@@ -137,7 +136,7 @@ func (st *stream) run() error {
 // await waits for an answer of this process.
 func (st *stream) await(t *testing.T, pid int) {
 	t.Helper()
-	timeout := time.After(exampletest.Patience)
+	timeout := time.After(proctest.Patience)
 	for {
 		select {
 		case got := <-st.answered:

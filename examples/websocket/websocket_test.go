@@ -1,4 +1,4 @@
-//go:build unix && !aix
+//go:build unix
 
 package main
 
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/exampletest"
+	"example.com/tableflip/internal/proctest"
 	"github.com/coder/websocket"
 )
 
@@ -25,21 +26,21 @@ func TestMain(m *testing.M) { exampletest.Main(m) }
 type client struct{ *websocket.Conn }
 
 func dial(addr string) (*client, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, "ws://"+addr, nil)
 	return &client{conn}, err
 }
 
 func (c *client) send(message string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	return c.Write(ctx, websocket.MessageText, []byte(message))
 }
 
 // receive returns the next answer, which must be to this message.
 func (c *client) receive(message string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	_, answer, err := c.Read(ctx)
 	if err == nil && !strings.HasSuffix(string(answer), " "+message) {
@@ -140,9 +141,7 @@ func TestSurviveFailures(t *testing.T) {
 func connect(t *testing.T, addr string) *client {
 	t.Helper()
 	c, err := dial(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	t.Cleanup(func() { c.CloseNow() })
 	return c
 }
@@ -150,9 +149,7 @@ func connect(t *testing.T, addr string) *client {
 func (c *client) mustAsk(t *testing.T, message string, pid int, version string) {
 	t.Helper()
 	err := c.send(message)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	got, err := c.receive(message)
 	if want := fmt.Sprintf("version=%s pid=%d %s", version, pid, message); got != want || err != nil {
 		t.Errorf("got %q, %v, want %q", got, err, want)
@@ -221,9 +218,7 @@ func TestDrainDeadline(t *testing.T) {
 func serve(t *testing.T, handle handler) (*server, string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	srv := newServer(handle)
 	go srv.drainer.Serve(ln)
 	t.Cleanup(srv.cutOff)
@@ -240,12 +235,10 @@ func TestHandledBeforeGoodbye(t *testing.T) {
 		return echo(ctx, conn, kind, message)
 	})
 	c := connect(t, addr)
-	if err := c.send("one"); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, c.send("one"))
 	<-began
 	drained := make(chan error, 1)
-	go func() { drained <- srv.drain(exampletest.Patience) }()
+	go func() { drained <- srv.drain(proctest.Patience) }()
 	<-srv.drainer.Context().Done()
 	select {
 	case err := <-drained:
@@ -272,11 +265,9 @@ func TestUnansweredIsNotHandled(t *testing.T) {
 	})
 	// By hand, as the library sends nothing after a close frame.
 	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(exampletest.Patience))
+	conn.SetDeadline(time.Now().Add(proctest.Patience))
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", addr)
 	from := bufio.NewReader(conn)
@@ -307,7 +298,7 @@ func TestUnansweredIsNotHandled(t *testing.T) {
 	send(text, "one")
 	receive(text)
 	drained := make(chan error, 1)
-	go func() { drained <- srv.drain(exampletest.Patience) }()
+	go func() { drained <- srv.drain(proctest.Patience) }()
 	code := receive(goodbye)[:2]
 	send(text, "two")
 	send(goodbye, code)
@@ -327,23 +318,19 @@ func TestOpenedDuringDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer conn.Close()
 	drained := make(chan error)
-	go func() { drained <- srv.drain(exampletest.Patience) }()
+	go func() { drained <- srv.drain(proctest.Patience) }()
 	<-srv.drainer.Context().Done()
 
-	ctx, cancel := context.WithTimeout(t.Context(), exampletest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), proctest.Patience)
 	defer cancel()
 	onConn := &http.Client{Transport: &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}}
 	opened, _, err := websocket.Dial(ctx, "ws://"+addr, &websocket.DialOptions{HTTPClient: onConn})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	(&client{opened}).awaitGoodbye(t, websocket.StatusServiceRestart)
 	if err := <-drained; err != nil {
 		t.Error(err)

@@ -2,7 +2,10 @@
 
 package descriptor
 
-import "errors"
+import (
+	"errors"
+	"os"
+)
 
 // Supported reports whether this system can pass sockets to another process.
 const Supported = false
@@ -36,3 +39,5 @@ func IsClosed(error) bool { return false }
 func IsAddrInUse(error) bool { return false }
 
 func IsRefused(error) bool { return false }
+
+func Pipe() (r, w *os.File, err error) { return nil, nil, errors.ErrUnsupported }

@@ -18,7 +18,7 @@ const Supported = true
 // Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
 // open file, and so its blocking mode, with fd.
 func Duplicate(fd uintptr) (uintptr, error) {
-	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, 0)
+	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, firstFree)
 	if err != nil {
 		return 0, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 	}

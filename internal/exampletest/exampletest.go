@@ -1,11 +1,13 @@
-//go:build unix && !aix
+//go:build unix
 
 // Package exampletest runs the example in the current directory as a service: it
 // builds it as v1 and v2, starts it, replaces its binary, and sends it the signals
 // that its users send. The service is watched from outside: by its log, its PID
 // file, its processes and its answers.
 //
-// It is not for AIX, for which golang.org/x/sys lacks WNOHANG.
+// It adds to package proctest, whose words it speaks, what the examples share: that they
+// are built, that they say everything in their log, and that they answer with their
+// version and their PID.
 package exampletest
 
 import (
@@ -24,11 +26,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"example.com/tableflip/internal/proctest"
 )
-
-// Patience bounds every wait for an event. No test passes because of it.
-const Patience = 30 * time.Second
 
 // binaries holds the versions. It is filled by the first Start, and removed by Main.
 var binaries string
@@ -47,7 +46,7 @@ func builtBinary(version string) string { return filepath.Join(binaries, version
 
 // Main is what a TestMain must call. It does not return.
 func Main(m *testing.M) {
-	err := becomeReaper()
+	err := proctest.AdoptOrphans()
 	if err == nil {
 		binaries, err = os.MkdirTemp("", "exampletest")
 	}
@@ -68,8 +67,8 @@ type Service struct {
 	pidFile string
 	version string // the one that was installed last
 	addr    string
-	log     journal[record]
-	logging chan struct{} // closed once no process of the service runs
+	log     proctest.Journal[record] // ends once no process of the service runs
+	pids    proctest.PIDs            // of those that have logged
 
 	generations []*generation
 	ended       map[int]bool
@@ -89,23 +88,18 @@ type generation struct {
 // a warning or an error that was not awaited.
 func Start(t *testing.T, flags ...string) *Service {
 	t.Helper()
-	if err := build(); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, build())
 	dir := t.TempDir()
 	s := &Service{
 		t:       t,
 		binary:  filepath.Join(dir, "service"),
 		pidFile: filepath.Join(dir, "pid"),
-		logging: make(chan struct{}),
 		ended:   map[int]bool{},
 	}
 	s.Install("v1")
 
 	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	go s.readLog(read)
 	t.Cleanup(s.cleanUp)
 
@@ -114,14 +108,11 @@ func Start(t *testing.T, flags ...string) *Service {
 	began := time.Now()
 	err = command.Start()
 	write.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	// It is waited for like its descendants, by its process ID.
 	pid := command.Process.Pid
-	if err := command.Process.Release(); err != nil {
-		t.Fatal(err)
-	}
+	s.pids.Add(pid)
+	proctest.OK(t, command.Process.Release())
 	s.generations = []*generation{{pid: pid, version: s.version, began: began}}
 	s.addr = s.Await(pid, "listening")["addr"]
 	s.Await(pid, "ready")
@@ -138,13 +129,9 @@ func (s *Service) Addr() string { return s.addr }
 func (s *Service) PID() int {
 	s.t.Helper()
 	content, err := os.ReadFile(s.pidFile)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	return pid
 }
 
@@ -152,9 +139,7 @@ func (s *Service) PID() int {
 func (s *Service) Install(version string) {
 	s.t.Helper()
 	content, err := os.ReadFile(builtBinary(version))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	s.Replace(string(content), 0o755)
 	s.version = version
 }
@@ -162,12 +147,8 @@ func (s *Service) Install(version string) {
 // Replace puts a file where the service's binary is, by renaming.
 func (s *Service) Replace(content string, mode fs.FileMode) {
 	s.t.Helper()
-	if err := os.WriteFile(s.binary+".new", []byte(content), mode); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.Rename(s.binary+".new", s.binary); err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, os.WriteFile(s.binary+".new", []byte(content), mode))
+	proctest.OK(s.t, os.Rename(s.binary+".new", s.binary))
 }
 
 // Upgrade sends SIGHUP to the process in charge, and waits until the one that it
@@ -212,17 +193,15 @@ func (s *Service) Stop() {
 	s.Signal(pid, syscall.SIGTERM)
 	s.AwaitEnd(pid, 0)
 	s.Await(pid, "drained")
-	if _, err := os.Stat(s.pidFile); !os.IsNotExist(err) {
-		s.t.Errorf("after Stop the PID file is still there: %v", err)
+	if proctest.Exists(s.pidFile) {
+		s.t.Error("after Stop the PID file is still there")
 	}
 }
 
 // Signal sends a signal to one process of the service.
 func (s *Service) Signal(pid int, signal syscall.Signal) {
 	s.t.Helper()
-	if err := syscall.Kill(pid, signal); err != nil {
-		s.t.Fatalf("send %v to %d: %v", signal, pid, err)
-	}
+	proctest.Kill(s.t, pid, signal)
 }
 
 // AwaitEnd waits until a process of the service has ended, with this exit status
@@ -260,45 +239,23 @@ func (s *Service) Interrupt(pid int) {
 }
 
 // awaitEnd calls meanwhile, if it is not nil, again and again.
-func (s *Service) awaitEnd(pid int, meanwhile func()) (status unix.WaitStatus, known bool) {
+func (s *Service) awaitEnd(pid int, meanwhile func()) (status syscall.WaitStatus, known bool) {
 	s.t.Helper()
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	timeout := time.After(Patience)
-	for {
-		status, known, ended := ending(pid)
-		if ended {
-			s.ended[pid] = true
-			for _, g := range s.generations {
-				if g.pid == pid {
-					g.ended = time.Now()
-				}
-			}
-			return status, known
-		}
-		if meanwhile != nil {
+	proctest.AwaitThat(s.t, fmt.Sprintf("process %d has ended", pid), func() (ended bool) {
+		status, known, ended = proctest.Ended(pid)
+		if !ended && meanwhile != nil {
 			meanwhile()
 		}
-		select {
-		case <-poll.C:
-		case <-timeout:
-			s.t.Fatalf("process %d is still running", pid)
+		return ended
+	})
+	s.ended[pid] = true
+	s.pids.Remove(pid)
+	for _, g := range s.generations {
+		if g.pid == pid {
+			g.ended = time.Now()
 		}
 	}
-}
-
-// ending reports whether a process has ended. Its status is known if it was a
-// child of this process.
-func ending(pid int) (status unix.WaitStatus, known, ended bool) {
-	got, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
-	if got == pid {
-		return status, true, true
-	}
-	if err == unix.ECHILD {
-		// Its parent is another process, which reaps it.
-		return status, false, syscall.Kill(pid, 0) == unix.ESRCH
-	}
-	return status, false, false
+	return status, known
 }
 
 // A record is a line of the log.
@@ -310,10 +267,14 @@ type record struct {
 
 func (s *Service) readLog(from *os.File) {
 	defer from.Close()
-	defer close(s.logging)
+	defer s.log.End()
 	lines := bufio.NewScanner(from)
 	for lines.Scan() {
-		s.log.add(record{line: lines.Text(), attrs: parse(lines.Text())})
+		r := record{line: lines.Text(), attrs: parse(lines.Text())}
+		if pid, err := strconv.Atoi(r.attrs["pid"]); err == nil && pid > 0 {
+			s.pids.Add(pid)
+		}
+		s.log.Add(r)
 	}
 }
 
@@ -344,7 +305,7 @@ func parse(line string) map[string]string {
 func (s *Service) Await(pid int, msg string) map[string]string {
 	s.t.Helper()
 	var found map[string]string
-	s.log.await(s.t, fmt.Sprintf("%q from process %d", msg, pid), s.logging, func(records []record) bool {
+	s.log.Await(s.t, fmt.Sprintf("%q from process %d", msg, pid), func(records []record) bool {
 		for i, r := range records {
 			if !r.seen && r.attrs["msg"] == msg && (pid == 0 || r.attrs["pid"] == strconv.Itoa(pid)) {
 				records[i].seen = true
@@ -363,49 +324,20 @@ func (s *Service) cleanUp() {
 		running = running || !s.ended[g.pid]
 	}
 	if running {
-		s.kill()
+		s.pids.Kill()
 	}
-	select {
-	case <-s.logging:
-	case <-time.After(Patience):
+	if !s.log.AwaitEnd() {
 		s.t.Error("processes of this service are still running")
-		s.kill()
+		s.pids.Kill()
 	}
-	for _, r := range s.log.all() {
+	for _, r := range s.log.All() {
 		if level := r.attrs["level"]; !r.seen && (level == "WARN" || level == "ERROR") {
 			s.t.Errorf("the service logged: %s", r.line)
 		}
 	}
 	if s.t.Failed() {
-		for _, r := range s.log.all() {
+		for _, r := range s.log.All() {
 			s.t.Log(r.line)
-		}
-	}
-}
-
-// kill kills the processes that may still run. A PID may by now be another's, so
-// that this is for tests that have not seen to the end of all.
-func (s *Service) kill() {
-	select {
-	case <-s.logging:
-		return // None of them runs.
-	default:
-	}
-	pids := map[int]bool{}
-	for _, g := range s.generations {
-		pids[g.pid] = true
-	}
-	for _, r := range s.log.all() {
-		if pid, err := strconv.Atoi(r.attrs["pid"]); err == nil && pid > 0 {
-			pids[pid] = true
-		}
-	}
-	for pid := range pids {
-		if s.ended[pid] {
-			continue
-		}
-		if _, _, ended := ending(pid); !ended {
-			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
 }
@@ -419,7 +351,7 @@ type Result struct {
 
 // A Load is clients at work.
 type Load struct {
-	results journal[Result]
+	results proctest.Journal[Result]
 	clients sync.WaitGroup
 	stop    chan struct{}
 }
@@ -454,7 +386,7 @@ func (s *Service) StartLoad(clients ...Client) *Load {
 			for {
 				began := time.Now()
 				answer, err := client.Exchange()
-				load.results.add(Result{began, time.Now(), answer, err})
+				load.results.Add(Result{began, time.Now(), answer, err})
 				select {
 				case <-next.C:
 				case <-load.stop:
@@ -478,14 +410,14 @@ func (l *Load) Stop() []Result {
 		close(l.stop)
 	}
 	l.clients.Wait()
-	return l.results.all()
+	return l.results.All()
 }
 
 // AwaitMore waits for the results of so many exchanges that begin from now on.
 func (s *Service) AwaitMore(l *Load, exchanges int) {
 	s.t.Helper()
 	now := time.Now()
-	l.results.await(s.t, "answers", s.logging, func(results []Result) bool {
+	l.results.Await(s.t, "answers", func(results []Result) bool {
 		n := 0
 		for _, r := range slices.Backward(results) {
 			if r.Ended.Before(now) {
@@ -499,11 +431,11 @@ func (s *Service) AwaitMore(l *Load, exchanges int) {
 	})
 }
 
-// Check fails the test for every exchange that failed, unless an old generation
+// WantAnswered fails the test for every exchange that failed, unless an old generation
 // was on its way out meanwhile and excuse, which may be nil, accepts the error;
 // and for every answer that came from a process that was not in charge then, or
 // from the wrong version. It returns the number of answers of each generation.
-func (s *Service) Check(results []Result, excuse func(error) bool) map[int]int {
+func (s *Service) WantAnswered(results []Result, excuse func(error) bool) map[int]int {
 	s.t.Helper()
 	answers := map[int]int{}
 	excused := 0
@@ -550,7 +482,7 @@ func (s *Service) meetsDrain(r Result) bool {
 
 // UpgradeUnderLoad upgrades from v1 to v2 and back twice, while the clients are
 // at work, and stops the service. All generations must answer, and all exchanges
-// succeed that excuse does not accept as Check says.
+// succeed that excuse does not accept as WantAnswered says.
 func (s *Service) UpgradeUnderLoad(excuse func(error) bool, clients ...Client) {
 	s.t.Helper()
 	load := s.StartLoad(clients...)
@@ -565,7 +497,7 @@ func (s *Service) UpgradeUnderLoad(excuse func(error) bool, clients ...Client) {
 			s.t.Errorf("the PID file names %d, want %d", got, inCharge)
 		}
 	}
-	answers := s.Check(load.Stop(), excuse)
+	answers := s.WantAnswered(load.Stop(), excuse)
 	for _, g := range s.generations {
 		if answers[g.pid] < 20 {
 			s.t.Errorf("%d answers from process %d, want at least 20", answers[g.pid], g.pid)
@@ -596,7 +528,7 @@ func (s *Service) SurviveFailures(clients ...Client) {
 		}
 		s.AwaitMore(load, 20)
 	}
-	s.Check(load.Stop(), nil)
+	s.WantAnswered(load.Stop(), nil)
 
 	s.Install("v2")
 	old, _ := s.Upgrade()
@@ -604,63 +536,6 @@ func (s *Service) SurviveFailures(clients ...Client) {
 	s.Await(old, "drained")
 	load = s.StartLoad(clients...)
 	s.AwaitMore(load, 20)
-	s.Check(load.Stop(), nil)
+	s.WantAnswered(load.Stop(), nil)
 	s.Stop()
-}
-
-// A journal is a list that grows while others read it.
-type journal[T any] struct {
-	mu      sync.Mutex
-	items   []T
-	changed chan struct{} // closed by the next add, nil if nobody waits
-}
-
-func (j *journal[T]) add(item T) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.items = append(j.items, item)
-	if j.changed != nil {
-		close(j.changed)
-		j.changed = nil
-	}
-}
-
-func (j *journal[T]) all() []T {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return slices.Clone(j.items)
-}
-
-// await returns once done does, which is called with the lock held. If it does not
-// although nothing is added any more, because ended is closed, the test fails.
-func (j *journal[T]) await(t *testing.T, what string, ended <-chan struct{}, done func(items []T) bool) {
-	t.Helper()
-	timeout := time.After(Patience)
-	for {
-		last := false
-		select {
-		case <-ended:
-			last = true
-		default:
-		}
-		j.mu.Lock()
-		if done(j.items) {
-			j.mu.Unlock()
-			return
-		}
-		if j.changed == nil {
-			j.changed = make(chan struct{})
-		}
-		changed := j.changed
-		j.mu.Unlock()
-		if last {
-			t.Fatalf("waited for %s, but all processes have ended", what)
-		}
-		select {
-		case <-changed:
-		case <-ended:
-		case <-timeout:
-			t.Fatalf("waited for %s", what)
-		}
-	}
 }

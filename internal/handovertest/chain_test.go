@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 )
@@ -35,6 +36,15 @@ const (
 	mishapVariable  = "HANDOVERTEST_MISHAP"  // a name in mishaps, for one generation
 	timeoutVariable = "HANDOVERTEST_TIMEOUT" // UpgradeTimeout, for one generation
 	linkVariable    = "HANDOVERTEST_LINK"    // where the first generation dials a connection to pass on
+
+	// For one generation, how long it waits for a child's acknowledgement.
+	acknowledgeVariable = "HANDOVERTEST_ACKNOWLEDGE"
+	// For one generation, which user its children belong to.
+	childUserVariable = "HANDOVERTEST_CHILD_USER"
+	// For one generation, a step at which it starts a process that keeps its pipes.
+	forkVariable = "HANDOVERTEST_FORK"
+	// Set if pipes look as on OpenBSD.
+	anonymousVariable = "HANDOVERTEST_ANONYMOUS"
 )
 
 // The steps of a generation beside those of the handover.
@@ -64,6 +74,14 @@ func init() {
 
 		g := &generation{wire: w}
 		timeout, _ := time.ParseDuration(proctest.Take(timeoutVariable))
+		if text := proctest.Take(acknowledgeVariable); text != "" {
+			step.AcknowledgeTimeout = proctest.Must(time.ParseDuration(text))
+		}
+		if name := proctest.Take(forkVariable); name != "" {
+			proctest.When(proctest.Must(step.Parse(name)), func() { w.Report("forked", keepPipes()) })
+		}
+		descriptor.AnonymousPipes = os.Getenv(anonymousVariable) != ""
+		childUser := proctest.Take(childUserVariable)
 		happens := proctest.Take(mishapVariable)
 		dir := os.Getenv(dirVariable)
 		pidFile := filepath.Join(dir, "pid")
@@ -75,6 +93,9 @@ func init() {
 			UpgradeTimeout: timeout,
 			Command: func(cmd *exec.Cmd) {
 				cmd.Env = append(cmd.Env, g.childEnv.Load().([]string)...)
+				if childUser != "" {
+					belongTo(cmd, childUser)
+				}
 				step.Reached(starting)
 			},
 		}))
@@ -105,6 +126,7 @@ type generation struct {
 	wire     *proctest.Wire
 	upg      *tableflip.Upgrader
 	childEnv atomic.Value // []string, added to the environment of the next child
+	cancel   atomic.Value // func(), of the upgrade under way
 
 	tcp, unix net.Listener
 	udp       net.PacketConn
@@ -200,8 +222,14 @@ func (g *generation) obey(o proctest.Order) {
 	switch o.Do {
 	case "upgrade": // to a child that has the arguments in its environment
 		g.childEnv.Store(o.Arguments)
-		g.wire.ReportError("upgraded", g.upg.Upgrade())
-	case "upgrade patiently": // whatever the UpgradeTimeout is
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		g.cancel.Store(cancel)
+		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
+	case "cancel":
+		g.cancel.Load().(context.CancelFunc)()
+	case "upgrade patiently": // whatever the timeouts are
+		step.AcknowledgeTimeout = proctest.Patience
 		g.childEnv.Store(o.Arguments)
 		ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 		defer cancel()
@@ -257,7 +285,17 @@ func startChain(t *testing.T, env ...string) (*chain, *proctest.Process, <-chan 
 // upgrade replaces g by a new generation, which it returns once g has ended.
 func (c *chain) upgrade(g *proctest.Process) *proctest.Process {
 	c.t.Helper()
+	return c.upgradeThrough(g, step.Step{})
+}
+
+// upgradeThrough is upgrade for a g that was told to pause at a step.
+func (c *chain) upgradeThrough(g *proctest.Process, pause step.Step) *proctest.Process {
+	c.t.Helper()
 	g.Order("upgrade patiently")
+	if pause != (step.Step{}) {
+		g.AwaitStep(pause)
+		g.Resume()
+	}
 	if m := g.Await("upgraded"); m.Text != "" {
 		c.t.Fatalf("upgrade: %s", m.Text)
 	}

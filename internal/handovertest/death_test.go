@@ -57,7 +57,7 @@ var mishaps = map[string]mishap{
 	},
 	"say nonsense":        say("ready!\n"),
 	"say an empty line":   say("\n"),
-	"say a negative PID":  say("here -1\n"),
+	"say here twice":      say("here 1\n"),
 	"say no end of zeros": say(strings.Repeat("0", 5000)),
 	"say half a word and hang up": func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		proctest.Must(syscall.Write(3, []byte("re")))
@@ -117,7 +117,7 @@ func TestChildFails(t *testing.T) {
 		{name: "closes its ready pipe", mishap: "hang up", lingers: true, text: "gave up"},
 		{name: "says nonsense", mishap: "say nonsense", lingers: true, timeout: 2 * time.Second, cause: late},
 		{name: "says an empty line", mishap: "say an empty line", lingers: true, timeout: 2 * time.Second, cause: late},
-		{name: "says a negative PID", mishap: "say a negative PID", lingers: true, text: `"-1"`},
+		{name: "says twice that it is here", mishap: "say here twice", lingers: true, text: "twice"},
 		{name: "says no end of zeros", mishap: "say no end of zeros", lingers: true, text: "no end"},
 		{name: "says half a word", mishap: "say half a word and hang up", lingers: true, text: "gave up"},
 		{name: "hangs", mishap: "hang", lingers: true, timeout: 2 * time.Second, cause: late},
@@ -290,52 +290,6 @@ func TestFirstKilled(t *testing.T) {
 	again.AwaitStep(alone)
 	c.wantCharge(again.PID)
 	c.wantStop(again)
-}
-
-// TestParentSuspended checks that a child waits for a parent that sleeps
-// between ready and the verdict.
-func TestParentSuspended(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		step        step.Step
-		childServes bool
-	}{
-		{step.ReadyReceived, false},
-		{step.BeforeCommit, false},
-		{step.AfterCommit, true},
-	}
-	for _, test := range tests {
-		t.Run(test.step.String(), func(t *testing.T) {
-			t.Parallel()
-			c := newChain(t)
-			parent, _ := c.start(c.PauseAt(test.step))
-			parent.AwaitStep(alone)
-			parent.Order("upgrade")
-			child := c.Next()
-			parent.AwaitStep(test.step)
-			proctest.Suspend(t, parent.PID)
-			requests := c.send()
-			if test.childServes {
-				c.wantAnswers(requests, child.PID)
-				c.wantPIDFile(child.PID) // systemd reads it as soon as the parent exits
-				proctest.Continue(t, parent.PID)
-			} else {
-				c.wantPIDFile(parent.PID)
-				proctest.Continue(t, parent.PID)
-				c.wantAnswers(requests, parent.PID)
-			}
-			parent.Resume()
-
-			if n := parent.Await("upgraded"); n.Text != "" {
-				t.Errorf("Upgrade returned %q", n.Text)
-			}
-			child.AwaitStep(alone)
-			c.wantCharge(child.PID)
-			next := c.upgrade(child)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
-		})
-	}
 }
 
 // TestReadyFullDisk checks that a Ready that could not write the PID file

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -67,6 +68,57 @@ func Continue(t *testing.T, pid int) {
 func IsReaped(pid int) bool {
 	_, err := syscall.Wait4(pid, nil, noHang, nil)
 	return errors.Is(err, syscall.ECHILD)
+}
+
+// Ended reports whether a process has ended. Its status is known if it was a child of
+// this process, which has then waited for it.
+func Ended(pid int) (status syscall.WaitStatus, known, ended bool) {
+	got, err := syscall.Wait4(pid, &status, noHang, nil)
+	if got == pid {
+		return status, true, true
+	}
+	if errors.Is(err, syscall.ECHILD) {
+		// Its parent is another process, which reaps it.
+		return status, false, errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
+	}
+	return status, false, false
+}
+
+// PIDs are processes that a test has to see to. The zero value is empty, and safe for
+// concurrent use.
+type PIDs struct {
+	mu      sync.Mutex
+	started map[int]string // when
+}
+
+// Add adds a process.
+func (p *PIDs) Add(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.started == nil {
+		p.started = map[int]string{}
+	}
+	if _, ok := p.started[pid]; !ok {
+		p.started[pid] = startTime(pid)
+	}
+}
+
+// Remove removes a process that has ended, whose PID another may get.
+func (p *PIDs) Remove(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.started, pid)
+}
+
+// Kill kills those that still run.
+func (p *PIDs) Kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pid, started := range p.started {
+		if startTime(pid) == started {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 }
 
 // Limit sets a limit of this process, to the greatest possible if n is negative.

@@ -2,6 +2,7 @@ package proctest
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -41,4 +42,12 @@ func awaitStop(t *testing.T, pid int) {
 			}
 		}
 	})))
+}
+
+// AdoptOrphans makes this process the parent of its descendants whose own parent has
+// ended, as all generations of a service but the first come to be. Otherwise their exit
+// status would go to the init process, which in containers often does not ask for it,
+// so that they would not seem to end. See prctl(2).
+func AdoptOrphans() error {
+	return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 }

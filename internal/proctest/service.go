@@ -11,9 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"example.com/tableflip/internal/step"
 )
@@ -30,9 +28,10 @@ type Service struct {
 	wire    net.Listener
 	hearing sync.WaitGroup
 
+	pids PIDs // which are to be killed at the end of the test
+
 	mu    sync.Mutex
-	pids  map[int]string // with their start times
-	hooks map[hook]int   // how many processes are still to come there
+	hooks map[hook]int // how many processes are still to come there
 }
 
 // A hook is what a process does at a step: it has died or paused.
@@ -48,7 +47,6 @@ func NewService(t *testing.T) *Service {
 		Output: write,
 		t:      t,
 		joined: make(chan *Process, 1000),
-		pids:   map[int]string{},
 		hooks:  map[hook]int{},
 	}
 	go s.listen(read)
@@ -58,14 +56,8 @@ func NewService(t *testing.T) *Service {
 
 func (s *Service) cleanUp() {
 	s.Output.Close()
-	s.mu.Lock()
-	for pid, started := range s.pids {
-		if startTime(pid) == started {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	s.mu.Unlock()
-	if !s.reports.awaitEnd() {
+	s.pids.Kill()
+	if !s.reports.AwaitEnd() {
 		s.t.Error("processes of this test are still running")
 		return
 	}
@@ -83,7 +75,7 @@ func (s *Service) cleanUp() {
 }
 
 func (s *Service) listen(read *os.File) {
-	defer s.reports.end()
+	defer s.reports.End()
 	defer read.Close()
 	lines := bufio.NewScanner(read)
 	lines.Buffer(nil, 1<<24)
@@ -102,18 +94,12 @@ func (s *Service) listen(read *os.File) {
 			s.did(hook{died, text})
 			continue
 		}
-		s.reports.put(Message{PID: pid, Event: fields[2], Text: text})
+		s.reports.Add(Message{PID: pid, Event: fields[2], Text: text})
 	}
 }
 
 // Watch remembers a process that is to be killed at the end of the test.
-func (s *Service) Watch(pid int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.pids[pid]; !ok {
-		s.pids[pid] = startTime(pid)
-	}
-}
+func (s *Service) Watch(pid int) { s.pids.Add(pid) }
 
 // DieAt returns the variable for a process that is to kill itself at a step. Its
 // children do not inherit it. The zero Step is none.
@@ -195,7 +181,7 @@ func (s *Service) Await(event string) Message {
 func (s *Service) AwaitEnd() {
 	s.t.Helper()
 	s.Output.Close()
-	if !s.reports.awaitEnd() {
+	if !s.reports.AwaitEnd() {
 		s.t.Fatal("processes of this test are still running")
 	}
 }
@@ -208,78 +194,26 @@ type Message struct {
 }
 
 // A mailbox holds messages until they are asked for.
-type mailbox struct {
-	mu       sync.Mutex
-	messages []Message
-	ended    bool
-	changed  chan struct{} // closed at the next change, nil if nobody waits
-}
-
-func (b *mailbox) put(m Message) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.messages = append(b.messages, m)
-	b.changeLocked()
-}
-
-func (b *mailbox) end() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.ended = true
-	b.changeLocked()
-}
-
-func (b *mailbox) changeLocked() {
-	if b.changed != nil {
-		close(b.changed)
-		b.changed = nil
-	}
-}
+type mailbox struct{ Journal[Message] }
 
 // await returns the first message of an event, and removes it and, if drop, those
 // before it. If there is none, even at the end, ok is false.
 func (b *mailbox) await(event string, drop bool) (found Message, before []Message, ok bool) {
 	b.until(func() bool {
-		for i, m := range b.messages {
+		for i, m := range b.items {
 			if m.Event != event {
 				continue
 			}
-			found, before, ok = m, b.messages[:i], true
+			found, before, ok = m, b.items[:i], true
 			if drop {
-				b.messages = b.messages[i+1:]
+				b.items = b.items[i+1:]
 			} else {
-				b.messages = append(b.messages[:i:i], b.messages[i+1:]...)
+				b.items = append(b.items[:i:i], b.items[i+1:]...)
 			}
 			return true
 		}
-		before = b.messages
+		before = b.items
 		return b.ended
 	})
 	return found, before, ok
-}
-
-// awaitEnd reports whether there will be no more messages.
-func (b *mailbox) awaitEnd() bool { return b.until(func() bool { return b.ended }) }
-
-// until waits for done, which is called with the lock held, and reports whether it
-// came true.
-func (b *mailbox) until(done func() bool) bool {
-	timeout := time.After(Patience)
-	for {
-		b.mu.Lock()
-		if done() {
-			b.mu.Unlock()
-			return true
-		}
-		if b.changed == nil {
-			b.changed = make(chan struct{})
-		}
-		changed := b.changed
-		b.mu.Unlock()
-		select {
-		case <-changed:
-		case <-timeout:
-			return false
-		}
-	}
 }

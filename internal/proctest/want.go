@@ -40,6 +40,21 @@ func Within[T any](t testing.TB, what string, event <-chan T) T {
 	}
 }
 
+// AwaitThat waits for what no event announces.
+func AwaitThat(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	timeout := time.After(Patience)
+	for !holds() {
+		select {
+		case <-poll.C:
+		case <-timeout:
+			t.Fatalf("waited in vain for this: %s", what)
+		}
+	}
+}
+
 // InBackground returns the result of call once it has it.
 func InBackground[T any](call func() T) <-chan T {
 	result := make(chan T, 1)

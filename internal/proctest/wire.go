@@ -127,9 +127,11 @@ func (w *Wire) Hang() {
 }
 
 func (w *Wire) reached(s step.Step) {
+	if s == w.pause {
+		w.Report(paused, s) // first, because a test may suspend a process that has come to s
+	}
 	w.send(Message{Event: stepEvent(s)})
 	if s == w.pause {
-		w.Report(paused, s)
 		<-w.resume
 	}
 }
@@ -168,7 +170,7 @@ func (s *Service) welcome(ln net.Listener) {
 
 func (s *Service) hear(conn net.Conn) {
 	p := &Process{t: s.t, encode: json.NewEncoder(conn)}
-	defer p.reports.end()
+	defer p.reports.End()
 	defer conn.Close()
 	for decoder := json.NewDecoder(conn); ; {
 		var m Message
@@ -185,7 +187,7 @@ func (s *Service) hear(conn net.Conn) {
 			s.did(hook{paused, m.Text})
 			continue
 		}
-		p.reports.put(m)
+		p.reports.Add(m)
 	}
 }
 
@@ -240,7 +242,7 @@ func (p *Process) await(event string, drop bool) Message {
 // AwaitEnd waits until the process is dead: the kernel has closed its descriptors.
 func (p *Process) AwaitEnd() {
 	p.t.Helper()
-	if !p.reports.awaitEnd() {
+	if !p.reports.AwaitEnd() {
 		p.t.Fatalf("process %d is still running", p.PID)
 	}
 	AwaitDeath(p.t, p.PID)

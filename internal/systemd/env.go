@@ -15,7 +15,10 @@ import (
 // that speak sd_notify(3) and are asked to. Every generation needs them.
 type Env map[string]string
 
-var envNames = []string{"NOTIFY_SOCKET", "INVOCATION_ID", "MANAGERPID", "WATCHDOG_USEC", "SYSTEMD_EXEC_PID"}
+// supervisor is where package supervise, which speaks for systemd, leaves its PID.
+const supervisor = "TABLEFLIP_SUPERVISOR"
+
+var envNames = []string{"NOTIFY_SOCKET", "INVOCATION_ID", "MANAGERPID", "WATCHDOG_USEC", "SYSTEMD_EXEC_PID", supervisor}
 
 // atStart is what there was before the program could drop it.
 var atStart = readEnv(nil)
@@ -61,6 +64,13 @@ func (e Env) IsParent() bool {
 	}
 	parent := os.Getppid()
 	return parent == 1 || strconv.Itoa(parent) == e["MANAGERPID"]
+}
+
+// Supervisor returns the PID of the supervisor that this process or one that has
+// started it may have, or 0.
+func (e Env) Supervisor() int {
+	pid, _ := strconv.Atoi(e[supervisor])
+	return pid
 }
 
 // Notifier returns nil if nobody wants to be notified.

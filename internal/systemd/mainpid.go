@@ -49,11 +49,14 @@ func (u *MainPIDUpdate) Close() {
 	u.write.Close()
 }
 
+// IsReachable reports whether there is a manager that can be told.
+func (u *MainPIDUpdate) IsReachable() bool { return u != nil && u.conn != nil }
+
 // Notify tells the manager that pid is the main process from now on, and reports
 // whether it did. It returns when the manager has read that, or takes longer than
 // BarrierTimeout: the manager listens to this process only as long as it is there.
 func (u *MainPIDUpdate) Notify(pid int) bool {
-	if u == nil || u.conn == nil {
+	if !u.IsReachable() {
 		return false
 	}
 	err := sendFields(u.conn, nil, mainPID(pid), "READY=1", "STATUS=")

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/load"
-	"example.com/tableflip/internal/testbed/wire"
 )
 
 // The libraries that the server can be built with.
@@ -31,7 +30,9 @@ type config struct {
 	kinds                        string
 	pace                         time.Duration
 	grace, drain, upgradeTimeout time.Duration
+	acknowledgeTimeout           time.Duration
 	early                        bool
+	inARow                       int
 }
 
 // bed is one run: a server, its clients, and what happens to them.
@@ -48,6 +49,9 @@ type bed struct {
 	took      time.Duration
 	rows      []*row
 	broken    []string // promises, other than those in rows
+
+	// files is how many descriptors of each kind a process had open, at the fewest.
+	files struct{ first, later map[string]int } // generations
 }
 
 // run makes a run in dir. The error is one of the test-bed; what the library does
@@ -95,15 +99,17 @@ func (b *bed) arguments() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(b.pidFile()), 0o700); err != nil {
-		return nil, err
+	for _, dir := range []string{filepath.Dir(b.pidFile()), b.path("sockets")} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
 	}
 	roots, err := load.WriteCertificate(b.dir)
 	if err != nil {
 		return nil, err
 	}
 	b.target = target{
-		tcp: addrs[0], tls: addrs[1], h2c: addrs[2], unix: b.path("socket"), echo: addrs[3], udp: addrs[4],
+		tcp: addrs[0], tls: addrs[1], h2c: addrs[2], unix: b.path("sockets/web"), echo: addrs[3], udp: addrs[4],
 		roots: roots, pace: b.pace, grace: b.grace,
 	}
 	args := []string{
@@ -111,7 +117,7 @@ func (b *bed) arguments() ([]string, error) {
 		"-unix", b.target.unix, "-echo", b.target.echo, "-udp", b.target.udp,
 		"-cert", b.path(load.CertFile), "-key", b.path(load.KeyFile),
 		"-pid-file", b.pidFile(), "-fault-file", b.path("fault"),
-		"-upgrade-timeout", b.upgradeTimeout.String(),
+		"-upgrade-timeout", b.upgradeTimeout.String(), "-acknowledge-timeout", b.acknowledgeTimeout.String(),
 		"-grace", b.grace.String(), "-drain", b.drain.String(),
 	}
 	if b.library == service {
@@ -127,23 +133,34 @@ func (b *bed) arguments() ([]string, error) {
 func (b *bed) work(ctx context.Context) {
 	working, stopWorking := context.WithCancel(ctx)
 	b.began = time.Now()
+	defer func() { b.took = time.Since(b.began) }()
+	random := rand.New(rand.NewPCG(b.seed, 0))
+	if b.inARow > 0 {
+		defer stopWorking()
+		for _, a := range b.planInARow(random) {
+			if ctx.Err() != nil || time.Since(b.began) > b.duration {
+				break
+			}
+			b.rows = append(b.rows, b.perform(a))
+		}
+		return
+	}
+
 	kinds := selected(b.target.kinds(b.clients), b.kinds)
 	for _, k := range kinds {
 		b.kindNames = append(b.kindNames, k.Name)
 	}
 	clients := load.Start(working, kinds, b.seed, b.record.add)
 	go b.tellPhases(working)
-	steps := plan(rand.New(rand.NewPCG(b.seed, 0)), b.duration, b.upgrades, b.faults)
-	for _, s := range steps {
-		if !load.Sleep(ctx, b.wait(s)) {
+	for _, a := range b.plan(random) {
+		if !load.Sleep(ctx, b.wait(a)) {
 			break
 		}
-		b.rows = append(b.rows, b.perform(s))
+		b.rows = append(b.rows, b.perform(a))
 	}
 	load.Sleep(ctx, b.duration-time.Since(b.began))
 	stopWorking()
 	clients.Wait()
-	b.took = time.Since(b.began)
 }
 
 // phaseAt returns the phase at a time since the beginning, and when it ends.
@@ -161,14 +178,14 @@ func (b *bed) phaseAt(t time.Duration) (p phase, end time.Duration) {
 	return upgraded, (n + 1) * b.interleave
 }
 
-// wait returns how long to wait for a step.
-func (b *bed) wait(s step) time.Duration {
+// wait returns how long to wait for an attempt.
+func (b *bed) wait(a attempt) time.Duration {
 	now := time.Since(b.began)
-	p, end := b.phaseAt(max(now, s.at))
+	p, end := b.phaseAt(max(now, a.at))
 	if p == control {
 		return end - now
 	}
-	return s.at - now
+	return a.at - now
 }
 
 func (b *bed) tellPhases(ctx context.Context) {
@@ -186,19 +203,13 @@ func (b *bed) tellPhases(ctx context.Context) {
 
 // checkVersions looks for answers of processes that were never in charge.
 func (b *bed) checkVersions() {
-	inCharge := make(map[int]bool)
 	b.chain.mu.Lock()
-	for _, p := range b.chain.processes {
-		if p.reported(wire.Ready) {
-			inCharge[p.version] = true
-		}
-	}
-	b.chain.mu.Unlock()
+	defer b.chain.mu.Unlock()
 	b.record.mu.Lock()
 	defer b.record.mu.Unlock()
 	for kind, k := range b.record.kinds {
 		for version, n := range k.versions {
-			if !inCharge[version] {
+			if !b.chain.served[version] {
 				b.broken = append(b.broken, fmt.Sprintf("%s: %d answers of version %d, which was never in charge", kind, n, version))
 			}
 		}

@@ -9,22 +9,20 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"example.com/tableflip/internal/testbed/proc"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
 // chain owns the server processes: the first generation, which it starts, and
-// those that come from it. It knows of them what they report, and their ends,
-// because this process is a subreaper: orphans become its children (PR_SET_CHILD_SUBREAPER
-// in prctl(2)).
+// those that come from it. It knows of them what they report, and what the process
+// table says. As this process is a subreaper, orphans become its children, of which it
+// knows how they have ended (PR_SET_CHILD_SUBREAPER in prctl(2)).
 //
 // Nothing of it survives this process: the servers exit at the end of their
 // standard input, of which it holds the only other end.
@@ -41,13 +39,17 @@ type chain struct {
 	mu        sync.Mutex
 	changed   chan struct{} // closed, and replaced, when what follows changes
 	processes map[int]*process
-	inCharge  int // PID, or 0
+	inCharge  int          // PID, or 0
+	served    map[int]bool // versions that were ever in charge
+	injected  wire.Event   // the last fault that a process reported
 }
 
 type process struct {
+	entry   proc.Process
 	version int
+	isFirst bool              // generation
 	steps   map[string]string // reported steps, with their error
-	ended   bool
+	ended   time.Time         // when it was waited for by this process
 	status  syscall.WaitStatus
 }
 
@@ -55,6 +57,10 @@ func (p *process) reported(step string) bool {
 	_, ok := p.steps[step]
 	return ok
 }
+
+// lives asks the process table, since a process may have been waited for by another
+// than this one.
+func (p *process) lives() bool { return p.ended.IsZero() && p.entry.Lives() }
 
 func newChain(path string, args []string, log *os.File) (*chain, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -66,6 +72,7 @@ func newChain(path string, args []string, log *os.File) (*chain, error) {
 		ended:     make(chan os.Signal, 1),
 		changed:   make(chan struct{}),
 		processes: make(map[int]*process),
+		served:    make(map[int]bool),
 	}
 	var err error
 	if c.stdin, c.lifeline, err = os.Pipe(); err != nil {
@@ -88,18 +95,23 @@ func (c *chain) start() error {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, c.stdout, c.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	c.mu.Lock()
+	err := cmd.Start()
+	var p *process
+	if err == nil {
+		p = c.process(cmd.Process.Pid)
+		p.isFirst = true
+	}
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	pid := cmd.Process.Pid
 	cmd.Process.Release() // reap waits for it
-	ok := c.await(startLimit, func() bool {
-		p := c.processes[pid]
-		return p != nil && (p.reported(wire.Ready) || p.ended)
-	})
+	ok := c.await(startLimit, func() bool { return p.reported(wire.Ready) || !p.lives() })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !ok || c.processes[pid].ended {
+	if !ok || !p.lives() {
 		return fmt.Errorf("the first generation, PID %d, did not become ready", pid)
 	}
 	return nil
@@ -122,8 +134,14 @@ func (c *chain) listen(events *os.File) {
 		p := c.process(e.PID)
 		p.version = e.Version
 		p.steps[e.Step] = e.Error
-		if e.Step == wire.Ready && !p.ended {
-			c.inCharge = e.PID
+		switch e.Step {
+		case wire.Injecting:
+			c.injected = e
+		case wire.Ready:
+			c.served[e.Version] = true
+			if p.lives() {
+				c.inCharge = e.PID
+			}
 		}
 		c.notify()
 		c.mu.Unlock()
@@ -144,7 +162,7 @@ func (c *chain) reap() {
 			}
 			c.mu.Lock()
 			p := c.process(pid)
-			p.ended, p.status = true, status
+			p.ended, p.status = time.Now(), status
 			if c.inCharge == pid {
 				c.inCharge = 0
 			}
@@ -158,9 +176,23 @@ func (c *chain) process(pid int) *process {
 	p := c.processes[pid]
 	if p == nil {
 		p = &process{steps: make(map[string]string)}
+		p.entry, _ = proc.Find(pid)
 		c.processes[pid] = p
 	}
 	return p
+}
+
+// forget makes room for the next upgrade by the process pid.
+func (c *chain) forget(pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.process(pid).steps, wire.UpgradeFailed)
+	c.injected = wire.Event{}
+	for other := range c.processes {
+		if other != pid {
+			delete(c.processes, other)
+		}
+	}
 }
 
 func (c *chain) notify() {
@@ -169,9 +201,12 @@ func (c *chain) notify() {
 }
 
 // await waits until condition, which is called with the chain locked, is true,
-// and reports whether it became so in time.
+// and reports whether it became so in time. What the process table says makes itself
+// known by no event.
 func (c *chain) await(limit time.Duration, condition func() bool) bool {
 	timeout := time.After(limit)
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
 	for {
 		c.mu.Lock()
 		ok, changed := condition(), c.changed
@@ -181,6 +216,7 @@ func (c *chain) await(limit time.Duration, condition func() bool) bool {
 		}
 		select {
 		case <-changed:
+		case <-poll.C:
 		case <-timeout:
 			return false
 		}
@@ -192,10 +228,11 @@ func (c *chain) await(limit time.Duration, condition func() bool) bool {
 func (c *chain) current() (pid, version int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.inCharge == 0 {
+	p := c.processes[c.inCharge]
+	if p == nil || !p.lives() {
 		return 0, 0
 	}
-	return c.inCharge, c.processes[c.inCharge].version
+	return c.inCharge, p.version
 }
 
 // stop ends all servers, first by asking, and reports whether that sufficed. It
@@ -205,7 +242,10 @@ func (c *chain) stop(limit time.Duration) error {
 	if pid != 0 {
 		syscall.Kill(pid, syscall.SIGTERM)
 	}
-	orderly := c.await(limit, func() bool { return c.inCharge == 0 })
+	orderly := c.await(limit, func() bool {
+		p := c.processes[pid]
+		return p == nil || !p.lives()
+	})
 	c.lifeline.Close()
 	c.stdout.Close()
 	defer func() {
@@ -231,13 +271,7 @@ func (c *chain) stop(limit time.Duration) error {
 // killChildren kills children of this process, which are not yet waited for, so
 // that their PIDs are still theirs. Their children become its own in turn.
 func (c *chain) killChildren() {
-	lists, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, list := range lists {
-		text, _ := os.ReadFile(list)
-		for field := range strings.FieldsSeq(string(text)) {
-			if pid, err := strconv.Atoi(field); err == nil {
-				syscall.Kill(pid, syscall.SIGKILL)
-			}
-		}
+	for _, pid := range proc.Children(os.Getpid()) {
+		syscall.Kill(pid, syscall.SIGKILL)
 	}
 }

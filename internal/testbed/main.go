@@ -7,6 +7,7 @@
 //	go run . -library both -upgrades 25 -duration 90s
 //	go run . -upgrades 0 -duration 10s
 //	go run . -upgrades 20 -interleave 10s -duration 2m
+//	go run . -in-a-row 10000 -duration 1h -grace 1ms
 //
 // It promises, and exits with status 1 if anything of this does not hold:
 //
@@ -21,12 +22,21 @@
 //     ends it (which the clients here do within the drain deadline, -drain).
 //   - A datagram that was sent is answered. Each client has at most four in flight,
 //     so that the kernel has no reason to drop any.
-//   - An upgrade to a process that fails leaves the old one in charge, with its PID
-//     file and its Unix socket, and no answer comes from the process that failed.
-//     The next upgrade succeeds.
+//   - An upgrade to a process that fails leaves the old one in charge, and no answer
+//     comes from the process that failed. The next upgrade succeeds.
 //   - If the old process is killed during an upgrade, the new one carries on. What
-//     clients lose then is lost in a crash, and counted as that.
+//     the killed process had begun is lost in a crash, and counted as that, but
+//     nothing that clients begin after its death, and no connection is refused.
 //   - The old process drains and exits with status 0.
+//   - After each upgrade the PID file names the process in charge, which answers on
+//     its TCP and its Unix socket and is the only one that is left, zombies included.
+//     It has no more descriptors open than other processes before it. No other file
+//     is left.
+//
+// A fault happens to the old or to the new process, at any step of a handover (see
+// package step): it is killed, or hangs, or is suspended for less or for longer than an
+// acknowledgement may take. If the new process dies right after it has acknowledged, that
+// is a crash in charge: the test-bed starts the service again, as a service manager would.
 //
 // The seed (-seed) repeats the plan: which faults, and when. It does not repeat
 // what the scheduler makes of it.
@@ -50,7 +60,7 @@ func realMain() int {
 	flag.StringVar(&cfg.library, "library", tableflip, "`what` the server uses: tableflip, service, cloudflare or both")
 	flag.Uint64Var(&cfg.seed, "seed", 0, "seed of all that is random; 0 takes a new one")
 	flag.IntVar(&cfg.upgrades, "upgrades", 10, "`number` of upgrades without a fault; 0, without faults, is a control run")
-	flag.IntVar(&cfg.faults, "faults", 0, "`number` of upgrades with a fault")
+	flag.IntVar(&cfg.faults, "faults", 0, fmt.Sprintf("`number` of upgrades with a fault, of which there are %d", len(faults(tableflip))))
 	flag.DurationVar(&cfg.duration, "duration", 25*time.Second, "least length of the run, over which the upgrades are spread")
 	flag.DurationVar(&cfg.interleave, "interleave", 0, "length of phases without and with upgrades, which take turns; 0 is without")
 	flag.IntVar(&cfg.clients, "clients", 1, "`number` of clients of each kind")
@@ -59,9 +69,15 @@ func realMain() int {
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 20*time.Second, "drain deadline")
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", 4*time.Second, "how long a new process may take")
+	flag.DurationVar(&cfg.acknowledgeTimeout, "acknowledge-timeout", time.Second, "how long a new process may take to acknowledge that it is in charge; less than half of -upgrade-timeout")
+	flag.IntVar(&cfg.inARow, "in-a-row", 0, "`number` of upgrades without clients and pauses, every other one with a kill at random, for -duration at most")
 	flag.BoolVar(&cfg.early, "early", false, "with tableflip, too, accept before Ready, so that a fault after that may lose connections")
 	keep := flag.Bool("keep", false, "keep the temporary directory")
 	flag.Parse()
+	if cfg.acknowledgeTimeout > cfg.upgradeTimeout/2 {
+		fmt.Fprintln(os.Stderr, "testbed: -acknowledge-timeout is more than half of -upgrade-timeout")
+		return 2
+	}
 	libraries := []string{cfg.library}
 	switch cfg.library {
 	case "both":
@@ -102,7 +118,11 @@ func runOnce(ctx context.Context, cfg config, keep bool) (bad int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Printf("%s, seed %d: %d upgrades and %d faults in at least %v\n", cfg.library, cfg.seed, cfg.upgrades, cfg.faults, cfg.duration)
+	if cfg.inARow > 0 {
+		fmt.Printf("%s, seed %d: %d upgrades in a row, for at most %v\n", cfg.library, cfg.seed, cfg.inARow, cfg.duration)
+	} else {
+		fmt.Printf("%s, seed %d: %d upgrades and %d faults in at least %v\n", cfg.library, cfg.seed, cfg.upgrades, cfg.faults, cfg.duration)
+	}
 	b, err := run(ctx, cfg, dir)
 	if b != nil && b.took > 0 {
 		bad = b.report(os.Stdout)

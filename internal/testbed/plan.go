@@ -8,22 +8,24 @@ import (
 	"slices"
 	"time"
 
+	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
-// step is one thing that the test-bed does to the server: an upgrade, with at
+// attempt is one thing that the test-bed does to the server: an upgrade, with at
 // most one fault.
-type step struct {
+type attempt struct {
 	at    time.Duration // since the beginning, at the earliest
 	fault fault
 }
 
 // fault is what goes wrong in an upgrade; the zero value is nothing.
 type fault struct {
-	child       wire.Fault    // what the child is told to do
-	environment string        // or what happens around it
-	delay       time.Duration // until the parent is suspended, or gets the next signal
-	length      time.Duration // of a suspension
+	injected    wire.Fault    // what one of the processes does at a step
+	environment string        // or what happens around them
+	isLong      bool          // of a suspension: longer than a commit may stay unacknowledged
+	delay       time.Duration // until the test-bed does something
+	length      time.Duration // of what it does
 }
 
 // What can happen around a child. A directory that cannot be written to is stood
@@ -34,20 +36,20 @@ const (
 	fileForDirectory = "PID directory is a file"
 	diskFull         = "no space for the PID file"
 	fewDescriptors   = "no descriptor left"
-	parentSuspended  = "parent suspended"       // by SIGSTOP, at some moment of the upgrade
-	drainKilled      = "parent killed in drain" // by SIGKILL
-	impatience       = "three signals"          // to upgrade, instead of one
+	parentSuspended  = "parent suspended" // by SIGSTOP, at some moment of the upgrade
+	parentKilled     = "parent killed"    // by SIGKILL, at some moment of the upgrade
+	childKilled      = "child killed"
+	drainKilled      = "parent killed in drain"
+	impatience       = "three signals" // to upgrade, instead of one
 )
 
-func (f fault) none() bool { return f == fault{} }
+func (f fault) none() bool { return f.injected == wire.Fault{} && f.environment == "" }
 
-// survivable reports whether the upgrade must succeed in spite of the fault.
-func (f fault) survivable() bool {
-	switch f.environment {
-	case parentSuspended, drainKilled, impatience:
-		return true
-	}
-	return f.none() || f.child.Action == wire.Suspend
+// endsParent reports whether the old process is killed before it can say how the upgrade
+// went.
+func (f fault) endsParent() bool {
+	ends := f.injected.Action == wire.Kill || f.injected.Action == wire.Hang
+	return f.environment == parentKilled || f.injected.Victim == wire.Parent && ends
 }
 
 func (f fault) String() string {
@@ -56,55 +58,173 @@ func (f fault) String() string {
 		return "none"
 	case f.environment != "":
 		return f.environment
+	case f.isLong:
+		return "long " + f.injected.String()
 	}
-	return f.child.String()
+	return f.injected.String()
 }
 
-// faults returns all the faults there are.
-func faults() []fault {
+// faults returns all the faults that there are for a library.
+func faults(library string) []fault {
 	var list []fault
-	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, drainKilled, impatience}
+	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
 	if os.Geteuid() == 0 { // it takes a mount
 		environments = append(environments, diskFull)
 	}
 	for _, environment := range environments {
 		list = append(list, fault{environment: environment})
 	}
-	for _, action := range []string{wire.Crash, wire.ExitZero, wire.Kill, wire.Hang, wire.Suspend, wire.KillParent} {
-		for _, step := range wire.FaultSteps {
-			list = append(list, fault{child: wire.Fault{Action: action, Step: step}})
+
+	steps := slices.Clone(wire.ProgramSteps)
+	if library != cloudflare {
+		for _, s := range step.All {
+			steps = append(steps, s.String())
+		}
+	}
+	for _, at := range steps {
+		for _, victim := range []string{wire.Child, wire.Parent} {
+			for _, action := range []string{wire.Kill, wire.Hang, wire.Suspend} {
+				list = append(list, fault{injected: wire.Fault{Action: action, Victim: victim, Step: at}})
+			}
+			list = append(list, fault{injected: wire.Fault{Action: wire.Suspend, Victim: victim, Step: at}, isLong: true})
+		}
+	}
+	for _, at := range wire.ProgramSteps {
+		for _, action := range []string{wire.Crash, wire.ExitZero} {
+			list = append(list, fault{injected: wire.Fault{Action: action, Victim: wire.Child, Step: at}})
 		}
 	}
 	return list
 }
 
-// plan spreads upgrades, and upgrades with faults, over the duration. The kinds of
-// faults take turns in random order. The last step has no fault if there is one
-// such, so that the recovery from each fault is seen.
-func plan(random *rand.Rand, duration time.Duration, upgrades, faulty int) []step {
-	steps := make([]step, upgrades+faulty)
-	var deck []fault
-	for i := range faulty {
-		if len(deck) == 0 {
-			deck = faults()
-			random.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
-		}
-		steps[i].fault = deck[0]
-		steps[i].fault.delay = time.Duration(random.IntN(20_000)) * time.Microsecond
-		steps[i].fault.length = time.Duration(200+random.IntN(800)) * time.Millisecond
-		deck = deck[1:]
+// kills returns those of the faults that only kill.
+func kills(library string) []fault {
+	return slices.DeleteFunc(faults(library), func(f fault) bool {
+		return f.injected.Action != wire.Kill && f.environment != parentKilled && f.environment != childKilled
+	})
+}
+
+// The outcomes of an upgrade.
+type outcome string
+
+const (
+	succeeded outcome = "upgraded"        // and the old process is told so
+	refused   outcome = "refused"         // the old process is in charge
+	tookOver  outcome = "child took over" // from an old process that was killed
+	crashed   outcome = "crashed"         // the new process, when it was in charge
+	outage    outcome = "outage"          // the old process was killed before the new one existed
+	endless   outcome = "endless"
+)
+
+// moment is where a step lies with respect to what is said.
+type moment int
+
+const (
+	beforeReady moment = iota
+	uncommitted        // the child is ready, and has not acknowledged
+	racing             // the child may or may not have acknowledged
+	inCharge
+)
+
+func momentOf(at string) moment {
+	switch at {
+	case step.ReadySaid.String(), step.ReadyReceived.String(), step.BeforeCommit.String(),
+		step.VerdictReceived.String(), step.PIDFileWritten.String():
+		return uncommitted
+	case step.AfterCommit.String():
+		return racing
+	case step.Acknowledged.String(), step.AcknowledgementReceived.String(), step.ManagerNotified.String():
+		return inCharge
 	}
-	if upgrades > 0 {
-		n := len(steps) - 1
-		random.Shuffle(n, func(i, j int) { steps[i], steps[j] = steps[j], steps[i] })
+	return beforeReady
+}
+
+// outcomes returns those that an upgrade with the fault may have.
+func (f fault) outcomes() []outcome {
+	switch f.environment {
+	case "":
+	case parentKilled:
+		return []outcome{tookOver, outage}
+	case childKilled:
+		return []outcome{refused, crashed}
+	case parentSuspended, drainKilled, impatience:
+		return []outcome{succeeded}
+	default:
+		return []outcome{refused}
+	}
+
+	at, isChild := momentOf(f.injected.Step), f.injected.Victim == wire.Child
+	switch {
+	case f.none():
+		return []outcome{succeeded}
+	case f.endsParent():
+		return []outcome{tookOver}
+	case f.injected.Action == wire.Suspend && f.isLong && isChild && at == uncommitted:
+		return []outcome{refused}
+	case f.injected.Action == wire.Suspend && f.isLong && isChild && at == racing:
+		return []outcome{refused, succeeded}
+	case f.injected.Action == wire.Suspend:
+		return []outcome{succeeded}
+	case at == racing:
+		return []outcome{refused, crashed}
+	case at == inCharge:
+		return []outcome{crashed}
+	}
+	return []outcome{refused}
+}
+
+// plan spreads upgrades, and upgrades with faults, over the duration. The kinds of
+// faults take turns in random order. The last attempt has no fault if there is one
+// such, so that the recovery from each fault is seen.
+func (cfg *config) plan(random *rand.Rand) []attempt {
+	attempts := make([]attempt, cfg.upgrades+cfg.faults)
+	for i, f := range cfg.draw(random, faults(cfg.library), cfg.faults) {
+		attempts[i].fault = f
+	}
+	if cfg.upgrades > 0 {
+		n := len(attempts) - 1
+		random.Shuffle(n, func(i, j int) { attempts[i], attempts[j] = attempts[j], attempts[i] })
 	}
 	var moments []time.Duration
-	for range steps {
-		moments = append(moments, time.Duration(random.Float64()*0.9*float64(duration)))
+	for range attempts {
+		moments = append(moments, time.Duration(random.Float64()*0.9*float64(cfg.duration)))
 	}
 	slices.Sort(moments)
-	for i := range steps {
-		steps[i].at = moments[i]
+	for i := range attempts {
+		attempts[i].at = moments[i]
 	}
-	return steps
+	return attempts
+}
+
+// planInARow has as many upgrades with a kill as without, mixed, without pauses.
+func (cfg *config) planInARow(random *rand.Rand) []attempt {
+	attempts := make([]attempt, cfg.inARow)
+	for i, f := range cfg.draw(random, kills(cfg.library), cfg.inARow/2) {
+		attempts[i].fault = f
+	}
+	random.Shuffle(len(attempts), func(i, j int) { attempts[i], attempts[j] = attempts[j], attempts[i] })
+	return attempts
+}
+
+// draw returns n of the faults, each of which comes as often as the others.
+func (cfg *config) draw(random *rand.Rand, from []fault, n int) []fault {
+	var drawn, deck []fault
+	for range n {
+		if len(deck) == 0 {
+			deck = slices.Clone(from)
+			random.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+		}
+		f := deck[0]
+		deck = deck[1:]
+		f.delay = time.Duration(random.IntN(20_000)) * time.Microsecond
+		f.length = time.Duration(200+random.IntN(300)) * time.Millisecond
+		switch {
+		case f.isLong:
+			f.length += cfg.acknowledgeTimeout
+		case f.injected.Action == wire.Suspend:
+			f.length = min(f.length, cfg.acknowledgeTimeout/2)
+		}
+		drawn = append(drawn, f)
+	}
+	return drawn
 }

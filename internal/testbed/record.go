@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"example.com/tableflip/internal/load"
@@ -42,9 +44,29 @@ type failure struct {
 	unpromised string // why nothing was promised, if so
 }
 
-// window is a time in which a process in charge had been killed and none had
-// taken over.
-type window struct{ from, to time.Time }
+// window is the time from when a process is killed until another serves in its place.
+type window struct {
+	from, to time.Time
+
+	// dead is when the killed process cannot have begun anything any more, if another
+	// process had its sockets; zero if these were lost with it.
+	dead time.Time
+}
+
+// excuses reports whether a failure is of what the killed process had begun, or waited
+// in a socket that was lost.
+func (w window) excuses(f failure) bool {
+	switch {
+	case f.Began.After(w.to.Add(settling)) || f.Ended.Before(w.from):
+		return false
+	case w.dead.IsZero():
+		return true
+	case errors.Is(f.Err, syscall.ECONNREFUSED) || errors.Is(f.Err, syscall.ENOENT):
+		return false
+	}
+	isNewConnection := f.Idle == 0
+	return !isNewConnection || f.Began.Before(w.dead)
+}
 
 // settling is how long after a crash its consequences may be seen: by clients that
 // wait for an answer which will never come.
@@ -101,7 +123,7 @@ const (
 // judge is called when the run is over.
 func (r *recorder) judge(f failure) verdict {
 	for _, w := range r.crashes {
-		if f.Began.Before(w.to.Add(settling)) && f.Ended.After(w.from) {
+		if w.excuses(f) {
 			return crash
 		}
 	}

@@ -3,7 +3,8 @@
 package main
 
 import (
-	"errors"
+	"io"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,19 +20,26 @@ func TestJudge(t *testing.T) {
 		name         string
 		began, ended float64
 		idle         time.Duration
+		err          error
 		want         verdict
 	}{
-		{"before the crash", 1, 2, 0, lost},
-		{"over the crash", 9, 10.5, 0, crash},
-		{"right after the crash", 11.2, 12, 0, crash},
-		{"well after the crash", 12, 13, 0, lost},
-		{"after a short pause", 1, 2, grace / 2, lost},
-		{"after a pause that the grace hardly covers", 1, 2, grace * 9 / 10, unpromised},
+		{"before the crash", 1, 2, 0, io.EOF, lost},
+		{"over the crash", 9, 10.5, 0, io.EOF, crash},
+		{"right after the crash", 11.2, 12, 0, io.EOF, crash},
+		{"well after the crash", 12, 13, 0, io.EOF, lost},
+		{"refused in the crash", 10.5, 10.5, 0, syscall.ECONNREFUSED, crash},
+		{"before a successor takes over", 19, 20.5, 0, io.EOF, crash},
+		{"begun when only the successor lived", 20.5, 20.6, 0, io.EOF, lost},
+		{"on a connection of the killed process", 20.5, 20.6, grace / 2, io.EOF, crash},
+		{"refused in spite of a successor", 19, 20.1, 0, syscall.ECONNREFUSED, lost},
+		{"after a short pause", 1, 2, grace / 2, io.EOF, lost},
+		{"after a pause that the grace hardly covers", 1, 2, grace * 9 / 10, io.EOF, unpromised},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := newRecorder(grace)
-			r.crashed(window{at(10), at(11)})
-			r.add(load.Exchange{Kind: "kind", Began: at(test.began), Ended: at(test.ended), Idle: test.idle, Err: errors.New("lost")})
+			r.crashed(window{from: at(10), to: at(11)})
+			r.crashed(window{from: at(20), dead: at(20.2), to: at(21)})
+			r.add(load.Exchange{Kind: "kind", Began: at(test.began), Ended: at(test.ended), Idle: test.idle, Err: test.err})
 			if k := r.kinds["kind"]; k.sent != 1 || k.answered != 0 || len(r.failures) != 1 {
 				t.Fatalf("got %+v and %d failures, want one", k, len(r.failures))
 			}

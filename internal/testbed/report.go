@@ -29,9 +29,12 @@ func (b *bed) report(w io.Writer) (bad int) {
 		n[b.record.judge(f)]++
 		byKind[f.Kind] = n
 	}
-	b.reportKinds(w, byKind)
-	b.reportLatency(w)
+	if len(b.kindNames) > 0 {
+		b.reportKinds(w, byKind)
+		b.reportLatency(w)
+	}
 	b.reportFailures(w)
+	fmt.Fprintf(w, "descriptors of first generations: %v\nof later ones: %v\n\n", b.files.first, b.files.later)
 	for _, n := range byKind {
 		bad += n[lost]
 	}
@@ -68,8 +71,38 @@ func (b *bed) reportBroken(w io.Writer) (bad int) {
 	return bad
 }
 
+// reportOutcomes tells of upgrades in a row.
+func (b *bed) reportOutcomes(w io.Writer) {
+	outcomes := make(map[string]map[outcome]int)
+	took, drained := make(map[string]time.Duration), make(map[string]time.Duration) // at the most
+	restarts := 0
+	for _, r := range b.rows {
+		name := r.fault.String()
+		if outcomes[name] == nil {
+			outcomes[name] = make(map[outcome]int)
+		}
+		outcomes[name][r.outcome]++
+		took[name], drained[name] = max(took[name], r.took), max(drained[name], r.drained)
+		if r.outcome == crashed || r.outcome == outage {
+			restarts++
+		}
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "fault\ttook at most\tdrain at most\toutcomes")
+	for _, name := range slices.Sorted(maps.Keys(outcomes)) {
+		fmt.Fprintf(t, "%s\t%v\t%v\t%s\n", name, took[name].Round(time.Millisecond), drained[name].Round(time.Millisecond),
+			strings.TrimPrefix(fmt.Sprint(outcomes[name]), "map"))
+	}
+	t.Flush()
+	fmt.Fprintf(w, "\n%d upgrades and %d restarts, %.1f upgrades a second\n\n", len(b.rows), restarts, float64(len(b.rows))/b.took.Seconds())
+}
+
 func (b *bed) reportUpgrades(w io.Writer) {
 	if len(b.rows) == 0 {
+		return
+	}
+	if b.inARow > 0 {
+		b.reportOutcomes(w)
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -85,7 +118,11 @@ func (b *bed) reportUpgrades(w io.Writer) {
 		if r.drained > 0 {
 			drained = r.drained.Round(time.Millisecond).String()
 		}
-		fmt.Fprintf(t, "%d\t%.1fs\t%v\t%s\t%v\t%s\t%d\n", i+1, r.began.Sub(b.began).Seconds(), r.fault, r.result,
+		result := string(r.outcome)
+		if r.err != "" {
+			result += ": " + brief(r.err)
+		}
+		fmt.Fprintf(t, "%d\t%.1fs\t%v\t%s\t%v\t%s\t%d\n", i+1, r.began.Sub(b.began).Seconds(), r.fault, result,
 			r.took.Round(time.Millisecond), drained, lostBy[i+1])
 	}
 	t.Flush()
@@ -187,7 +224,7 @@ func (b *bed) reportFailures(w io.Writer) {
 }
 
 var (
-	addresses = regexp.MustCompile(`127\.0\.0\.1:\d+|(@|/\S+/socket)`)
+	addresses = regexp.MustCompile(`127\.0\.0\.1:\d+|(@|/\S+/sockets/web)`)
 	numbers   = regexp.MustCompile(`\d+`)
 )
 

@@ -18,8 +18,24 @@ func TestShort(t *testing.T) {
 		library: tableflip, seed: uint64(time.Now().UnixNano()) % 1e9,
 		upgrades: 8, faults: 4, duration: 20 * time.Second,
 		clients: 1, pace: 10 * time.Millisecond,
-		grace: 500 * time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second,
+		grace: 500 * time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second, acknowledgeTimeout: time.Second,
 	}
+	runHere(t, cfg)
+}
+
+func TestInARow(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	runHere(t, config{
+		library: tableflip, seed: uint64(time.Now().UnixNano()) % 1e9,
+		inARow: 100, duration: 20 * time.Second,
+		grace: time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second, acknowledgeTimeout: time.Second,
+	})
+}
+
+func runHere(t *testing.T, cfg config) {
+	t.Helper()
 	b, err := run(t.Context(), cfg, t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -3,43 +3,44 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"example.com/tableflip/internal/testbed/proc"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
-// This file owns what the test-bed does to the server, and the promises that it
-// checks after each upgrade.
+// This file owns what the test-bed does to the server.
 
-// row is the result of a step.
+// row is the result of an attempt.
 type row struct {
 	began   time.Time
 	fault   fault
-	result  string
+	outcome outcome
+	err     string        // of the old process's Upgrade
 	took    time.Duration // from the signal until somebody is in charge
 	drained time.Duration // from then until the old process has exited
 	broken  []string      // promises
+
+	killed time.Time // when the fault killed, or began to
 }
 
 func (r *row) breaks(format string, args ...any) {
 	r.broken = append(r.broken, fmt.Sprintf(format, args...))
 }
 
-// perform does one step, and returns when the server is ready for the next one.
-func (b *bed) perform(s step) *row {
-	r := &row{began: time.Now(), fault: s.fault}
+// perform makes one attempt, and returns when the server is ready for the next one.
+func (b *bed) perform(a attempt) *row {
+	r := &row{began: time.Now(), fault: a.fault}
 	parent, parentVersion := b.chain.current()
 	if parent == 0 {
 		r.breaks("no process was in charge")
@@ -47,55 +48,52 @@ func (b *bed) perform(s step) *row {
 		return r
 	}
 	b.version++
-	b.forget(parent)
-	undo, err := b.prepare(s.fault, parent)
+	b.chain.forget(parent)
+	undo, err := b.prepare(a.fault, parent)
 	if err != nil {
 		r.breaks("test-bed: %v", err)
 		return r
 	}
 	r.began = time.Now()
 	syscall.Kill(parent, syscall.SIGHUP)
-	result := b.awaitResult(parent, s.fault)
+	b.disturb(r, parent, parentVersion)
+	r.outcome = b.awaitOutcome(parent, a.fault)
 	r.took = time.Since(r.began)
 	undo()
 
-	switch {
-	case s.fault.child.Action == wire.KillParent:
-		r.result = "child took over"
-		if result != tookOver {
-			r.result = "outage"
-			r.breaks("the child of a killed parent: %v", result)
-			b.restart(r)
-		}
-		// What the parent had begun is lost by the crash.
-		b.record.crashed(window{r.began, time.Now()})
-	case s.fault.survivable():
-		r.result = "upgraded"
-		if result != succeeded {
-			r.result = "FAILED"
-			r.breaks("the upgrade: %v: %s", result, b.failure(parent))
-			break
-		}
-		b.awaitExit(r, parent)
-		if s.fault.environment == drainKilled {
-			b.record.crashed(window{r.began, time.Now()})
-		}
-	default:
-		r.result = "refused: " + brief(b.failure(parent))
-		if result != failed {
-			r.result = "ACCEPTED"
-			r.breaks("the upgrade to a process with a fault: %v", result)
-		}
+	r.err = b.failure(parent)
+	if want := a.fault.outcomes(); !slices.Contains(want, r.outcome) {
+		r.breaks("the outcome is %q, want %q: %s", r.outcome, want, r.err)
 	}
+	if !a.fault.none() && a.fault.environment == "" && b.injected().Victim == 0 {
+		r.breaks("no process came to the step")
+	}
+	b.conclude(r, parent)
 	b.verify(r, parentVersion)
 	return r
 }
 
-// forget makes room for the next result of a process that was upgraded before.
-func (b *bed) forget(pid int) {
-	b.chain.mu.Lock()
-	defer b.chain.mu.Unlock()
-	delete(b.chain.process(pid).steps, wire.UpgradeFailed)
+// conclude waits for the end of whoever has lost the upgrade, and does what a service
+// manager would do if nobody is left.
+func (b *bed) conclude(r *row, parent int) {
+	killed := cmp.Or(r.killed, b.injected().At, r.began)
+	switch r.outcome {
+	case refused:
+	case succeeded:
+		b.awaitExit(r, parent)
+		if r.fault.environment == drainKilled {
+			b.record.crashed(window{r.killed, time.Now(), b.endOf(parent)})
+		}
+	case tookOver:
+		b.record.crashed(window{killed, time.Now(), b.endOf(parent)})
+	case crashed:
+		b.awaitExit(r, parent)
+		b.restart(r)
+		b.record.crashed(window{from: killed, to: time.Now()})
+	case outage, endless:
+		b.restart(r)
+		b.record.crashed(window{from: killed, to: time.Now()})
+	}
 }
 
 // prepare installs the next version and arranges the fault.
@@ -125,10 +123,10 @@ func (b *bed) prepare(f fault, parent int) (undo func(), err error) {
 		restore := func() { unix.Prlimit(parent, unix.RLIMIT_NOFILE, &before, nil) }
 		return restore, unix.Prlimit(parent, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil)
 	}
-	if f.child.Action == "" {
+	if f.injected.Action == "" {
 		return func() {}, nil
 	}
-	return func() { os.Remove(b.path("fault")) }, os.WriteFile(b.path("fault"), []byte(f.child.String()), 0o600)
+	return func() { os.Remove(b.path("fault")) }, os.WriteFile(b.path("fault"), []byte(f.injected.String()), 0o600)
 }
 
 // fillDisk puts a file system that holds nothing but the PID file, and has no room
@@ -152,100 +150,161 @@ func (b *bed) fillDisk() (undo func(), err error) {
 	return nil, fmt.Errorf("fill the file system of the PID file: %v", err)
 }
 
-type result string
-
-const (
-	succeeded result = "succeeded"
-	failed    result = "failed"
-	tookOver  result = "took over"
-	died      result = "the process in charge died"
-	endless   result = "did not end"
-)
-
-// awaitResult waits until the upgrade has ended one way or the other. It suspends
-// the parent, and resumes whom the fault has suspended.
-func (b *bed) awaitResult(parent int, f fault) result {
-	limit := b.upgradeTimeout + startLimit
-	if f.environment == parentSuspended {
+// disturb does the test-bed's part of a fault.
+func (b *bed) disturb(r *row, parent, parentVersion int) {
+	f := r.fault
+	switch f.environment {
+	case parentSuspended:
 		time.Sleep(f.delay)
-		syscall.Kill(parent, syscall.SIGSTOP)
-		time.Sleep(f.length)
-		syscall.Kill(parent, syscall.SIGCONT)
-	}
-	if f.environment == impatience {
+		b.suspend(parent, f.length)
+	case impatience:
 		for range 2 {
 			time.Sleep(f.delay)
 			syscall.Kill(parent, syscall.SIGHUP)
 		}
-	}
-	if f.child.Action == wire.Suspend {
-		var child int
-		b.chain.await(limit, func() bool {
-			child = b.child(wire.Stopping)
-			return child != 0 || b.chain.processes[parent].reported(wire.UpgradeFailed)
-		})
-		if child != 0 {
-			time.Sleep(f.length)
-			syscall.Kill(child, syscall.SIGCONT)
+	case parentKilled:
+		time.Sleep(f.delay)
+		b.kill(r, parent)
+	case childKilled:
+		if child := b.awaitChild(parent); child != 0 {
+			time.Sleep(f.delay)
+			b.kill(r, child)
 		}
 	}
-	result := endless
-	b.chain.await(limit, func() bool {
+	switch f.injected.Action {
+	case wire.Suspend:
+		if victim := b.awaitInjected(parent); victim != 0 {
+			b.suspend(victim, f.length)
+		}
+	case wire.Hang:
+		victim := b.awaitInjected(parent)
+		if f.injected.Victim == wire.Child && !b.awaitUpgraded(parent) || victim == 0 {
+			return // the old process must lose its patience
+		}
+		b.checkHung(r, parentVersion)
+		time.Sleep(f.length)
+		b.kill(r, victim)
+	}
+}
+
+// limit bounds an upgrade.
+func (b *bed) limit() time.Duration { return b.upgradeTimeout + b.acknowledgeTimeout + startLimit }
+
+// suspend stops a process for a while, which begins when all of its threads have stopped.
+func (b *bed) suspend(pid int, length time.Duration) {
+	syscall.Kill(pid, syscall.SIGSTOP)
+	b.chain.await(b.limit(), func() bool {
+		p, ok := proc.Find(pid)
+		return !ok || p.State == proc.Stopped || p.State == proc.Zombie
+	})
+	time.Sleep(length)
+	syscall.Kill(pid, syscall.SIGCONT)
+}
+
+// kill kills a process, and waits for its death.
+func (b *bed) kill(r *row, pid int) {
+	p, ok := proc.Find(pid)
+	if !ok {
+		return
+	}
+	r.killed = time.Now()
+	syscall.Kill(pid, syscall.SIGKILL)
+	if !b.chain.await(startLimit, func() bool { return !p.Lives() }) {
+		r.breaks("PID %d survives SIGKILL", pid)
+	}
+}
+
+// awaitChild returns the process that parent starts, or 0 if it starts none.
+func (b *bed) awaitChild(parent int) (child int) {
+	b.chain.await(b.limit(), func() bool {
+		for _, child = range proc.Children(parent) {
+			return true
+		}
 		p := b.chain.processes[parent]
-		ready := b.child(wire.Ready) != 0
+		return p.reported(wire.UpgradeFailed) || !p.lives()
+	})
+	return child
+}
+
+// awaitInjected returns to whom the fault has happened, or 0 if nobody has come to its
+// step.
+func (b *bed) awaitInjected(parent int) (victim int) {
+	b.chain.await(b.limit(), func() bool {
+		victim = b.chain.injected.Victim
+		p := b.chain.processes[parent]
+		return victim != 0 || p.reported(wire.UpgradeFailed) || p.reported(wire.Upgraded) || !p.lives()
+	})
+	return victim
+}
+
+func (b *bed) injected() wire.Event {
+	b.chain.mu.Lock()
+	defer b.chain.mu.Unlock()
+	return b.chain.injected
+}
+
+// awaitUpgraded reports whether the old process has been told that it was upgraded.
+func (b *bed) awaitUpgraded(parent int) (upgraded bool) {
+	b.chain.await(b.limit(), func() bool {
+		p := b.chain.processes[parent]
+		upgraded = p.reported(wire.Upgraded)
+		return upgraded || p.reported(wire.UpgradeFailed) || !p.lives()
+	})
+	return upgraded
+}
+
+// awaitOutcome waits until the upgrade has ended one way or the other.
+func (b *bed) awaitOutcome(parent int, f fault) outcome {
+	result := endless
+	b.chain.await(b.limit(), func() bool {
+		p, child := b.chain.processes[parent], b.child()
+		childLives := child != nil && child.lives()
+		serves := childLives && child.reported(wire.Ready)
 		switch {
-		case ready && p.reported(wire.Upgraded):
-			result = succeeded
-		case ready && p.ended && f.child.Action == wire.KillParent:
+		case !p.lives() && serves && f.endsParent():
 			result = tookOver
+		case !p.lives() && len(b.strays(0)) == 0:
+			result = outage
+			if p.reported(wire.Upgraded) {
+				result = crashed
+			}
+		case f.endsParent():
+		case serves && p.reported(wire.Upgraded):
+			result = succeeded
+		case p.reported(wire.Upgraded) && child != nil && !childLives:
+			result = crashed
 		case p.reported(wire.UpgradeFailed) && f.environment != impatience:
-			result = failed
-		case p.ended && b.childEnded():
-			result = died
+			result = refused
 		}
 		return result != endless
 	})
 	return result
 }
 
-// child returns the PID of the new process, if it has reported the step. The
-// chain is locked.
-func (b *bed) child(step string) int {
-	for pid, p := range b.chain.processes {
-		if p.version == b.version && p.reported(step) {
-			return pid
+// child returns the new process, if it has reported something. The chain is locked.
+func (b *bed) child() *process {
+	for _, p := range b.chain.processes {
+		if p.version == b.version {
+			return p
 		}
 	}
-	return 0
+	return nil
 }
 
-// children returns how many processes of the new version there were.
-func (b *bed) children() (n int) {
+// failure returns the error of a process's Upgrade.
+func (b *bed) failure(pid int) string {
 	b.chain.mu.Lock()
 	defer b.chain.mu.Unlock()
-	for _, p := range b.chain.processes {
-		if p.version == b.version && p.reported(wire.AfterNew) {
-			n++
-		}
-	}
-	return n
+	return b.chain.processes[pid].steps[wire.UpgradeFailed]
 }
 
-// childEnded reports whether the new process has reported something, and ended.
-func (b *bed) childEnded() bool {
-	for _, p := range b.chain.processes {
-		if p.version == b.version && p.ended {
-			return true
-		}
-	}
-	return false
-}
-
-// failure returns the error of the parent's Upgrade.
-func (b *bed) failure(parent int) string {
-	b.chain.mu.Lock()
-	defer b.chain.mu.Unlock()
-	return b.chain.processes[parent].steps[wire.UpgradeFailed]
+// endOf waits until a process that was killed can have begun nothing any more.
+func (b *bed) endOf(pid int) (ended time.Time) {
+	b.chain.await(startLimit, func() bool {
+		ended = b.chain.processes[pid].ended
+		return !ended.IsZero()
+	})
+	return ended
 }
 
 // awaitExit waits until the old process is drained and gone, or sees to that.
@@ -253,11 +312,11 @@ func (b *bed) awaitExit(r *row, parent int) {
 	began := time.Now()
 	killed := r.fault.environment == drainKilled
 	if killed {
-		syscall.Kill(parent, syscall.SIGKILL)
+		b.kill(r, parent)
 	}
-	if !b.chain.await(b.drain+10*time.Second, func() bool { return b.chain.processes[parent].ended }) {
+	if !b.chain.await(b.drain+10*time.Second, func() bool { return !b.chain.processes[parent].ended.IsZero() }) {
 		r.breaks("the old process, PID %d, does not exit", parent)
-		syscall.Kill(parent, syscall.SIGKILL)
+		b.kill(r, parent)
 		return
 	}
 	r.drained = time.Since(began)
@@ -273,58 +332,13 @@ func (b *bed) awaitExit(r *row, parent int) {
 	}
 }
 
-// verify checks that the right process is in charge, and answers. If there is none
-// it starts one.
-func (b *bed) verify(r *row, parentVersion int) {
-	want := b.version
-	if !r.fault.survivable() && r.fault.child.Action != wire.KillParent {
-		want = parentVersion
-	}
-	if n := b.children(); n > 1 {
-		r.breaks("%d upgrades at a time", n)
-	}
-	pid, version := b.chain.current()
-	if pid == 0 {
-		r.breaks("no process is in charge")
-		b.restart(r)
-		return
-	}
-	if version != want {
-		r.breaks("version %d is in charge, not %d", version, want)
-	}
-	text, err := os.ReadFile(b.pidFile())
-	if named, _ := strconv.Atoi(strings.TrimSpace(string(text))); named != pid {
-		r.breaks("the PID file says %q (%v), and %d is in charge", text, err, pid)
-	}
-	if _, err := os.Lstat(b.target.unix); err != nil {
-		r.breaks("the Unix socket: %v", err)
-	}
-	if version, err = b.probe(); err != nil {
-		r.breaks("the service does not answer: %v", err)
-	} else if version != want {
-		r.breaks("version %d answers, not %d", version, want)
-	}
-}
-
-// probe asks the server once, on a new connection.
-func (b *bed) probe() (version int, err error) {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	resp, err := client.Get("http://" + b.target.tcp + "/?id=7&n=100")
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, err
-	}
-	return check(resp, got, wire.Content(7, 100))
-}
-
 // restart does what a service manager does when nobody is left. That includes
 // clearing away the Unix socket, as the first generation will not.
 func (b *bed) restart(r *row) {
 	b.chain.killChildren()
+	if !b.chain.await(startLimit, func() bool { return len(b.strays(0)) == 0 }) {
+		r.breaks("some processes survive SIGKILL: %v", b.strays(0))
+	}
 	os.Remove(b.target.unix)
 	b.version++
 	err := install(b.binary, b.path("server"), b.version)
@@ -334,7 +348,6 @@ func (b *bed) restart(r *row) {
 	if err != nil {
 		r.breaks("restarting the service: %v", err)
 	}
-	b.record.crashed(window{r.began, time.Now()})
 }
 
 func (b *bed) path(name string) string { return filepath.Join(b.dir, name) }
@@ -345,7 +358,7 @@ func (b *bed) pidFile() string { return filepath.Join(b.dir, "run", "server.pid"
 func brief(text string) string {
 	text = strings.TrimPrefix(text, "tableflip: ")
 	if len(text) > 60 {
-		text = "…" + string(bytes.ToValidUTF8([]byte(text[len(text)-58:]), nil))
+		text = "…" + strings.ToValidUTF8(text[len(text)-58:], "")
 	}
 	return text
 }

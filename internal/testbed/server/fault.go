@@ -5,33 +5,83 @@ package main
 import (
 	"log/slog"
 	"os"
+	"runtime"
+	"sync/atomic"
 	"syscall"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/testbed/proc"
 	"example.com/tableflip/internal/testbed/wire"
 )
 
-// fault is what this process is to suffer; the zero value is nothing.
-type fault struct{ wire.Fault }
+// armed is the fault that is to happen once this process comes to its step.
+var armed atomic.Pointer[wire.Fault]
 
-func readFault(path string) fault {
+// startedBy is the parent, which is another process once that has ended.
+var startedBy = os.Getppid()
+
+// arm reads which fault a child is to have, or its parent, of which isStep says at
+// which steps it may happen.
+func arm(path string, isStep func(step string) bool) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return fault{}
+		return
 	}
 	f, err := wire.ParseFault(string(text))
 	if err != nil {
 		panic(err)
 	}
-	return fault{f}
+	if isStep(f.Step) {
+		armed.Store(&f)
+	}
 }
 
-// at is called at each step. It lets the fault happen if that is its step.
-func (f fault) at(step string) {
-	if f.Step != step {
+// armParent is called before an upgrade, armChild when the process starts.
+func armParent(path string) { arm(path, isParentStep) }
+func armChild(path string)  { arm(path, func(step string) bool { return !isParentStep(step) }) }
+
+// disarm is called when a child has become a parent.
+func disarm() { armed.Store(nil) }
+
+// reached lets the fault happen if that is its step.
+func reached(step string) {
+	f := armed.Load()
+	if f == nil || f.Step != step || !armed.CompareAndSwap(f, nil) {
 		return
 	}
-	slog.Warn("injected fault", "fault", f.String())
-	switch f.Action {
+	victim := os.Getpid()
+	if isSelf := isParentStep(step) == (f.Victim == wire.Parent); !isSelf {
+		if victim = other(f.Victim); victim == 0 {
+			return // it has ended
+		}
+	}
+	slog.Warn("injected fault", "fault", f.String(), "victim", victim)
+	reportEvent(wire.Event{Step: wire.Injecting, Victim: victim})
+	if victim == os.Getpid() {
+		suffer(f.Action)
+	} else {
+		inflict(f.Action, victim)
+	}
+}
+
+// other returns the PID of the other process of an upgrade, or 0 if it has ended.
+func other(victim string) int {
+	if victim == wire.Parent {
+		if os.Getppid() != startedBy {
+			return 0
+		}
+		return startedBy
+	}
+	for _, child := range proc.Children(os.Getpid()) {
+		return child
+	}
+	return 0
+}
+
+func suffer(action string) {
+	switch action {
 	case wire.Crash:
 		panic("injected crash")
 	case wire.ExitZero:
@@ -42,12 +92,31 @@ func (f fault) at(step string) {
 	case wire.Hang:
 		select {}
 	case wire.Suspend:
-		report(wire.Stopping, nil)
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-	case wire.KillParent:
-		report(wire.KillingParent, nil)
-		syscall.Kill(os.Getppid(), syscall.SIGKILL)
+		// Sent to this thread, it comes before the next instruction.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		unix.Tgkill(os.Getpid(), unix.Gettid(), syscall.SIGSTOP)
 	default:
-		panic("unknown fault " + f.String())
+		panic("unknown action " + action)
+	}
+}
+
+// inflict returns once the victim has ended or stopped.
+func inflict(action string, victim int) {
+	signal := syscall.SIGSTOP
+	if action == wire.Kill {
+		signal = syscall.SIGKILL
+	}
+	syscall.Kill(victim, signal)
+	for {
+		switch p, _ := proc.Find(victim); p.State {
+		case proc.None, proc.Zombie:
+			return
+		case proc.Stopped:
+			if signal == syscall.SIGSTOP {
+				return
+			}
+		}
+		time.Sleep(50 * time.Microsecond)
 	}
 }

@@ -33,6 +33,7 @@ type config struct {
 	cert, key                      string
 	pidFile, faultFile             string
 	upgradeTimeout, grace, drain   time.Duration
+	acknowledgeTimeout             time.Duration
 	early                          bool
 }
 
@@ -47,8 +48,9 @@ func main() {
 	flag.StringVar(&cfg.cert, "cert", "", "PEM `file`")
 	flag.StringVar(&cfg.key, "key", "", "PEM `file`")
 	flag.StringVar(&cfg.pidFile, "pid-file", "", "`file` for the PID")
-	flag.StringVar(&cfg.faultFile, "fault-file", "", "`file` that says which fault a new process has")
+	flag.StringVar(&cfg.faultFile, "fault-file", "", "`file` that says which fault an upgrade has")
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", time.Minute, "how long a new process may take")
+	flag.DurationVar(&cfg.acknowledgeTimeout, "acknowledge-timeout", 10*time.Second, "how long a new process may take to acknowledge that it is in charge")
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 30*time.Second, "drain deadline")
 	flag.BoolVar(&cfg.early, "early", earlyByCustom, "accept before Ready")
@@ -61,6 +63,8 @@ func main() {
 		slog.Error("the test-bed is gone")
 		os.Exit(3)
 	}()
+	hookSteps(cfg)
+	armChild(cfg.faultFile)
 	serve := run
 	if *oneCall {
 		serve = runService
@@ -85,8 +89,7 @@ func run(cfg config) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	signal.Notify(terminate, syscall.SIGTERM)
 
-	f := readFault(cfg.faultFile)
-	f.at(wire.BeforeNew)
+	reached(wire.BeforeNew)
 	upg, err := newUpgrader(cfg)
 	if err != nil {
 		return err
@@ -96,20 +99,20 @@ func run(cfg config) error {
 		for {
 			select {
 			case <-hangup:
-				go upgrade(upg)
+				go upgrade(upg, cfg)
 			case <-terminate:
 				upg.Stop()
 			}
 		}
 	}()
-	report(wire.AfterNew, nil)
-	f.at(wire.AfterNew)
+	report(wire.Created, nil)
+	reached(wire.AfterNew)
 
 	services, err := listen(upg, cfg)
 	if err != nil {
 		return err
 	}
-	f.at(wire.Claimed)
+	reached(wire.Claimed)
 
 	failed := make(chan error, len(services))
 	accept := func() {
@@ -124,10 +127,11 @@ func run(cfg config) error {
 	if cfg.early {
 		accept()
 	}
-	f.at(wire.BeforeReady)
+	reached(wire.BeforeReady)
 	if err := upg.Ready(); err != nil {
 		return fmt.Errorf("ready: %w", err)
 	}
+	disarm()
 	if !cfg.early {
 		accept()
 	}
@@ -141,7 +145,8 @@ func run(cfg config) error {
 	return drain(services, cfg.drain)
 }
 
-func upgrade(upg *upgrader) {
+func upgrade(upg *upgrader, cfg config) {
+	armParent(cfg.faultFile)
 	if err := upg.Upgrade(); err != nil {
 		slog.Error("upgrade failed", "error", err)
 		report(wire.UpgradeFailed, err)
@@ -201,11 +206,16 @@ var reports sync.Mutex
 // report tells the test-bed. The line is shorter than PIPE_BUF, so that those of
 // several processes do not mix.
 func report(step string, cause error) {
-	e := wire.Event{PID: os.Getpid(), Step: step}
-	e.Version, _ = wire.ParseVersion(version)
+	e := wire.Event{Step: step}
 	if cause != nil {
 		e.Error = cause.Error()
 	}
+	reportEvent(e)
+}
+
+func reportEvent(e wire.Event) {
+	e.PID, e.At = os.Getpid(), time.Now()
+	e.Version, _ = wire.ParseVersion(version)
 	line, _ := json.Marshal(e)
 	reports.Lock()
 	defer reports.Unlock()

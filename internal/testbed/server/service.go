@@ -15,15 +15,14 @@ import (
 
 // runService is run, with package service for what is HTTP.
 func runService(cfg config) error {
-	f := readFault(cfg.faultFile)
-	f.at(wire.BeforeNew)
+	reached(wire.BeforeNew)
 	upg, err := newUpgrader(cfg)
 	if err != nil {
 		return err
 	}
-	report(wire.AfterNew, nil)
-	f.at(wire.AfterNew)
-	watched := &watchedUpgrader{upgrader: upg, fault: f}
+	report(wire.Created, nil)
+	reached(wire.AfterNew)
+	watched := &watchedUpgrader{upgrader: upg, faultFile: cfg.faultFile}
 	ln, err := upg.Listen("tcp", cfg.echo)
 	if err != nil {
 		return err
@@ -64,27 +63,28 @@ func runService(cfg config) error {
 // watchedUpgrader reports what it is called for, and has the fault's last steps.
 type watchedUpgrader struct {
 	*upgrader
-	fault   fault
-	others  []service
-	claimed int
-	ready   atomic.Bool
+	faultFile string
+	others    []service
+	claimed   int
+	ready     atomic.Bool
 }
 
 // Listen is called once for each of the four servers.
 func (u *watchedUpgrader) Listen(network, addr string) (net.Listener, error) {
 	ln, err := u.upgrader.Listen(network, addr)
 	if u.claimed++; u.claimed == 4 {
-		u.fault.at(wire.Claimed)
+		reached(wire.Claimed)
 	}
 	return ln, err
 }
 
 // Ready has the fault before Ready, and starts the other services after it.
 func (u *watchedUpgrader) Ready() error {
-	u.fault.at(wire.BeforeReady)
+	reached(wire.BeforeReady)
 	if err := u.upgrader.Ready(); err != nil {
 		return err
 	}
+	disarm()
 	for _, s := range u.others {
 		go s.serve()
 	}
@@ -94,6 +94,7 @@ func (u *watchedUpgrader) Ready() error {
 }
 
 func (u *watchedUpgrader) Upgrade() error {
+	armParent(u.faultFile)
 	err := u.upgrader.Upgrade()
 	if err != nil {
 		report(wire.UpgradeFailed, err)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Placeholder is the version in the server's binary as it was built. The test-bed
@@ -34,48 +35,63 @@ type Event struct {
 	PID     int
 	Version int
 	Step    string
+	At      time.Time
 	Error   string `json:",omitempty"`
+	Victim  int    `json:",omitempty"` // PID, with Injecting
 }
 
-// The steps of a server's life, in order. A fault can happen at the first four.
+// What a server reports of its life, in order.
 const (
-	BeforeNew   = "before-new"
-	AfterNew    = "after-new"
-	Claimed     = "claimed"
-	BeforeReady = "before-ready"
-
-	Ready         = "ready"          // in charge
-	Upgraded      = "upgraded"       // Upgrade returned nil
+	Created       = "created"        // New has returned
+	Ready         = "ready"          // Ready has returned nil
+	Upgraded      = "upgraded"       // Upgrade has returned nil
 	UpgradeFailed = "upgrade-failed" // with its error
 	Drained       = "drained"        // the next thing it does is to exit
 
-	// Stopping and KillingParent are reported right before a fault does that.
-	Stopping      = "stopping"
-	KillingParent = "killing-parent"
+	// Injecting is reported right before a fault.
+	Injecting = "injecting"
 )
 
-// FaultSteps are the steps at which a fault can happen.
-var FaultSteps = []string{BeforeNew, AfterNew, Claimed, BeforeReady}
-
-// The actions of a fault. They happen in the child, except for the last one.
+// The steps of a child's program, in order, before it calls Ready. Faults happen at
+// these, and at those of a handover (package step).
 const (
-	Crash      = "crash"       // panic
-	ExitZero   = "exit-0"      // give up, but with a status that says success
-	Kill       = "kill"        // SIGKILL
-	Hang       = "hang"        // until the parent loses patience
-	Suspend    = "suspend"     // SIGSTOP, until the test-bed sends SIGCONT
-	KillParent = "kill-parent" // SIGKILL to the parent, after which the child goes on
+	BeforeNew   = "before new"
+	AfterNew    = "after new"
+	Claimed     = "claimed"
+	BeforeReady = "before ready"
 )
 
-// Fault is the content of the fault file: "ACTION STEP".
-type Fault struct{ Action, Step string }
+// ProgramSteps are the steps of a child's program.
+var ProgramSteps = []string{BeforeNew, AfterNew, Claimed, BeforeReady}
 
-func (f Fault) String() string { return f.Action + " " + f.Step }
+// The actions of a fault.
+const (
+	Crash    = "crash"   // panic
+	ExitZero = "exit-0"  // give up, but with a status that says success
+	Kill     = "kill"    // SIGKILL
+	Hang     = "hang"    // what has come to the step never goes on; the other process is stopped by SIGSTOP
+	Suspend  = "suspend" // SIGSTOP, until the test-bed sends SIGCONT
+)
+
+// The processes that a fault can happen to.
+const (
+	Child  = "child"
+	Parent = "parent"
+)
+
+// Fault is the content of the fault file: "ACTION VICTIM STEP". Whichever process
+// comes to the step does that to itself, or to the other one.
+type Fault struct{ Action, Victim, Step string }
+
+func (f Fault) String() string { return f.Action + " " + f.Victim + " " + f.Step }
 
 // ParseFault is the inverse of Fault.String.
-func ParseFault(s string) (f Fault, err error) {
-	_, err = fmt.Sscan(s, &f.Action, &f.Step)
-	return f, err
+func ParseFault(s string) (Fault, error) {
+	words := strings.SplitN(s, " ", 3)
+	if len(words) != 3 {
+		return Fault{}, fmt.Errorf("%q is not a fault", s)
+	}
+	return Fault{words[0], words[1], words[2]}, nil
 }
 
 // Content returns the n bytes that id stands for.

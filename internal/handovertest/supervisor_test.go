@@ -1,0 +1,36 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// A supervisor that can't be told of the new process ends the service with the old one.
+func TestSupervisorUntold(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	g, _ := c.start(fmt.Sprint("TABLEFLIP_SUPERVISOR=", os.Getpid()), "NOTIFY_SOCKET=")
+	g.AwaitStep(alone)
+	g.Order("upgrade")
+	c.Next()
+	if n := g.Await("upgraded"); !strings.Contains(n.Text, fmt.Sprint("the supervisor, ", os.Getpid())) {
+		t.Errorf("Upgrade returned %q", n.Text)
+	}
+	c.wantCharge(g.PID)
+	c.wantStop(g)
+}
+
+// One that is no ancestor has started another service, whose environment has leaked.
+func TestSupervisorOfAnother(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	g, _ := c.start("TABLEFLIP_SUPERVISOR=999999999", "NOTIFY_SOCKET=")
+	g.AwaitStep(alone)
+	g = c.upgrade(g)
+	c.wantCharge(g.PID)
+	c.wantStop(g)
+}

@@ -1,0 +1,100 @@
+// Package logqueue holds log records back while a method runs that the log's handler
+// might call, or wait for: a handler is the program's own code.
+package logqueue
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+)
+
+// A Queue holds records while at least one method is under way. Its zero value is
+// ready to use.
+type Queue struct {
+	mu      sync.Mutex
+	methods int
+	records []record
+}
+
+type record struct {
+	ctx     context.Context
+	handler slog.Handler
+	slog.Record
+}
+
+// Logger returns a logger whose records reach logger's handler from a goroutine that
+// holds nothing, or nil if logger is nil.
+func (q *Queue) Logger(logger *slog.Logger) *slog.Logger {
+	if logger == nil {
+		return nil
+	}
+	return slog.New(handler{logger.Handler(), q})
+}
+
+// Hold is called when a method begins. The method calls release, once, when it holds
+// no lock and nobody waits for it any more. Records that were held are handled before
+// the last release returns.
+func (q *Queue) Hold() (release func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.methods++
+	return q.release
+}
+
+func (q *Queue) release() {
+	q.mu.Lock()
+	q.methods--
+	var held []record
+	if q.methods == 0 {
+		held, q.records = q.records, nil
+	}
+	q.mu.Unlock()
+	for _, r := range held {
+		if r.handler.Enabled(r.ctx, r.Level) {
+			_ = r.handler.Handle(r.ctx, r.Record)
+		}
+	}
+}
+
+// hold reports whether r has to wait, and keeps it if it has.
+func (q *Queue) hold(r record) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.methods == 0 {
+		return false
+	}
+	q.records = append(q.records, r)
+	return true
+}
+
+func (q *Queue) isHolding() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.methods > 0
+}
+
+// A handler is the program's, behind a queue.
+type handler struct {
+	next  slog.Handler
+	queue *Queue
+}
+
+// Enabled does not ask the program's handler while that must not be called.
+func (h handler) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.queue.isHolding() || h.next.Enabled(ctx, level)
+}
+
+func (h handler) Handle(ctx context.Context, r slog.Record) error {
+	if h.queue.hold(record{ctx, h.next, r.Clone()}) {
+		return nil
+	}
+	return h.next.Handle(ctx, r)
+}
+
+func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return handler{h.next.WithAttrs(attrs), h.queue}
+}
+
+func (h handler) WithGroup(name string) slog.Handler {
+	return handler{h.next.WithGroup(name), h.queue}
+}
