@@ -61,10 +61,9 @@ type child struct {
 	announced *process.Handle // of pid, if it is another process than the one that was started
 }
 
-// startChild starts cmd, as a child of this process or of systemd, with files as its
-// descriptors from 5 on, and tells it until when it is waited for. The caller keeps
-// files.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, files []*os.File, until time.Time) (*child, error) {
+// startChild starts cmd, as a child of this process or of systemd, with fds as its
+// descriptors from 5 on, and tells it until when it is waited for. The caller keeps fds.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, fds []uintptr, until time.Time) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -96,8 +95,8 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 			return inherit.IsVariable(name)
 		})
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
-		cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
-		c.process, err = process.Start(ctx, cmd, env.IsParent())
+		fds = append([]uintptr{readyWrite.Fd(), verdictRead.Fd()}, fds...)
+		c.process, err = process.Start(ctx, cmd, fds, env.IsParent())
 	}
 	if err != nil {
 		c.close()
@@ -117,12 +116,11 @@ func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) er
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return err
 	}
-	if t.Ready != t.Verdict {
+	if t.Ready == t.Verdict { // the same of all pipes
+		t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
+	} else if descriptor.UniquePipes {
 		return nil
 	}
-
-	// OpenBSD and NetBSD say the same of all pipes.
-	t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
 	t.Token = rand.Text()
 	_, err := io.WriteString(verdictWrite, t.Token)
 	return err
@@ -381,9 +379,32 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 	}
 }
 
-// lastWord reads what the child has said, without waiting, and returns err unless
-// that is its acknowledgement.
+// lastWord reads what the child has said, and returns err unless that is its
+// acknowledgement.
 func (c *child) lastWord(err error) error {
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordAcknowledged {
+			return nil
+		}
+	}
+	return err
+}
+
+// hearLateHere finds out who is to be killed, if that was said and not heard.
+func (c *child) hearLateHere() {
+	if c.here {
+		return
+	}
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordHere {
+			_ = c.hearHere(words[1:])
+			return
+		}
+	}
+}
+
+// unheard iterates over the lines that the child has said, without waiting.
+func (c *child) unheard(yield func(words []string) bool) {
 	for {
 		readable := c.lines.Buffered() > 0
 		if !readable {
@@ -393,14 +414,10 @@ func (c *child) lastWord(err error) error {
 			})
 		}
 		if !readable {
-			return err
+			return
 		}
-		words, nextErr := c.next(context.Background())
-		if nextErr != nil {
-			return err
-		}
-		if len(words) > 0 && words[0] == wordAcknowledged {
-			return nil
+		if words, err := c.next(context.Background()); err != nil || !yield(words) {
+			return
 		}
 	}
 }
@@ -456,6 +473,7 @@ func (c *child) hasHungUp() bool {
 // that cannot be confirmed.
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
+	c.hearLateHere()
 	err := c.process.Kill(killTimeout)
 	if c.announced != nil {
 		err = errors.Join(err, c.announced.Kill(killTimeout))

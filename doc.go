@@ -157,4 +157,25 @@
 //
 // If argv[0] has no slash, the binary is where PATH had it at the start. If that was
 // another program, Upgrade fails and says so.
+//
+// # Systems
+//
+// The tests run on Linux. For other systems their kernels' sources and manual pages
+// were read, except AIX's, whose kernel nobody outside can read. What differs there:
+//
+//	environment        at most 256 KiB on NetBSD and DragonFly, 512 KiB on OpenBSD,
+//	                   1 MiB on macOS and, by default, AIX, 2 MiB on Solaris and
+//	                   illumos (getconf ARG_MAX); about 30 bytes per listener
+//	end of the parent  seen by its pipe alone, outside Linux: a process that C code
+//	                   has forked, and that executes nothing, can delay it
+//	wrappers           a service that a wrapper has started is told to leave by a
+//	                   failed upgrade, and killed on Linux only
+//	lost descriptors   not noticed, outside Linux, by a service that a wrapper has put
+//	                   into the background: it becomes a first generation, which
+//	                   usually fails because the addresses are in use
+//	new binary         macOS kills one that was copied over the file of a running one,
+//	                   whose signature it remembers: rename it into place
+//	Unix sockets       on the BSDs and macOS a full queue refuses connections;
+//	                   abstract and autobound addresses exist on Linux only
+//	package supervise  not on Solaris, illumos, AIX; see there for the others
 package tableflip

@@ -133,20 +133,26 @@ func hasPipes(t *nametable.Table) bool {
 	if readyErr != nil || verdictErr != nil {
 		return false
 	}
-	if t.Token != "" {
-		return readToken(len(t.Token)) == t.Token
+	for _, pipe := range []struct{ got, want nametable.PipeID }{{ready, t.Ready}, {verdict, t.Verdict}} {
+		if pipe.want != (nametable.PipeID{}) && pipe.got != pipe.want {
+			return false
+		}
 	}
-	return ready == t.Ready && verdict == t.Verdict
+	return t.Token == "" || readToken(len(t.Token)) == t.Token
 }
+
+// token is what readToken has read, for a New that is called again after an error. It
+// is guarded by upgraderExists.
+var token string
 
 // readToken returns what the parent has written to the verdict pipe.
 func readToken(size int) string {
-	if readable, _ := descriptor.Poll(inherit.VerdictFD); !readable {
-		return ""
+	if readable, _ := descriptor.Poll(inherit.VerdictFD); token == "" && readable {
+		content := make([]byte, size)
+		n, _ := syscall.Read(inherit.VerdictFD, content)
+		token = string(content[:max(n, 0)])
 	}
-	token := make([]byte, size)
-	n, _ := syscall.Read(inherit.VerdictFD, token)
-	return string(token[:max(n, 0)])
+	return token
 }
 
 func identifyPipe(fd uintptr) (nametable.PipeID, error) {
@@ -161,10 +167,13 @@ func isAwaited(t *nametable.Table) bool {
 	if t.PID == 0 || t.PIDNamespace != process.PIDNamespace() || time.Now().After(t.Until) || !process.IsAlive(t.PID) {
 		return false
 	}
-	if process.Parent(t.PID) == os.Getppid() {
+	parent := os.Getppid()
+	if isAncestor(t.PID) || process.Parent(t.PID) == parent {
 		return true
 	}
-	return isAncestor(t.PID)
+	// Without /proc there is no saying who comes before the parent. But a table is passed
+	// down, and so came from an ancestor, unless this process has become init's child.
+	return parent != 1 && process.Parent(parent) == 0
 }
 
 // isAncestor reports whether a process is known to be this one, or to have started it

@@ -5,6 +5,7 @@ package tableflip_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -116,7 +117,8 @@ func ExampleFds_ListenWithCallback() {
 		log.Fatal(err)
 	}
 	defer upg.Stop()
-	config := net.ListenConfig{KeepAlive: -1}
+	var config net.ListenConfig
+	config.SetMultipathTCP(false) // the socket keeps that
 	ln, err := upg.ListenWithCallback("tcp", "localhost:0", func(network, addr string) (net.Listener, error) {
 		return config.Listen(context.Background(), network, addr)
 	})
@@ -126,6 +128,37 @@ func ExampleFds_ListenWithCallback() {
 	defer ln.Close()
 	fmt.Println(ln.Addr().Network())
 	// Output: tcp
+}
+
+// A socket stays in the multicast groups that a generation has joined with it. The next
+// one is told so if it joins again.
+func ExampleFds_ListenPacket() {
+	upg, err := tableflip.New(tableflip.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer upg.Stop()
+	conn, err := upg.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	// Or JoinGroup of golang.org/x/net/ipv4.
+	raw, err := conn.(tableflip.PacketConn).SyscallConn()
+	if err != nil {
+		log.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		group := &syscall.IPMreq{Multiaddr: [4]byte{239, 1, 2, 3}, Interface: [4]byte{127, 0, 0, 1}}
+		err = syscall.SetsockoptIPMreq(int(fd), syscall.IPPROTO_IP, syscall.IP_ADD_MEMBERSHIP, group)
+	})
+	if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+		log.Fatal(err)
+	}
+	if err := upg.Ready(); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // A listener that comes from elsewhere, such as systemd's socket activation, is

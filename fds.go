@@ -28,40 +28,83 @@ type Conn interface {
 	syscall.Conn
 }
 
-// Fds is the registry of the descriptors that this process inherited from its
-// parent, and of those that it will pass on to its child. An [Upgrader] has one. The
-// zero value is not usable.
+// Fds is the registry of the descriptors that this process inherited from its parent,
+// and of those that it will pass on to its child. An [Upgrader] has one. The zero value
+// is not usable.
 //
-// A network and an address name a listener, packet conn or connection. A string
-// names a file. Both may be any bytes. Names are compared as they are: a new version
-// finds a listener by the same spelling by which the old one added it. An address
-// that left the port open (":0") is also found under the address that the kernel
-// chose ("127.0.0.1:38249"), and so is an empty Unix address.
+// # Names
 //
-// The sockets that systemd passes to the first generation are found by what they
-// are bound to: ":80", "*:80", "0.0.0.0:80", "[::]:80" and ":http" all find one
-// that is bound to port 80 of all addresses, "localhost:80" one on a loopback
-// address, and the path one on a Unix socket. No host name is resolved. The
-// network "systemd" finds them by their FileDescriptorName, which is the name of
-// their socket unit by default: Listener("systemd", "web.socket"). From then on they
-// are like all others, except that this package does not unlink their files.
+// A network and an address name a listener, packet conn or connection. A string names a
+// file. Both may be any bytes. An address that left the port open (":0") also names the
+// socket by the address that the kernel chose ("127.0.0.1:38249"), and so does an empty
+// Unix address. Several descriptors of one name are claimed in the order in which they
+// were added.
 //
-// An inherited descriptor is claimed, once, by Listen, Listener, File and the
-// methods like them. From then on it is passed on to the next child. What nobody has
-// claimed when [Upgrader.Ready] returns is closed. Several descriptors of one name
-// are claimed in the order in which they were added.
+// If nothing inherited has the name that is asked for, a listener or packet conn is
+// found by what it is bound to. The new version may spell the address otherwise: ":80",
+// "*:80", "0.0.0.0:80", "[::]:80" and ":http" all find a socket that is bound to port
+// 80 of all addresses, "localhost:80" finds one on a loopback address, and any path to
+// its file finds a Unix socket. No host name is resolved. A socket that is not the same,
+// such as "127.0.0.1:80" in the place of ":80", can't be bound while the old one is
+// open: the error then names what was inherited and not claimed.
 //
-// The registry passes on duplicates of its own, so that closing a listener,
-// packet conn or file does not keep it from the next child. The Remove methods
-// do. The exception is a connection that Conn returned, which is passed on
-// while it is open. Duplicates share their blocking mode, which the registry never
-// changes.
+// The network "systemd" finds the sockets that systemd passed to the first generation
+// by their FileDescriptorName, which is the name of their socket unit by default:
+// Listener("systemd", "web.socket"). They are like all others, except that this package
+// does not unlink their files.
 //
-// During an upgrade, methods that add or remove descriptors block until it ends,
-// because the set passed to the new process is fixed. After a successful upgrade all
+// # Claims
+//
+// An inherited descriptor is claimed, once, by Listen, Listener, File and the methods
+// like them. From then on it is passed on to the next child. What nobody has claimed
+// when [Upgrader.Ready] is called is closed, and logged, once this process is in
+// charge. A claim that comes later fails until the parent has exited, because the
+// parent may still serve that socket. Call Listen before Ready, also if another
+// goroutine serves.
+//
+// The registry passes on duplicates of its own, so that closing a listener, packet conn
+// or file does not keep it from the next child. The Remove methods do. The exception is
+// a connection that Conn returned, which is passed on while it is open. Duplicates
+// share their blocking mode, which the registry never changes.
+//
+// Options of a socket are set when it is created, and belong to it from then on, in
+// every process that has it. Options.ListenConfig and its Control function are not
+// applied to an inherited socket, because that would change the parent's too. To change
+// an option such as Multipath TCP, restart the service, or close the socket and create
+// it anew.
+//
+// # Unix sockets
+//
+// Whoever creates a Unix socket's file unlinks it. While a listener or packet conn is
+// in the registry, that is the process in charge: [Upgrader.Stop] does it. A listener
+// that was added must have the method SetUnlinkOnClose of [net.UnixListener], because
+// its Close would otherwise unlink the file that the new process serves.
+//
+// If the file of an inherited socket is gone, or is another socket's, nobody can reach
+// the inherited one any more. It is then not claimed, a warning is logged, and Listen
+// binds the path anew, which fails if another process has it.
+//
+// When a child gets in charge, clients of a Unix listener see its credentials
+// (SO_PEERCRED), and the queue is as long as the system allows then.
+//
+// # Limits
+//
+// Sockets that share an address (SO_REUSEPORT) each have a queue. If a new version
+// creates more of them than it inherits, the kernel gives them their part before the
+// new process is in charge. If the upgrade then fails, that is lost. The registry logs
+// a warning. Create them after Ready to avoid that.
+//
+// What package net can't open, such as a vsock listener, is refused, because no child
+// could open it. Pass its descriptor on as a file.
+//
+// # Concurrency
+//
+// All methods are safe for concurrent use. During an upgrade, methods that add or
+// remove descriptors block until it ends, because the set passed to the new process is
+// fixed. With Options.DescriptorStore, methods that add or remove a listener or packet
+// conn block until systemd has been told: for a second if it does not read, after which
+// it is told nothing any more, and for five at most. After a successful upgrade all
 // methods fail with [ErrUpgraded], and after Stop with [ErrStopped].
-//
-// All methods are safe for concurrent use.
 type Fds struct {
 	registry *registry.Registry
 }
@@ -73,9 +116,11 @@ type Fds struct {
 //
 // The caller owns the listener. A Unix listener's Close does not unlink the
 // socket file; Stop does. If a process that was killed has left the file, and nobody
-// listens there, it is replaced. An inherited listener is the net package's own type,
-// unless Options.ListenConfig sets keep-alive parameters: then it is one that
-// embeds it and applies them.
+// has the socket open, it is replaced.
+//
+// In every generation the listener is the net package's own type, unless
+// Options.ListenConfig sets keep-alive parameters: then a TCP listener is one that
+// embeds the [net.TCPListener] and applies them.
 func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 	return f.registry.Listen(network, addr)
 }
@@ -83,6 +128,12 @@ func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 // ListenWithCallback returns a listener inherited from the parent process, or
 // calls callback to create a new one, which must implement Listener. It is for
 // listeners that Options.ListenConfig cannot create.
+//
+// Only the socket is inherited. If callback returns another type than
+// [net.TCPListener] or [net.UnixListener], the next generation does not get that type,
+// and the Logger warns: wrap what ListenWithCallback returns instead. Keep-alive
+// parameters that callback sets hold in its own generation at best; set them by
+// Options.ListenConfig.
 //
 // An error from callback is wrapped. The registry is not locked during the
 // call, so that callback may use it. As for Listen, the caller owns the listener.
@@ -97,16 +148,17 @@ func (f *Fds) Listener(network, addr string) (net.Listener, error) {
 }
 
 // AddListener passes ln on to the next child under the given name. It takes the
-// place of listeners that have this name. The caller keeps ln and may close it:
-// a duplicate is passed on. If ln is a Unix listener, its Close no longer
-// unlinks the socket file; Stop does.
+// place of all claimed listeners that were added by this name, also if the name leaves
+// the port open. The caller keeps ln and may close it: a duplicate is passed on. If ln
+// is a Unix listener, its Close no longer unlinks the socket file; Stop does. A
+// listener that was replaced is what RemoveListener makes of it.
 func (f *Fds) AddListener(network, addr string, ln Listener) error {
 	return f.registry.AddListener(network, addr, ln, true)
 }
 
 // RemoveListener stops passing a listener on. It does not close the caller's. It
 // gives a Unix listener back the duty to unlink its socket file when it is
-// closed. Of several listeners with this name the one added first is removed. If
+// closed. If it was closed already, RemoveListener unlinks the file. Of several listeners with this name the one added first is removed. If
 // there is none, the error is os.ErrNotExist.
 //
 // In a child whose Ready has not returned, an inherited listener counts as not
@@ -121,6 +173,11 @@ func (f *Fds) RemoveListener(network, addr string) error {
 //
 // The caller owns the packet conn. Stop unlinks a Unix socket's file. If a process
 // that was killed has left the file, and nobody has it open, it is replaced.
+//
+// A membership in a multicast group belongs to the socket. A process that joins by an
+// inherited socket gets EADDRINUSE, because its parent has joined, and can ignore that.
+// A process that drains must not leave the group, because the new one would leave it
+// too.
 func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return f.registry.ListenPacket(network, addr)
 }
@@ -146,7 +203,8 @@ func (f *Fds) AddPacketConn(network, addr string, conn PacketConn) error {
 }
 
 // RemovePacketConn stops passing a packet conn on. It does not close the
-// caller's. From then on the file of a Unix socket is the caller's to unlink. Of
+// caller's. From then on the file of a Unix socket is the caller's to unlink, unless it
+// has closed the packet conn already: then RemovePacketConn unlinks the file. Of
 // several with this name the one added first is removed. If there is none, the
 // error is os.ErrNotExist.
 func (f *Fds) RemovePacketConn(network, addr string) error {

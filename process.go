@@ -79,7 +79,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	}
 	until := a.limit(u.upgradeTimeout)
 
-	entries, files, release, err := u.registry.FreezeForChild()
+	entries, fds, release, err := u.registry.FreezeForChild()
 	if err != nil {
 		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
 	}
@@ -87,9 +87,9 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	if self, err := process.Open(os.Getpid()); err == nil {
 		defer self.Close()
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		files = append(files, self.File())
+		fds = append(fds, self.FD())
 	}
-	return startChild(a.ctx, cmd, u.managerEnv, entries, files, until)
+	return startChild(a.ctx, cmd, u.managerEnv, entries, fds, until)
 }
 
 // warnOf logs what may make an upgrade useless.

@@ -348,21 +348,26 @@ func (u *Upgrader) takeCharge() error {
 	}
 	u.registry.TakeCharge()
 
-	switch {
-	case u.notifier == nil:
-	case asks:
-		go u.notifyAfterParent()
-	default:
+	if asks {
+		go u.afterParent()
+		return nil
+	}
+	u.registry.ForgetUnclaimed()
+	if u.notifier != nil {
 		u.notifier.Ready()
 		u.registry.OpenStore()
 	}
 	return nil
 }
 
-// notifyAfterParent waits until the manager listens to this process: before, it
-// listens to the parent.
-func (u *Upgrader) notifyAfterParent() {
+// afterParent does what must wait until the parent's process has ended. Until then the
+// manager listens to the parent.
+func (u *Upgrader) afterParent() {
 	<-u.parent.exited
+	u.registry.ForgetUnclaimed()
+	if u.notifier == nil {
+		return
+	}
 	if !u.parent.notified {
 		u.notifyMainPID()
 	}

@@ -1,4 +1,4 @@
-//go:build darwin || dragonfly || netbsd || openbsd
+//go:build darwin || netbsd || openbsd
 
 package supervise
 

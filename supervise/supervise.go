@@ -74,7 +74,7 @@
 // systemd, which ends what is left in the control group.
 //
 // On Linux it becomes the parent of all orphans (PR_SET_CHILD_SUBREAPER), and on
-// 64-bit FreeBSD. On macOS, DragonFly, NetBSD and OpenBSD only PID 1 is that: there
+// 64-bit FreeBSD and DragonFly. On macOS, NetBSD and OpenBSD only PID 1 is that: there
 // the exit status of all generations but the first is unknown, their end is noticed
 // within a second, and only what stayed in the main process's group is stopped with
 // it. Elsewhere nothing is started, and the error is errors.ErrUnsupported.

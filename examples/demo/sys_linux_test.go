@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -33,10 +31,7 @@ func TestRunningWithoutFirstThread(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
 	proctest.OK(t, cmd.Start())
 	pid := cmd.Process.Pid
-	proctest.AwaitThat(t, "the first thread is a zombie", func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err == nil && bytes.Contains(stat, []byte(") Z "))
-	})
+	proctest.AwaitThat(t, "the first thread is a zombie", func() bool { return proctest.IsZombie(pid) })
 	if !running(pid) {
 		t.Error("the process is not running")
 	}

@@ -43,12 +43,12 @@ func DuplicateOf(c syscall.Conn) (dup uintptr, err error) {
 
 // A Socket is what the kernel says about a descriptor.
 type Socket struct {
-	// Network is tcp, udp, unix, unixgram or unixpacket, or empty if package net
-	// knows no such socket.
+	// Network is tcp, udp, ip, unix, unixgram or unixpacket, or empty if package
+	// net knows no such socket.
 	Network   string
 	Listening bool
 	Datagram  bool
-	Bound     netip.AddrPort // of TCP and UDP
+	Bound     netip.AddrPort // of TCP, UDP and IP
 	DualStack bool           // IPv6 on all addresses that takes IPv4, too
 	Path      string         // of a Unix socket; an abstract one begins with @
 }

@@ -24,6 +24,8 @@ func Close(uintptr) error { return errors.ErrUnsupported }
 
 func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
+var UniquePipes = false
+
 func IdentifyPipe(uintptr) (device, inode uint64, err error) { return 0, 0, errors.ErrUnsupported }
 
 func IdentifySocket(uintptr) (Socket, error) { return Socket{}, errors.ErrUnsupported }
@@ -34,10 +36,16 @@ func Send(uintptr, []byte, []byte) error { return errors.ErrUnsupported }
 
 func IsBlocked(error) bool { return false }
 
+func IsFull(error) bool { return false }
+
 func IsClosed(error) bool { return false }
 
 func IsAddrInUse(error) bool { return false }
 
-func IsRefused(error) bool { return false }
-
 func Pipe() (r, w *os.File, err error) { return nil, nil, errors.ErrUnsupported }
+
+func IsDead(string) bool { return false }
+
+func IdentifyFile(string, bool) (string, bool, error) { return "", false, errors.ErrUnsupported }
+
+func ListenAgain(uintptr) error { return errors.ErrUnsupported }

@@ -5,6 +5,7 @@ package descriptor
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"syscall"
@@ -18,9 +19,9 @@ const Supported = true
 // Duplicate returns a close-on-exec duplicate of fd. The duplicate shares the
 // open file, and so its blocking mode, with fd.
 func Duplicate(fd uintptr) (uintptr, error) {
-	dup, err := unix.FcntlInt(fd, syscall.F_DUPFD_CLOEXEC, firstFree)
+	dup, err := duplicateFrom(fd, firstFree)
 	if err != nil {
-		return 0, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		return 0, err
 	}
 	return uintptr(dup), nil
 }
@@ -58,15 +59,16 @@ func Poll(fd uintptr) (readable, hungUp bool) {
 	if n < 1 || err != nil {
 		return false, false
 	}
-	return polled[0].Revents&unix.POLLIN != 0, polled[0].Revents&unix.POLLHUP != 0
+	readable = polled[0].Revents&unix.POLLIN != 0
+	return readable, polled[0].Revents&unix.POLLHUP != 0 || readable && isAtEnd(fd)
 }
 
-// AnonymousPipes has pipes look as they do on OpenBSD and NetBSD, which report the
-// device and the inode 0 for all. It is for tests.
+// AnonymousPipes has pipes look as they do on OpenBSD, NetBSD and DragonFly, which
+// report the device and the inode 0 for all. It is for tests.
 var AnonymousPipes bool
 
-// IdentifyPipe returns what tells the pipe of fd from others. It fails if fd is no
-// end of a pipe.
+// IdentifyPipe returns what tells the pipe of fd from all others that exist now, or
+// zeros where nothing does. It fails if fd is no end of a pipe.
 func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	// Not unix.Stat_t, whose fields are not those that package inherit sees.
 	var stat syscall.Stat_t
@@ -82,11 +84,32 @@ func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	return uint64(stat.Dev), uint64(stat.Ino), nil
 }
 
+// IdentifyFile returns what tells the inode of path from all others that exist. If
+// follow is set, it is the inode that a symbolic link leads to.
+func IdentifyFile(path string, follow bool) (id string, isSocket bool, err error) {
+	stat := unix.Lstat
+	if follow {
+		stat = unix.Stat
+	}
+	var inode unix.Stat_t
+	if err := stat(path, &inode); err != nil {
+		return "", false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fmt.Sprintf("%d:%d", inode.Dev, inode.Ino), inode.Mode&unix.S_IFMT == unix.S_IFSOCK, nil
+}
+
+// ListenAgain has a listening socket take over this process's credentials, which its
+// clients see (SO_PEERCRED), and the longest queue that the system allows now. The
+// kernel does both in listen(2), which leaves alone those who wait in the queue.
+func ListenAgain(fd uintptr) error {
+	return os.NewSyscallError("listen", unix.Listen(int(fd), math.MaxInt32)) // cut down to somaxconn
+}
+
 // Rights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
 func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
 // Send sends a datagram from a connected socket. It does not wait: its error
-// satisfies IsBlocked if the receiver's queue is full.
+// satisfies IsBlocked or IsFull if the receiver's queue is full.
 func Send(fd uintptr, message, rights []byte) error {
 	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
 	for err == unix.EINTR {
@@ -98,6 +121,11 @@ func Send(fd uintptr, message, rights []byte) error {
 // IsBlocked reports whether err says that a call would have had to wait.
 func IsBlocked(err error) bool { return errors.Is(err, unix.EAGAIN) }
 
+// IsFull reports whether err says that a receiver's queue is full, and that the poller
+// will not tell when it is not. On the BSDs and macOS a Unix datagram socket is always
+// writable (uipc_send in bsd/kern/uipc_usrreq.c of macOS).
+func IsFull(err error) bool { return errors.Is(err, unix.ENOBUFS) }
+
 // IsClosed reports whether err says that a descriptor was not open.
 func IsClosed(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)
@@ -106,5 +134,18 @@ func IsClosed(err error) bool {
 // IsAddrInUse reports whether err says that an address is another socket's.
 func IsAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 
-// IsRefused reports whether err says that nobody listens.
-func IsRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
+// IsDead reports whether a Unix socket's file is no open socket's, so that nobody can
+// be reached by it any more. If that is not certain, it is false.
+//
+// It asks without standing in anybody's queue, by a datagram socket: a socket of
+// another type refuses that one as such (EPROTOTYPE), whether it listens or is only
+// bound. That order of checks is the same in unix_find_bsd of Linux, unp_connect of
+// the BSDs and macOS, and so_ux_lookup of illumos, whose EDESTADDRREQ is the others'
+// ECONNREFUSED.
+func IsDead(path string) bool {
+	conn, err := net.Dial("unixgram", path)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EDESTADDRREQ)
+}

@@ -49,13 +49,13 @@ func IdentifySocket(fd uintptr) (Socket, error) {
 	default:
 		return Socket{}, nil
 	}
-	s.Network = inetNetworks[socketType] // none for a raw socket
+	s.Network = inetNetworks[socketType]
 	return s, nil
 }
 
 var (
 	unixNetworks = map[int]string{unix.SOCK_STREAM: "unix", unix.SOCK_DGRAM: "unixgram", unix.SOCK_SEQPACKET: "unixpacket"}
-	inetNetworks = map[int]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp"}
+	inetNetworks = map[int]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp", unix.SOCK_RAW: "ip"}
 )
 
 // zone returns the name of the interface that an address of IPv6 belongs to.

@@ -246,6 +246,7 @@ type chain struct {
 	t        *testing.T
 	dir      string
 	workDir  string // of the first generation, if it is not the test's
+	program  string // of all generations, if it is not the test's
 	tcp, udp string // addresses
 }
 
@@ -261,10 +262,13 @@ func newChain(t *testing.T) *chain {
 func (c *chain) start(env ...string) (*proctest.Process, <-chan struct{}) {
 	c.t.Helper()
 	cmd := c.Command("generation", append(env, c.Wire(), dirVariable+"="+c.dir)...)
+	if c.program != "" {
+		cmd.Path, cmd.Args = c.program, []string{c.program}
+	}
 	if c.workDir != "" {
 		self, err := os.Executable()
 		proctest.OK(c.t, err)
-		cmd.Path, cmd.Args[0], cmd.Dir = self, self, c.workDir
+		cmd.Path, cmd.Args, cmd.Dir = self, []string{self}, c.workDir
 	}
 	reaped := c.Start(cmd)
 	g := c.Next()
@@ -285,17 +289,7 @@ func startChain(t *testing.T, env ...string) (*chain, *proctest.Process, <-chan 
 // upgrade replaces g by a new generation, which it returns once g has ended.
 func (c *chain) upgrade(g *proctest.Process) *proctest.Process {
 	c.t.Helper()
-	return c.upgradeThrough(g, step.Step{})
-}
-
-// upgradeThrough is upgrade for a g that was told to pause at a step.
-func (c *chain) upgradeThrough(g *proctest.Process, pause step.Step) *proctest.Process {
-	c.t.Helper()
 	g.Order("upgrade patiently")
-	if pause != (step.Step{}) {
-		g.AwaitStep(pause)
-		g.Resume()
-	}
 	if m := g.Await("upgraded"); m.Text != "" {
 		c.t.Fatalf("upgrade: %s", m.Text)
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -63,22 +65,25 @@ func TestTableLeaked(t *testing.T) {
 	}
 }
 
+var late = regexp.MustCompile(`until=\d+`)
+
 func init() {
 	// leak hands its variables on to a process that is not of its service. It
 	// finds two pipes as 3 and 4 all the same.
 	proctest.Role("leak", func() {
-		variables := Variables()
+		variables := inherit.Variables()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		MustBeReady(upg)
 		for _, descriptors := range []string{"none", "pipes", "files"} {
 			for _, version := range []string{"1", "2"} {
 				cmd := exec.Command(os.Args[0])
 				cmd.Env = os.Environ()
-				for _, variable := range variables {
-					if header, ok := strings.CutPrefix(variable, "TABLEFLIP_HANDOVER=1 "); ok {
-						variable = "TABLEFLIP_HANDOVER=" + version + " " + header
+				for name, value := range variables {
+					if header, ok := strings.CutPrefix(value, "1 "); ok && name == inherit.Variable {
+						// Its sender has waited long enough.
+						value = version + " " + late.ReplaceAllString(header, "until=1")
 					}
-					cmd.Env = append(cmd.Env, variable)
+					cmd.Env = append(cmd.Env, name+"="+value)
 				}
 				cmd.Env = append(cmd.Env, proctest.Environment("leaked-to"), proctest.WithArg(descriptors))
 				cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -71,7 +71,7 @@ func TestChildStuck(t *testing.T) {
 		child := c.Next()
 		child.AwaitStep(at)
 		if suspended {
-			proctest.Kill(t, child.PID, syscall.SIGSTOP)
+			proctest.Suspend(t, child.PID)
 		}
 		if pause == (step.Step{}) {
 			parent.Order("cancel")
@@ -108,7 +108,7 @@ func TestChildStuck(t *testing.T) {
 		if after := proctest.OpenFiles(t, parent.PID); !maps.Equal(after, before) {
 			t.Errorf("the descriptors were %v, and are %v", before, after)
 		}
-		next := c.upgradeThrough(parent, pause)
+		next := c.upgrade(parent)
 		c.wantCharge(next.PID)
 		c.wantStop(next)
 	})

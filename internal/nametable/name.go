@@ -28,6 +28,7 @@ type Entry struct {
 	Name
 	BoundAddr string // the address that the kernel chose, where Addr left it open
 	Path      string // absolute, of a Unix socket's file
+	FileID    string // what tells its inode from others, empty if it is not there any more
 	FDName    string // what the service manager calls it, if it passed or stores it
 }
 

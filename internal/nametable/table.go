@@ -27,14 +27,14 @@ import (
 //	pidns=N    the sender's PID namespace, where there are such
 //	until=N    how long the sender waits, in milliseconds since 1970
 //	token=T    what the child can read from the verdict pipe at once, where devices
-//	           and inodes do not identify pipes
+//	           and inodes do not tell a pipe from all others, or from earlier ones
 //	offers=A,… what the sender understands beyond the handover itself
 //
 // The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
 // descriptors from 5 on, separated by semicolons. The fields of each are
 // separated by commas, empty ones at the end left out:
 //
-//	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FDNAME
+//	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FILEID,FDNAME
 //
 // Names are arbitrary bytes. Those that would be in the way are written as a
 // percent sign and two hexadecimal digits.
@@ -118,7 +118,7 @@ func encodeEntries(entries []*Entry) string {
 		if i > 0 {
 			text.WriteByte(';')
 		}
-		fields := [...]string{e.Kind, e.Network, e.Addr, e.BoundAddr, e.Path, e.FDName}
+		fields := [...]string{e.Kind, e.Network, e.Addr, e.BoundAddr, e.Path, e.FileID, e.FDName}
 		last := len(fields)
 		for last > 0 && fields[last-1] == "" {
 			last--
@@ -249,7 +249,7 @@ func decodeEntries(text string, count uint64) ([]*Entry, error) {
 }
 
 func (e *Entry) decode(encoded string) error {
-	fields := [...]*string{&e.Kind, &e.Network, &e.Addr, &e.BoundAddr, &e.Path, &e.FDName}
+	fields := [...]*string{&e.Kind, &e.Network, &e.Addr, &e.BoundAddr, &e.Path, &e.FileID, &e.FDName}
 	next := 0
 	for field := range strings.SplitSeq(encoded, ",") {
 		if next == len(fields) {

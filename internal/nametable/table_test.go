@@ -90,9 +90,9 @@ func TestTableRoundTrip(t *testing.T) {
 		{"nothing passed on", nil},
 		{"one descriptor without a name", []Entry{{}}},
 		{"several without a name", make([]Entry, 3)},
-		{"all fields", []Entry{{Name{Listener, "unix", ""}, "@00001", "/run/a.sock", "a.socket"}}},
+		{"all fields", []Entry{{Name{Listener, "unix", ""}, "@00001", "/run/a.sock", "1:2", "a.socket"}}},
 		{"some fields", []Entry{{Name: Name{File, "log", ""}}, {Path: "/only"}, {Name: Name{Addr: "only"}}}},
-		{"every byte", []Entry{{Name{string(every), string(every), string(every)}, string(every), string(every), string(every)}}},
+		{"every byte", []Entry{{Name{string(every), string(every), string(every)}, string(every), string(every), string(every), string(every)}}},
 		{"separators", []Entry{{Name: Name{";", ",", "%"}}, {Name: Name{" ", "=", "+"}}, {Name: Name{",,,,,", ";;;", "\n"}}}},
 		{"not UTF-8", []Entry{{Name: Name{File, "\xff\xfe\x80", "\xc3"}}}},
 		{"many", manyEntries(5000, 10)},
@@ -170,7 +170,7 @@ func TestTableGarbled(t *testing.T) {
 func TestTableUnknownWords(t *testing.T) {
 	got, err := Decode(map[string]string{
 		variable:        "1 1:2 3:4 fds=1 new=a=b parts=1 pid=5 until=6 plain",
-		variable + "_0": "fd,a,,,,b,new,newer",
+		variable + "_0": "fd,a,,,,,b,new,newer",
 	})
 	want := Table{
 		Ready: PipeID{1, 2}, Verdict: PipeID{3, 4}, PID: 5, Until: time.UnixMilli(6),
@@ -210,7 +210,7 @@ func allocatedBytes() uint64 {
 
 // FuzzDecode shows that no environment makes a process panic or fill its memory.
 func FuzzDecode(f *testing.F) {
-	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "y"}, {}}, manyEntries(100, 3)} {
+	for _, entries := range [][]Entry{nil, {{}}, {{Name{Listener, "tcp", ":0"}, "[::]:1", "/x", "1:2", "y"}, {}}, manyEntries(100, 3)} {
 		env := environment(f, tableOf(entries...).Encode())
 		f.Add(env[variable], env[variable+"_0"], "")
 	}
@@ -237,20 +237,20 @@ func FuzzDecode(f *testing.F) {
 
 // FuzzRoundTrip shows that names are arbitrary bytes.
 func FuzzRoundTrip(f *testing.F) {
-	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "")
-	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "")
-	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "")
-	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b")
-	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "")
-	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fdName string) {
+	f.Add(uint64(1), uint64(2), uint16(0), "", "", "", "", "", "", "")
+	f.Add(uint64(1), uint64(2), uint16(1), "", "", "", "", "", "", "")
+	f.Add(uint64(0), uint64(1<<63), uint16(3), "listener", "unix", "", "@0001", "", "", "")
+	f.Add(uint64(8), uint64(9), uint16(40), "a b", ",;%+=&", "\x00\n\r", "\xff\xfe", "/ü", "a,b", "")
+	f.Add(uint64(8), uint64(9), uint16(99), "conn", "tcp6", "[::1%lo]:1", strings.Repeat("\x00", 50), "", "", "")
+	f.Fuzz(func(t *testing.T, device, inode uint64, count uint16, kind, network, addr, given, path, fileID, fdName string) {
 		before := Table{Ready: PipeID{device, inode}, Verdict: PipeID{inode, device}, Until: time.UnixMilli(0)}
 		for i := range count % 100 {
 			// Rotated, so that each field is empty in some descriptors.
-			fields := []string{kind, network, addr, given, path, fdName}
+			fields := []string{kind, network, addr, given, path, fileID, fdName}
 			at := int(i) % len(fields)
 			fields = append(fields[at:], fields[:at]...)
 			before.Entries = append(before.Entries,
-				&Entry{Name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5]})
+				&Entry{Name{fields[0], fields[1], fields[2]}, fields[3], fields[4], fields[5], fields[6]})
 		}
 		checkRoundTrip(t, before)
 	})

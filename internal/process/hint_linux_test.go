@@ -158,7 +158,7 @@ func TestHint(t *testing.T) {
 			path := program(t, script, 0o700)
 			cmd := &exec.Cmd{Path: path, Args: []string{path}}
 			test.prepare(t, cmd)
-			_, err := process.Start(t.Context(), cmd, false)
+			_, err := process.Start(t.Context(), cmd, nil, false)
 			if test.cause != nil && !errors.Is(err, test.cause) {
 				t.Errorf("got %v, want %v", err, test.cause)
 			}
@@ -234,7 +234,7 @@ func TestHintOfDead(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			path := program(t, test.content, 0o700)
 			cmd := &exec.Cmd{Path: path, Args: []string{path, "-test.run=^$", "-no-such-flag"}}
-			p, err := process.Start(t.Context(), cmd, false)
+			p, err := process.Start(t.Context(), cmd, nil, false)
 			proctest.OK(t, err)
 			proctest.Within(t, "the process to exit", p.Exited())
 			if p.Err() == nil {

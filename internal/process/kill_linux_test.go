@@ -58,7 +58,7 @@ func init() {
 		p := proctest.Must(process.Start(context.Background(), &exec.Cmd{
 			Path: "/bin/cat", Stdin: read,
 			SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherUser, Gid: otherUser}},
-		}, proctest.Arg() == "sibling"))
+		}, nil, proctest.Arg() == "sibling"))
 		read.Close()
 		for range 2 { // as Stop may try, too
 			err := p.Kill(10 * time.Millisecond)
@@ -106,7 +106,7 @@ func reapAll() {
 }
 
 func TestKill(t *testing.T) {
-	p, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/sleep", Args: []string{"sleep", "100"}}, false)
+	p, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/sleep", Args: []string{"sleep", "100"}}, nil, false)
 	proctest.OK(t, err)
 	proctest.OK(t, p.Kill(proctest.Patience))
 	if p.Err() == nil || p.Err().Error() != "signal: killed" {
@@ -135,8 +135,7 @@ func TestKillTakesLong(t *testing.T) {
 	said := make(firstWrite, 1)
 	cmd := exec.Command("/bin/sh", "-c", "cat <&3 & echo; exec sleep 100")
 	cmd.Stdout = said
-	cmd.ExtraFiles = []*os.File{read}
-	p, err := process.Start(t.Context(), cmd, false)
+	p, err := process.Start(t.Context(), cmd, []uintptr{read.Fd()}, false)
 	proctest.OK(t, err)
 	read.Close()
 	proctest.Within(t, "the shell to start cat", said)

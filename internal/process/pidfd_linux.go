@@ -45,8 +45,8 @@ func Inherited(fd uintptr) (*Handle, error) {
 	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
 }
 
-// File returns the file of h, which remains h's.
-func (h *Handle) File() *os.File { return h.file }
+// FD returns the descriptor of h, which remains h's.
+func (h *Handle) FD() uintptr { return h.file.Fd() }
 
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {
@@ -106,10 +106,16 @@ var PIDNamespace = sync.OnceValue(func() string {
 	return strings.Trim(strings.TrimPrefix(link, "pid:"), "[]")
 })
 
+// UnknownAncestors has Parent know no more than on other systems. It is for tests.
+var UnknownAncestors bool
+
 // Parent returns the parent of a process, or 0 if that is unknown.
 func Parent(pid int) int {
 	if pid == os.Getpid() {
 		return os.Getppid()
+	}
+	if UnknownAncestors {
+		return 0
 	}
 	parent, _ := strconv.Atoi(statField(pid, 4))
 	return parent

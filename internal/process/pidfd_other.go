@@ -15,7 +15,7 @@ func Open(int) (*Handle, error) { return nil, errors.ErrUnsupported }
 
 func Inherited(uintptr) (*Handle, error) { return nil, errors.ErrUnsupported }
 
-func (*Handle) File() *os.File { return nil }
+func (*Handle) FD() uintptr { return 0 }
 
 func (*Handle) Ended() bool { return false }
 

@@ -45,14 +45,14 @@ type control struct {
 
 func childControl(cmd *exec.Cmd) control { return control{cmd.Wait, cmd.Process.Kill} }
 
-// Start starts cmd, which must not have been started. The caller keeps
-// cmd.ExtraFiles. A sibling is a child of this process's parent, where the system can
-// do that, and a child of this process elsewhere.
+// Start starts cmd, which must not have been started, with fds as its descriptors from
+// 3 on. The caller keeps those. A sibling is a child of this process's parent, where the
+// system can do that, and a child of this process elsewhere.
 //
 // Start returns once the new process executes cmd.Path. If that is being written, it
 // waits for a time, which the end of ctx shortens. The error then wraps the cause of
 // ctx's end, too.
-func Start(ctx context.Context, cmd *exec.Cmd, sibling bool) (*Process, error) {
+func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Process, error) {
 	if cmd.Cancel != nil {
 		return nil, errors.New("tableflip: Options.Command set Cancel, as exec.CommandContext does, which would kill the new process when that context ends: use exec.Command")
 	}
@@ -67,7 +67,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, sibling bool) (*Process, error) {
 	}()
 	if err == nil {
 		var p *Process
-		if p, err = startWithRoom(ctx, &template{*cmd, cmd}, sibling); err == nil {
+		if p, err = startWithRoom(ctx, &template{*cmd, cmd, fds}, sibling); err == nil {
 			return p, nil
 		}
 	}
@@ -78,6 +78,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, sibling bool) (*Process, error) {
 type template struct {
 	unstarted exec.Cmd
 	cmd       *exec.Cmd // what Options.Command may have kept
+	fds       []uintptr
 }
 
 func (t *template) fresh() *exec.Cmd {
@@ -89,7 +90,7 @@ func (t *template) fresh() *exec.Cmd {
 // package os, or, if its files do not fit under that, with the limit of this process.
 func startWithRoom(ctx context.Context, t *template, sibling bool) (*Process, error) {
 	p, err := startWhenWritten(ctx, t, sibling)
-	if err != nil || fits(p.PID(), 3+len(t.cmd.ExtraFiles)) {
+	if err != nil || fits(p.PID(), 3+len(t.fds)) {
 		return p, err
 	}
 	if p.Kill(restartPatience) != nil {
@@ -105,7 +106,7 @@ func startWithRoom(ctx context.Context, t *template, sibling bool) (*Process, er
 // meanwhile, until that executes its program (https://go.dev/issue/22315).
 func startWhenWritten(ctx context.Context, t *template, sibling bool) (*Process, error) {
 	for began, pause := time.Now(), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		p, err := start(t.fresh(), sibling)
+		p, err := start(t.fresh(), t.fds, sibling)
 		if !isBusy(err) || time.Since(began) > busyPatience {
 			return p, err
 		}
@@ -117,12 +118,12 @@ func startWhenWritten(ctx context.Context, t *template, sibling bool) (*Process,
 	}
 }
 
-func start(cmd *exec.Cmd, sibling bool) (*Process, error) {
+func start(cmd *exec.Cmd, fds []uintptr, sibling bool) (*Process, error) {
 	startCmd := startChild
 	if sibling || asksForSibling(cmd) {
 		startCmd = startSibling
 	}
-	control, err := startCmd(cmd)
+	control, err := startCmd(cmd, fds)
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +138,8 @@ func start(cmd *exec.Cmd, sibling bool) (*Process, error) {
 	return p, nil
 }
 
-func startChild(cmd *exec.Cmd) (control, error) {
-	if err := cmd.Start(); err != nil {
+func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
+	if err := spawn(cmd, fds); err != nil {
 		return control{}, err
 	}
 	return childControl(cmd), nil

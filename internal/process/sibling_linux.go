@@ -29,10 +29,10 @@ func asksForSibling(cmd *exec.Cmd) bool {
 }
 
 // startSibling starts a child of this process's parent.
-func startSibling(cmd *exec.Cmd) (control, error) {
+func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
 	if os.Getpid() == 1 {
-		return startChild(cmd)
+		return startChild(cmd, fds)
 	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
@@ -41,13 +41,13 @@ func startSibling(cmd *exec.Cmd) (control, error) {
 	attr.Cloneflags |= unix.CLONE_PARENT
 	cmd.SysProcAttr = &attr
 	if !hasPidfds() {
-		return startPolled(cmd)
+		return startPolled(cmd, fds)
 	}
 
 	passed := attr.PidFD // what Options.Command wants to have
 	pidfd := -1
 	attr.PidFD = &pidfd
-	if err := cmd.Start(); err != nil {
+	if err := spawn(cmd, fds); err != nil {
 		return control{}, err
 	}
 	if passed != nil {
@@ -78,8 +78,8 @@ func hasPidfds() bool {
 }
 
 // startPolled starts a sibling of which nothing but its ID is known.
-func startPolled(cmd *exec.Cmd) (control, error) {
-	if err := cmd.Start(); err != nil {
+func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
+	if err := spawn(cmd, fds); err != nil {
 		return control{}, err
 	}
 	pid := cmd.Process.Pid

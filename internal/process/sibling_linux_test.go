@@ -62,8 +62,7 @@ func init() {
 		}
 		read, write, err := os.Pipe()
 		proctest.Must(0, err)
-		cmd.ExtraFiles = []*os.File{write}
-		p := proctest.Must(process.Start(context.Background(), cmd, sibling))
+		p := proctest.Must(process.Start(context.Background(), cmd, []uintptr{write.Fd()}, sibling))
 		proctest.Must(read.Read(make([]byte, 1))) // it has reported
 
 		if kernel == "own" {

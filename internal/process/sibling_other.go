@@ -7,7 +7,7 @@ import "os/exec"
 func asksForSibling(*exec.Cmd) bool { return false }
 
 // startSibling starts a child of this process.
-func startSibling(cmd *exec.Cmd) (control, error) { return startChild(cmd) }
+func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) { return startChild(cmd, fds) }
 
 // These systems have no common place where the owner and the state of a process
 // could be read.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,7 +29,7 @@ func TestStartRefuses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for _, sibling := range []bool{false, true} {
-				_, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/true", SysProcAttr: &test.attr}, sibling)
+				_, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/true", SysProcAttr: &test.attr}, nil, sibling)
 				if err == nil || !strings.Contains(err.Error(), "tableflip: Options.Command set ") || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("got %v, want an error that names %s", err, test.want)
 				}
@@ -43,25 +44,21 @@ func init() {
 	proctest.Role("limited", func() {
 		extra := proctest.Must(strconv.Atoi(proctest.Arg()))
 		null := proctest.Must(os.Open(os.DevNull))
-		shell := func(event string, extra int) *exec.Cmd {
+		shell := func(event string) *exec.Cmd {
 			in, out, err := process.Streams()
-			cmd := &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "echo report $$ " + event + " \\\"$(ulimit -Sn)\\\""}, Stdin: in, Stdout: out, Stderr: err}
-			for range extra {
-				cmd.ExtraFiles = append(cmd.ExtraFiles, null)
-			}
-			return cmd
+			return &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "echo report $$ " + event + " \\\"$(ulimit -Sn)\\\""}, Stdin: in, Stdout: out, Stderr: err}
 		}
 		var own unix.Rlimit
 		proctest.Must(0, unix.Getrlimit(unix.RLIMIT_NOFILE, &own))
 		proctest.Report("hard", own.Max)
-		start := func(cmd *exec.Cmd) {
-			p := proctest.Must(process.Start(context.Background(), cmd, false))
+		start := func(cmd *exec.Cmd, extra int) {
+			p := proctest.Must(process.Start(context.Background(), cmd, slices.Repeat([]uintptr{null.Fd()}, extra), false))
 			<-p.Exited()
 			proctest.Must(0, p.Err())
 		}
-		start(shell("extra", extra))
-		start(shell("none", 0))
-		proctest.Must(0, shell("other", 0).Run())
+		start(shell("extra"), extra)
+		start(shell("none"), 0)
+		proctest.Must(0, shell("other").Run())
 		after := own
 		proctest.Must(0, unix.Getrlimit(unix.RLIMIT_NOFILE, &after))
 		proctest.Report("kept", after == own)

@@ -58,7 +58,7 @@ func TestStartBusy(t *testing.T) {
 			writer.Close()
 		}
 	}}
-	p, err := process.Start(ctx, &exec.Cmd{Path: path, Args: []string{path}}, false)
+	p, err := process.Start(ctx, &exec.Cmd{Path: path, Args: []string{path}}, nil, false)
 	proctest.OK(t, err)
 	proctest.Within(t, "the process to exit", p.Exited())
 	if p.Err() == nil || p.Err().Error() != "exit status 7" {
@@ -70,14 +70,14 @@ func TestStartBusyCancelled(t *testing.T) {
 	path, _ := busy(t)
 	cause := errors.New("as told")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	_, err := process.Start(&waitingContext{ctx, func() { cancel(cause) }}, &exec.Cmd{Path: path, Args: []string{path}}, false)
+	_, err := process.Start(&waitingContext{ctx, func() { cancel(cause) }}, &exec.Cmd{Path: path, Args: []string{path}}, nil, false)
 	proctest.WantError(t, "Start", err, cause)
 	proctest.WantError(t, "Start", err, syscall.ETXTBSY)
 }
 
 func TestStartBusyForever(t *testing.T) {
 	path, _ := busy(t)
-	_, err := process.Start(t.Context(), &exec.Cmd{Path: path, Args: []string{path}}, false)
+	_, err := process.Start(t.Context(), &exec.Cmd{Path: path, Args: []string{path}}, nil, false)
 	proctest.WantError(t, "Start", err, syscall.ETXTBSY)
 	if !strings.Contains(err.Error(), "rename it into place") {
 		t.Errorf("got %v, without advice", err)
@@ -87,7 +87,7 @@ func TestStartBusyForever(t *testing.T) {
 // A command can be looked at by whoever has made it.
 func TestStartKeepsCmd(t *testing.T) {
 	cmd := &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "exit 0"}}
-	p, err := process.Start(t.Context(), cmd, false)
+	p, err := process.Start(t.Context(), cmd, nil, false)
 	proctest.OK(t, err)
 	if cmd.Process == nil || cmd.Process.Pid != p.PID() {
 		t.Errorf("the command has the process %v, want %d", cmd.Process, p.PID())
@@ -96,7 +96,7 @@ func TestStartKeepsCmd(t *testing.T) {
 }
 
 func TestStartWithContextOfCommand(t *testing.T) {
-	_, err := process.Start(t.Context(), exec.CommandContext(t.Context(), "/bin/true"), false)
+	_, err := process.Start(t.Context(), exec.CommandContext(t.Context(), "/bin/true"), nil, false)
 	if err == nil || !strings.Contains(err.Error(), "exec.CommandContext") {
 		t.Errorf("got %v, want an error that names exec.CommandContext", err)
 	}

@@ -23,6 +23,7 @@ func init() {
 		cmd := &exec.Cmd{Path: os.Args[0], Args: os.Args[:1]}
 		cmd.Env = append(os.Environ(), proctest.Environment("stream"), proctest.WithArg(dir))
 		var chosen *os.File
+		var fds []uintptr
 		read, write, pipeErr := os.Pipe()
 		proctest.Must(0, pipeErr)
 
@@ -43,7 +44,7 @@ func init() {
 			if read.Fd() > 2 || write.Fd() > 2 {
 				panic("these are no standard streams' numbers")
 			}
-			cmd.ExtraFiles = []*os.File{write, read}
+			fds = []uintptr{write.Fd(), read.Fd()}
 		case "replaced":
 			// As a daemon does it, after it has closed them by another way.
 			other := proctest.Must(os.Open(filepath.Join(dir, "in")))
@@ -63,7 +64,7 @@ func init() {
 		if chosen != nil {
 			cmd.Stdout = chosen
 		}
-		p := proctest.Must(process.Start(context.Background(), cmd, false))
+		p := proctest.Must(process.Start(context.Background(), cmd, fds, false))
 		<-p.Exited()
 		proctest.Must(0, p.Err())
 	})

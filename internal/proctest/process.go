@@ -155,6 +155,13 @@ func procStat(path string) []string {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
 
+// IsZombie reports whether the first thread of a process has ended, and the process was
+// not waited for, where there is a /proc.
+func IsZombie(pid int) bool {
+	fields := procStat(fmt.Sprintf("/proc/%d/stat", pid))
+	return len(fields) > 0 && fields[0] == "Z"
+}
+
 // WantNoChildren checks that a process has neither children nor zombies, where there
 // is a /proc.
 func WantNoChildren(t *testing.T, pid int) {

@@ -2,8 +2,12 @@ package proctest
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,17 +35,24 @@ func AwaitDeath(t *testing.T, pid int) {
 	}
 }
 
-// awaitStop waits until a child of this process has stopped.
+// awaitStop waits until all threads of a process have stopped.
 func awaitStop(t *testing.T, pid int) {
 	t.Helper()
-	OK(t, Within(t, "SIGSTOP", InBackground(func() error {
-		for {
-			err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
-			if !errors.Is(err, unix.EINTR) {
-				return err
-			}
+	for late := time.Now().Add(Patience); !hasStopped(t, pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("%d has not stopped", pid)
 		}
-	})))
+	}
+}
+
+func hasStopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	OK(t, err)
+	return !slices.ContainsFunc(stats, func(path string) bool {
+		fields := procStat(path)
+		return len(fields) > 0 && fields[0] != "T"
+	})
 }
 
 // AdoptOrphans makes this process the parent of its descendants whose own parent has

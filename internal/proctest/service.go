@@ -105,7 +105,8 @@ func (s *Service) Watch(pid int) { s.pids.Add(pid) }
 // children do not inherit it. The zero Step is none.
 func (s *Service) DieAt(at step.Step) string { return dieVariable + "=" + s.hook(died, at) }
 
-// PauseAt is DieAt for a process that has a Wire, and is to wait for Resume.
+// PauseAt is DieAt for a process that has a Wire, and is to wait for Resume when it
+// comes to the step first.
 func (s *Service) PauseAt(at step.Step) string { return pauseVariable + "=" + s.hook(paused, at) }
 
 func (s *Service) hook(did string, at step.Step) (name string) {

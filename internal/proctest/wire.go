@@ -25,10 +25,10 @@ var wire atomic.Pointer[Wire]
 type Wire struct {
 	orders chan Order
 	resume chan struct{}
-	pause  step.Step
 
 	mu     sync.Mutex
 	encode *json.Encoder
+	pause  step.Step
 }
 
 // An Order is what the test sends to a process.
@@ -127,11 +127,18 @@ func (w *Wire) Hang() {
 }
 
 func (w *Wire) reached(s step.Step) {
-	if s == w.pause {
+	w.mu.Lock()
+	pauses := s == w.pause && s != (step.Step{})
+	if pauses {
+		w.pause = step.Step{}
+	}
+	w.mu.Unlock()
+
+	if pauses {
 		w.Report(paused, s) // first, because a test may suspend a process that has come to s
 	}
 	w.send(Message{Event: stepEvent(s)})
-	if s == w.pause {
+	if pauses {
 		<-w.resume
 	}
 }

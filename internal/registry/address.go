@@ -3,8 +3,7 @@ package registry
 import (
 	"net"
 	"net/netip"
-	"os"
-	"strings"
+	"strconv"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
@@ -16,25 +15,36 @@ const ManagerNetwork = "systemd"
 
 // A listenAddr is what a caller asks for, understood.
 type listenAddr struct {
-	network, family    string // "tcp6" is "tcp" and "6"
-	ip                 netip.Addr
-	wildcard, loopback bool // all addresses, or any of this host's own
-	port               uint16
-	path               string
+	addrKey
+	family   string     // "6" of "tcp6"
+	ip       netip.Addr // invalid for "", "*" and "localhost"
+	wildcard bool       // all addresses
 }
 
-// parseListenAddr returns false for what names no particular socket. It resolves no
-// host name but "localhost".
-func parseListenAddr(n nametable.Name) (listenAddr, bool) {
+// An addrKey is what all addresses have in common that may stand for one another.
+type addrKey struct {
+	network string // tcp, udp, unix, unixgram or unixpacket
+	port    uint16
+	host    netip.Addr // 0.0.0.0 for all addresses, 127.0.0.1 for the host's own
+	path    string     // canonical
+}
+
+var (
+	anyHost  = netip.IPv4Unspecified()
+	thisHost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+)
+
+// parseListenAddr returns what a listener or packet conn of this name is to be bound
+// to. It resolves no host name but "localhost": then host is invalid. It returns false
+// for what names no particular socket.
+func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
+	if n.Kind != nametable.Listener && n.Kind != nametable.PacketConn {
+		return listenAddr{}, false
+	}
 	switch n.Network {
 	case "unix", "unixgram", "unixpacket":
-		path := n.Addr
-		if !strings.HasPrefix(path, "@") && !strings.HasPrefix(path, "/") {
-			if dir, err := os.Getwd(); err == nil {
-				path = dir + "/" + path
-			}
-		}
-		return listenAddr{network: n.Network, path: path}, n.Addr != ""
+		want.network, want.path = n.Network, unixKey(n.Addr)
+		return want, n.Addr != ""
 	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 	default:
 		return listenAddr{}, false
@@ -45,63 +55,97 @@ func parseListenAddr(n nametable.Name) (listenAddr, bool) {
 		return listenAddr{}, false
 	}
 	port, err := net.LookupPort(n.Network, service)
-	if err != nil {
+	if err != nil || port == 0 {
 		return listenAddr{}, false
 	}
-
-	want := listenAddr{network: n.Network[:3], family: n.Network[3:], port: uint16(port)}
+	want.network, want.family, want.port = n.Network[:3], n.Network[3:], uint16(port)
 	switch host {
 	case "", "*":
-		want.wildcard = true
+		want.wildcard, want.host = true, anyHost
 	case "localhost":
-		want.loopback = true
+		want.host = thisHost
 	default:
-		if want.ip, err = netip.ParseAddr(host); err != nil {
-			return listenAddr{}, false
+		ip, err := netip.ParseAddr(host)
+		if err != nil {
+			break // a name
 		}
-		want.ip = want.ip.Unmap()
+		want.ip = withNamedZone(ip.Unmap())
 		want.wildcard = want.ip.IsUnspecified()
+		want.host = hostKey(want.ip)
 	}
 	return want, true
 }
 
-// matches reports whether s serves who asks for want. If not exactly, any address
-// that stands for all is as good as another, because a socket bound to one is in the
-// way of a new one bound to the other.
-func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
-	if s.Network != want.network {
-		return false
+// unixKey returns one spelling for all those of a Unix socket's address.
+func unixKey(addr string) string {
+	switch {
+	case isPath(addr):
+		return canonical(addr)
+	case addr != "" && addr[0] == 0:
+		return "@" + addr[1:]
 	}
-	if s.Network != "tcp" && s.Network != "udp" {
-		return s.Path == want.path
-	}
+	return addr
+}
 
+// withNamedZone has ip's zone be the name of an interface, not its number.
+func withNamedZone(ip netip.Addr) netip.Addr {
+	if index, err := strconv.Atoi(ip.Zone()); err == nil {
+		if link, err := net.InterfaceByIndex(index); err == nil {
+			return ip.WithZone(link.Name)
+		}
+	}
+	return ip
+}
+
+func hostKey(ip netip.Addr) netip.Addr {
+	switch {
+	case ip.IsUnspecified():
+		return anyHost
+	case ip.IsLoopback():
+		return thisHost
+	}
+	return ip
+}
+
+// keyOf returns the key of e, which is bound to s.
+func keyOf(e *entry, s descriptor.Socket) addrKey {
+	switch {
+	case e.file != nil: // s.Path may be relative, or a former name
+		return addrKey{network: s.Network, path: canonical(e.file.path)}
+	case isUnix(s.Network):
+		return addrKey{network: s.Network, path: unixKey(s.Path)}
+	}
+	return addrKey{network: s.Network, port: s.Bound.Port(), host: hostKey(s.Bound.Addr().Unmap())}
+}
+
+// matches reports whether s, of the same key, serves who asks for want. If not exactly,
+// any address that stands for all is as good as another, because a socket bound to one
+// is in the way of a new one bound to the other.
+func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
+	if isUnix(want.network) {
+		return true
+	}
 	ip := s.Bound.Addr().Unmap()
-	if s.Bound.Port() != want.port || want.family == "4" && ip.Is6() && !s.DualStack || want.family == "6" && ip.Is4() {
+	if want.family == "4" && ip.Is6() && !s.DualStack || want.family == "6" && ip.Is4() {
 		return false
 	}
 	switch {
 	case want.wildcard && exactly && want.ip.IsValid():
 		return ip == want.ip
 	case want.wildcard && exactly:
-		return ip.IsUnspecified() && (ip.Is4() || s.DualStack)
-	case want.wildcard:
-		return ip.IsUnspecified()
-	case want.loopback:
-		return ip.IsLoopback()
+		return ip.Is4() || s.DualStack
+	case want.wildcard, !want.ip.IsValid():
+		return true
 	default:
 		return ip == want.ip
 	}
 }
 
-// addrOf returns what s is bound to.
-func addrOf(s descriptor.Socket) net.Addr {
-	switch s.Network {
-	case "tcp":
-		return net.TCPAddrFromAddrPort(s.Bound)
-	case "udp":
-		return net.UDPAddrFromAddrPort(s.Bound)
-	default:
-		return &net.UnixAddr{Net: s.Network, Name: s.Path}
+// isInTheWay reports whether a socket of this key may keep a new one from being bound
+// to want.
+func (want listenAddr) isInTheWay(key addrKey) bool {
+	if isUnix(want.network) {
+		return isUnix(key.network) && want.path == key.path
 	}
+	return want.network == key.network && want.port == key.port
 }

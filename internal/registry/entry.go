@@ -1,9 +1,11 @@
 package registry
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"strings"
+	"syscall"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
@@ -13,20 +15,24 @@ import (
 // table is replaced, never changed.
 type entry struct {
 	*nametable.Entry
+	order int // in which entries were added
 
-	// The registry owns fd. It has no file before an upgrade needs one, because
-	// os.NewFile registers non-blocking descriptors with the network poller, and
-	// a socket that is registered twice wakes the process twice per event.
-	fd     uintptr
-	osFile *os.File // of fd, once it was passed on
-
+	// The registry owns fd, and makes no file of it: os.NewFile registers non-blocking
+	// descriptors with the network poller, and a socket that is registered twice wakes
+	// the process twice per event.
+	fd   uintptr
 	conn Conn // a claimed connection, which its caller owns; it has no fd
 
 	claimed   bool // or added by this process
 	inherited bool // as opposed to added by this process
 
-	file     *socketFile // of a Unix socket that has one
-	unlinker unlinker    // the Unix listener whose duty to unlink that file the registry took
+	bound *descriptor.Socket // what the kernel says about fd, once that was asked
+	file  *socketFile        // of a Unix socket that has one
+	owner syscall.Conn       // the caller's listener or packet conn, if it has such a file
+}
+
+func newEntry(kind, network, addr string) *entry {
+	return &entry{Entry: &nametable.Entry{Name: nametable.Name{Kind: kind, Network: network, Addr: addr}}}
 }
 
 // names returns all names by which e can be claimed.
@@ -36,17 +42,47 @@ func (e *entry) names() []nametable.Name {
 		names = append(names, nametable.Name{Kind: e.Kind, Network: e.Network, Addr: e.BoundAddr})
 	}
 	// The names in the manager's store come and go, and no caller uses them.
-	if e.FDName != "" && !nametable.IsStoreName(e.FDName) && e.Network != ManagerNetwork && e.Kind != nametable.File {
+	if e.byManager() && e.Network != ManagerNetwork && e.Kind != nametable.File {
 		names = append(names, nametable.Name{Kind: e.Kind, Network: ManagerNetwork, Addr: e.FDName})
 	}
 	return names
 }
+
+// byManager reports whether the service manager has opened e, as opposed to storing it.
+func (e *entry) byManager() bool { return e.FDName != "" && !nametable.IsStoreName(e.FDName) }
+
+// isAddressed reports whether e may be known by the address that it is bound to.
+func (e *entry) isAddressed() bool {
+	return e.Kind == nametable.Listener || e.Kind == nametable.PacketConn
+}
+
+// isLost reports whether e is a Unix socket that nobody can reach any more, because
+// its file is gone.
+func (e *entry) isLost() bool { return e.file != nil && e.file.id == "" }
+
+// isClaimable reports whether e was inherited for the next who asks for it.
+func (e *entry) isClaimable() bool { return !e.claimed && !e.isLost() }
 
 // setFDName sets what the service manager calls e.
 func (e *entry) setFDName(fdName string) {
 	if e.FDName != fdName {
 		e.Entry = e.With(func(e *nametable.Entry) { e.FDName = fdName })
 	}
+}
+
+// forChild returns e as the next child is to know it.
+func (e *entry) forChild() *nametable.Entry {
+	var path, id string
+	if e.file != nil {
+		path, id = e.file.path, e.file.id
+		if e.file.isGone() {
+			id = ""
+		}
+	}
+	if path != e.Path || id != e.FileID {
+		e.Entry = e.With(func(e *nametable.Entry) { e.Path, e.FileID = path, id })
+	}
+	return e.Entry
 }
 
 // control calls use with e's descriptor.
@@ -71,52 +107,109 @@ func (e *entry) duplicate(name string) (*os.File, error) {
 	return file, err
 }
 
-// socket returns what the kernel says about e.
-func (e *entry) socket() (s descriptor.Socket, err error) {
-	err = e.control(func(fd uintptr) error {
-		s, err = descriptor.IdentifySocket(fd)
-		return err
-	})
-	return s, err
-}
-
-// fileForChild returns e as a file. The caller closes it if it is borrowed.
-func (e *entry) fileForChild() (file *os.File, borrowed bool, err error) {
-	if e.conn != nil {
-		file, err = e.duplicate("")
-		return file, true, err
+// socket returns what the kernel says about e, which must have a descriptor.
+func (e *entry) socket() (descriptor.Socket, error) {
+	if e.bound == nil {
+		s, err := descriptor.IdentifySocket(e.fd)
+		if err != nil {
+			return s, err
+		}
+		e.bound = &s
 	}
-	if e.osFile == nil {
-		e.osFile = os.NewFile(e.fd, "")
-	}
-	return e.osFile, false, nil
+	return *e.bound, nil
 }
 
 func (e *entry) close() error {
-	switch {
-	case e.conn != nil:
+	if e.conn != nil {
 		return nil
-	case e.osFile != nil:
-		return e.osFile.Close()
+	}
+	return descriptor.Close(e.fd)
+}
+
+// describe completes an entry that this process adds, and returns an error if no
+// child could open it, or if closing source would harm the child.
+func (e *entry) describe(source syscall.Conn) error {
+	if e.Kind == nametable.File {
+		return nil
+	}
+	s, err := e.socket()
+	if err != nil {
+		return err
+	}
+	if !opens(e.Kind, s.Network) {
+		return fmt.Errorf("package net makes no %s of such a descriptor, so that no new process could open it: pass it on by AddFile", kindNames[e.Kind])
+	}
+	if _, ok := source.(unlinker); !ok && e.Kind == nametable.Listener && isUnix(s.Network) && isPath(s.Path) {
+		return fmt.Errorf("%T has no SetUnlinkOnClose, so that its Close could unlink the file %s that the new process serves: add the *net.UnixListener, and wrap it afterwards", source, s.Path)
+	}
+	e.setBoundAddr(s)
+	return nil
+}
+
+var kindNames = map[string]string{
+	nametable.Listener: "listener", nametable.PacketConn: "packet conn", nametable.Conn: "connection",
+}
+
+// opens reports whether package net makes a socket of this kind of one of this network.
+func opens(kind, network string) bool {
+	switch kind {
+	case nametable.Listener:
+		return network == "tcp" || isUnix(network)
+	case nametable.PacketConn:
+		return network == "udp" || network == "ip" || isUnix(network)
 	default:
-		return descriptor.Close(e.fd)
+		return network != ""
 	}
 }
 
-// describe records what the kernel chose for a socket that is bound to addr, and its
-// Unix socket file if it has one.
-func (e *entry) describe(addr net.Addr, files *socketFiles) {
-	if addr == nil {
-		return
+// setOwner has e know whose socket it is a duplicate of, and takes over the duty to
+// unlink its file.
+func (e *entry) setOwner(owner syscall.Conn) {
+	e.owner = owner
+	if u, ok := owner.(unlinker); ok {
+		u.SetUnlinkOnClose(false)
 	}
-	e.Entry = e.With(func(table *nametable.Entry) {
-		if leavesOpen(e.Network, e.Addr) {
-			table.BoundAddr = addr.String()
-		}
-		if bound, ok := addr.(*net.UnixAddr); ok {
-			table.Path, e.file = files.find(bound.Name, e.Addr)
-		}
-	})
+}
+
+// refresh has an inherited Unix listener of ours show who listens now.
+func (e *entry) refresh() error {
+	if !e.inherited || e.Kind != nametable.Listener || e.byManager() || strings.HasPrefix(e.Network, "tcp") {
+		return nil
+	}
+	s, err := e.socket()
+	if err != nil || !isUnix(s.Network) || !s.Listening {
+		return err
+	}
+	return descriptor.ListenAgain(e.fd)
+}
+
+// boundHint says what e is bound to, unless its name does.
+func (e *entry) boundHint() string {
+	if e.bound == nil || e.bound.Network == "" || e.Addr == addrOf(*e.bound).String() {
+		return ""
+	}
+	return fmt.Sprintf(" (it is bound to %s)", addrOf(*e.bound))
+}
+
+// setBoundAddr records what the kernel chose.
+func (e *entry) setBoundAddr(s descriptor.Socket) {
+	if e.isAddressed() && leavesOpen(e.Network, e.Addr) {
+		e.Entry = e.With(func(table *nametable.Entry) { table.BoundAddr = addrOf(s).String() })
+	}
+}
+
+// addrOf returns what s is bound to.
+func addrOf(s descriptor.Socket) net.Addr {
+	switch s.Network {
+	case "tcp":
+		return net.TCPAddrFromAddrPort(s.Bound)
+	case "udp":
+		return net.UDPAddrFromAddrPort(s.Bound)
+	case "ip":
+		return &net.IPAddr{IP: s.Bound.Addr().AsSlice(), Zone: s.Bound.Addr().Zone()}
+	default:
+		return &net.UnixAddr{Net: s.Network, Name: s.Path}
+	}
 }
 
 // leavesOpen reports whether addr asks the kernel to choose.

@@ -5,20 +5,34 @@ import (
 	"time"
 )
 
-// withKeepAlive makes an inherited TCP listener give its connections the
-// keep-alive parameters of config, as a listener that config created does:
+// withKeepAlive makes a TCP listener give its connections the keep-alive parameters
+// of config, if it has any, as a listener that config created does:
 // net.FileListener knows nothing of them.
 func withKeepAlive(ln net.Listener, config *net.ListenConfig) net.Listener {
 	tcp, ok := ln.(*net.TCPListener)
-	if !ok || config.KeepAlive == 0 && !config.KeepAliveConfig.Enable {
+	if !ok || tcp == nil || !hasKeepAlive(config) {
 		return ln
 	}
 	return &keepAliveListener{tcp, config.KeepAlive, config.KeepAliveConfig}
 }
 
+// likeInherited gives a listener that config created, and that applies config itself,
+// the type that it will have in the next generation.
+func likeInherited(ln net.Listener, config *net.ListenConfig) net.Listener {
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok || tcp == nil || !hasKeepAlive(config) {
+		return ln
+	}
+	return &keepAliveListener{TCPListener: tcp}
+}
+
+func hasKeepAlive(config *net.ListenConfig) bool {
+	return config.KeepAlive != 0 || config.KeepAliveConfig.Enable
+}
+
 type keepAliveListener struct {
 	*net.TCPListener
-	idle   time.Duration
+	idle   time.Duration // with config, zero if there is nothing to do
 	config net.KeepAliveConfig
 }
 
@@ -42,7 +56,7 @@ func (ln *keepAliveListener) AcceptTCP() (*net.TCPConn, error) {
 		conn.SetKeepAliveConfig(ln.config)
 	case ln.idle < 0:
 		conn.SetKeepAlive(false)
-	default:
+	case ln.idle > 0:
 		conn.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: ln.idle})
 	}
 	return conn, nil

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -41,20 +42,28 @@ type Options struct {
 }
 
 // A Registry holds the descriptors that a process inherited, and those that it will
-// pass on to its child. Its methods are safe for concurrent use.
+// pass on to its child. Its methods are safe for concurrent use. Those that log do so
+// last, with nothing locked, because a Logger may call into the registry.
 type Registry struct {
 	listenConfig net.ListenConfig
 	logger       *slog.Logger
-	byManager    bool // the service manager passed or stored inherited entries
+	hasInherited bool // ever
 
 	mu       sync.Mutex
 	index    index
+	expired  index // what was inherited, and is closed because nobody claimed it
 	files    socketFiles
 	store    storeState
 	scratch  descriptor.Scratch // for claims
-	inCharge bool               // TakeCharge was called
 	frozen   chan struct{}      // non-nil during an upgrade, closed at its end
 	closed   error              // why there will be no child
+	warnings []warning          // what unlock is to log
+}
+
+// A warning is what the logger is told.
+type warning struct {
+	message string
+	args    []any
 }
 
 // New returns a registry of inherited descriptors, which are open from first on. It
@@ -63,8 +72,11 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 	r := &Registry{
 		listenConfig: opts.ListenConfig,
 		logger:       opts.Logger,
+		hasInherited: len(inherited) > 0,
 		store:        storeState{Store: opts.Store},
 	}
+	r.mu.Lock()
+	defer r.unlock()
 	entries := make([]entry, len(inherited))
 	for i, table := range inherited {
 		e := &entries[i]
@@ -72,8 +84,8 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 		if err := descriptor.SetCloseOnExec(e.fd); err != nil {
 			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, e.Name, err)
 		}
-		e.file = r.files.inherit(e.Path)
-		r.byManager = r.byManager || e.FDName != ""
+		e.file = r.files.inherit(e.Path, e.FileID)
+		r.warnIfLost(e)
 		r.index.insert(e)
 	}
 	return r, nil
@@ -83,7 +95,7 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 // than their names.
 func (r *Registry) DescribeStored() error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	for _, e := range r.index.entries {
 		if !nametable.IsStoreName(e.FDName) {
 			continue
@@ -92,34 +104,60 @@ func (r *Registry) DescribeStored() error {
 		if err != nil {
 			return fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, e.Name, err)
 		}
-		e.describe(addrOf(s), &r.files)
-		if e.file != nil {
-			e.file.byParent = true
-		}
+		e.setBoundAddr(s)
+		e.file = r.files.restore(s.Path, e.Addr)
+		r.warnIfLost(e)
 	}
 	return nil
 }
 
-// claim returns what open makes of the inherited entry that was added first under n,
-// or the zero T if there is none.
-func claim[T any](r *Registry, n nametable.Name, open func(*entry) (T, error)) (T, error) {
-	var want listenAddr
-	var isAddr bool
-	if r.byManager {
-		want, isAddr = parseListenAddr(n) // may look a service's port up
+func (r *Registry) warnIfLost(e *entry) {
+	if e.isLost() {
+		r.warn("tableflip: the file of an inherited Unix socket is gone, and nobody can reach it any more: it is not claimed, so that Listen binds a new one",
+			"name", e.Name.String(), "path", e.file.path)
 	}
+}
 
+// unlock ends what r.mu.Lock began, and logs what has happened in between.
+func (r *Registry) unlock() {
+	warnings := r.warnings
+	r.warnings = nil
+	r.mu.Unlock()
+	for _, w := range warnings {
+		r.logger.Warn(w.message, w.args...)
+	}
+}
+
+// warn must be called with r.mu locked.
+func (r *Registry) warn(message string, args ...any) {
+	if r.logger != nil {
+		r.warnings = append(r.warnings, warning{message, args})
+	}
+}
+
+// log must be called with r.mu locked.
+func (r *Registry) log(err error) {
+	if err != nil {
+		r.warn("tableflip: cleaning up", "error", err)
+	}
+}
+
+// claim returns what open makes of the inherited entry that was added first under n
+// or, if there is none, of the first one that is bound to what n asks for. If there is
+// no such entry, it returns the zero T.
+func claim[T any](r *Registry, n nametable.Name, open func(*entry) (T, error)) (T, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	var none T
 	if r.closed != nil {
 		return none, r.closed
 	}
 	e := r.index.find(n, false)
-	renamed := false
-	if e == nil && isAddr {
-		e = r.findByAddr(n, want)
-		renamed = true
+	if e == nil && r.hasInherited {
+		var err error
+		if e, err = r.findByAddrLocked(n); err != nil {
+			return none, err
+		}
 	}
 	if e == nil {
 		return none, nil
@@ -129,51 +167,74 @@ func claim[T any](r *Registry, n nametable.Name, open func(*entry) (T, error)) (
 	if err != nil {
 		return none, fmt.Errorf("tableflip: can't open inherited %q: %w", e.Name, err)
 	}
-	if renamed {
+	if e.Name != n && !slices.Contains(e.names(), n) {
 		r.index.rename(e, n) // the next child asks for it by this name
 	}
 	e.claimed = true
 	return opened, nil
 }
 
-// findByAddr returns the first entry that the manager has passed, nobody has
-// claimed, and want asks for.
-func (r *Registry) findByAddr(n nametable.Name, want listenAddr) *entry {
-	for _, exactly := range []bool{true, false} {
-		for _, e := range r.index.entries {
-			if e.claimed || e.FDName == "" || e.Kind != n.Kind {
-				continue
-			}
-			if s, err := e.socket(); err == nil && want.matches(s, exactly) {
-				return e
-			}
-		}
+// findByAddrLocked finds what index.find did not. It returns an error for what was
+// there until Ready. It unlocks r.mu for a while.
+func (r *Registry) findByAddrLocked(n nametable.Name) (*entry, error) {
+	r.mu.Unlock()
+	want, isAddr := parseListenAddr(n) // may look a service's port up, and read links
+	r.mu.Lock()
+	if r.closed != nil {
+		return nil, r.closed
 	}
-	return nil
+
+	e, late := r.index.find(n, false), r.expired.find(n, false)
+	if isAddr && e == nil {
+		e = r.index.findByAddr(n.Kind, want)
+	}
+	if isAddr && e == nil && late == nil {
+		late = r.expired.findByAddr(n.Kind, want)
+	}
+	if e == nil && late != nil {
+		return nil, fmt.Errorf("tableflip: %q was inherited, was not claimed before Ready, and is closed: claim it before Ready%s", late.Name, late.boundHint())
+	}
+	return e, nil
 }
 
-// add puts a duplicate of source into the registry, as e. If supersede is set,
-// it closes the entries with e's name. Once nothing can fail any more, it calls
-// describe to complete e.
-func (r *Registry) add(e *entry, supersede bool, source syscall.Conn, describe func()) error {
+// add puts a duplicate of source into the registry, as e. If supersede is set, it
+// closes the entries with e's name.
+func (r *Registry) add(e *entry, supersede bool, source syscall.Conn) error {
 	if source == nil {
 		return fmt.Errorf("tableflip: add %q: it is nil", e.Name)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.waitUnfrozenLocked()
-	if r.closed != nil {
-		return fmt.Errorf("tableflip: add %q: %w", e.Name, r.closed)
-	}
-
 	var err error
 	if e.fd, err = descriptor.DuplicateOf(source); err != nil {
 		return fmt.Errorf("tableflip: add %q: %w", e.Name, err)
 	}
-	if describe != nil {
-		describe()
+	err = e.describe(source)
+	if err == nil {
+		err = r.insert(e, supersede, source)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("tableflip: add %q: %w", e.Name, err), e.close())
+	}
+	if e.isAddressed() {
+		r.flushStore()
+	}
+	return nil
+}
+
+func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
+	r.mu.Lock()
+	defer r.unlock()
+	r.waitUnfrozenLocked()
+	if r.closed != nil {
+		return r.closed
+	}
+
+	if e.isAddressed() && isUnix(e.bound.Network) {
+		if e.file = r.files.find(e.bound.Path, e.Addr); e.file != nil {
+			e.setOwner(source)
+		}
 	}
 	e.claimed = true
+	r.warnIfAtRisk(e)
 	var superseded []*entry
 	if supersede {
 		superseded = r.supersededBy(e)
@@ -181,7 +242,7 @@ func (r *Registry) add(e *entry, supersede bool, source syscall.Conn, describe f
 	r.index.insert(e)
 
 	for _, old := range superseded {
-		if old.inherited && !r.inCharge && old.Path != "" && old.Path != e.Path {
+		if old.inherited && !r.files.inCharge && old.file != nil && old.file != e.file {
 			r.index.unclaim(old) // TakeCharge unlinks its file
 			continue
 		}
@@ -191,11 +252,26 @@ func (r *Registry) add(e *entry, supersede bool, source syscall.Conn, describe f
 	return nil
 }
 
+// warnIfAtRisk is for a socket that shares its address with inherited ones
+// (SO_REUSEPORT). Before Ready the kernel gives it its part of what arrives, which is
+// lost if the upgrade fails.
+func (r *Registry) warnIfAtRisk(e *entry) {
+	if !r.hasInherited || r.files.inCharge || !e.isAddressed() || isUnix(e.bound.Network) {
+		return
+	}
+	beside := func(old *entry) bool {
+		return !old.byManager() && old.bound.Network == e.bound.Network && old.bound.Bound == e.bound.Bound
+	}
+	if slices.ContainsFunc(r.index.boundTo(keyOf(e, *e.bound)), beside) {
+		r.warn("tableflip: a new socket shares the address of an inherited one: what the kernel gives it until Ready returns is lost if this upgrade fails", "name", e.Name.String())
+	}
+}
+
 // supersededBy returns the entries that e is to take the place of.
 func (r *Registry) supersededBy(e *entry) []*entry {
 	var superseded []*entry
 	for _, old := range r.index.named(e.Name) {
-		if old.claimed && old.Name == e.Name && old.BoundAddr == e.BoundAddr {
+		if old.claimed && old.Name == e.Name {
 			superseded = append(superseded, old)
 		}
 	}
@@ -206,19 +282,24 @@ func (r *Registry) supersededBy(e *entry) []*entry {
 func (r *Registry) drop(e *entry) error {
 	r.index.delete(e)
 	r.unstore(e.FDName)
-	if !r.pathInUse(e.Path) {
-		// The listener unlinks by name, so that the file must be its own.
-		if e.unlinker != nil && r.hasFile(e) && (r.inCharge || !e.file.byParent) {
-			e.unlinker.SetUnlinkOnClose(true)
-		}
-		r.files.forget(e.Path)
+	var err error
+	if r.files.release(e.file) {
+		err = leaveFile(e.file, e.owner)
 	}
-	return e.close()
+	return errors.Join(err, e.close())
 }
 
 func (r *Registry) remove(n nametable.Name) error {
+	err := r.removeNamed(n)
+	if err == nil && (n.Kind == nametable.Listener || n.Kind == nametable.PacketConn) {
+		r.flushStore()
+	}
+	return err
+}
+
+func (r *Registry) removeNamed(n nametable.Name) error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.waitUnfrozenLocked()
 	if r.closed != nil {
 		return fmt.Errorf("tableflip: remove %q: %w", n, r.closed)
@@ -227,7 +308,7 @@ func (r *Registry) remove(n nametable.Name) error {
 	if e == nil {
 		return fmt.Errorf("tableflip: remove %q, which was not added: %w", n, os.ErrNotExist)
 	}
-	if e.inherited && !r.inCharge && e.conn == nil {
+	if e.inherited && !r.files.inCharge && e.conn == nil {
 		// Its Unix socket file is still the parent's: TakeCharge deals with it.
 		r.index.unclaim(e)
 		return nil
@@ -235,55 +316,54 @@ func (r *Registry) remove(n nametable.Name) error {
 	return r.drop(e)
 }
 
-// FreezeForChild freezes the registry and returns what the next child gets. The
-// caller must call release once the child has been started, or has failed to, and
-// then Unfreeze, HandOver or Stop.
-func (r *Registry) FreezeForChild() (entries []*nametable.Entry, files []*os.File, release func(), err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	// The parent has exited, but who waits for that may not have run yet.
-	r.openStoreLocked()
+// FreezeForChild freezes the registry and returns what the next child gets. It blocks
+// while OpenStore does. The caller must call release once the child has been started, or
+// has failed to, and then Unfreeze, HandOver or Stop.
+func (r *Registry) FreezeForChild() (entries []*nametable.Entry, fds []uintptr, release func(), err error) {
+	// The parent has exited, but who waits for that may not have run yet. And the
+	// child must not think that there are copies where there are none.
+	r.OpenStore()
 
+	r.mu.Lock()
+	defer r.unlock()
 	entries = make([]*nametable.Entry, 0, len(r.index.entries))
-	files = make([]*os.File, 0, len(r.index.entries))
-	var borrowed []*os.File
+	fds = make([]uintptr, 0, len(r.index.entries))
+	var borrowed []uintptr
 	release = func() {
-		for _, file := range borrowed {
-			file.Close()
+		for _, fd := range borrowed {
+			_ = descriptor.Close(fd)
 		}
 	}
 	var closed []*entry
 	for _, e := range r.index.entries {
-		file, isBorrowed, err := e.fileForChild()
-		if e.conn != nil && descriptor.IsClosed(err) {
-			closed = append(closed, e)
-			continue
+		fd := e.fd
+		if e.conn != nil {
+			// Its caller may close it at any time.
+			fd, err = descriptor.DuplicateOf(e.conn)
+			if descriptor.IsClosed(err) {
+				closed = append(closed, e)
+				continue
+			}
+			if err != nil {
+				release()
+				return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.Name, err)
+			}
+			borrowed = append(borrowed, fd)
 		}
-		if err != nil {
-			release()
-			return nil, nil, nil, fmt.Errorf("tableflip: pass on %q: %w", e.Name, err)
-		}
-		if isBorrowed {
-			borrowed = append(borrowed, file)
-		}
-		table := e.Entry
-		if table.Path != "" && !r.hasFile(e) {
-			table = table.With(func(e *nametable.Entry) { e.Path = "" })
-		}
-		entries = append(entries, table)
-		files = append(files, file)
+		entries = append(entries, e.forChild())
+		fds = append(fds, fd)
 	}
 	for _, e := range closed {
 		r.index.delete(e)
 	}
 	r.frozen = make(chan struct{})
-	return entries, files, release, nil
+	return entries, fds, release, nil
 }
 
 // Unfreeze ends what FreezeForChild began.
 func (r *Registry) Unfreeze() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.unfreezeLocked()
 }
 
@@ -305,62 +385,77 @@ func (r *Registry) waitUnfrozenLocked() {
 	}
 }
 
-// TakeCharge closes and unlinks what was inherited and not claimed. From then on
-// this process unlinks the sockets of all generations.
+// TakeCharge does what can't be undone once this process is in charge: it closes and
+// unlinks what was inherited and not claimed, and has the Unix listeners show this
+// process's credentials. From then on this process unlinks the sockets of all
+// generations.
 func (r *Registry) TakeCharge() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.inCharge = true
+	defer r.unlock()
+	r.files.inCharge = true
 	r.log(r.scratch.Close())
+
+	var stored []string
 	for _, e := range r.index.takeUnclaimed() {
-		if r.logger != nil {
-			r.logger.Warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.Name.String())
+		r.warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.Name.String())
+		if e.isAddressed() {
+			_, _ = e.socket() // for who asks for it later
 		}
-		if !r.pathInUse(e.Path) {
-			r.log(r.unlink(e))
+		if r.files.release(e.file) {
+			r.log(e.file.unlink())
 		}
-		r.unstore(e.FDName)
+		stored = append(stored, e.FDName)
 		r.log(e.close())
+		r.expired.insert(e)
 	}
+	r.unstore(stored...)
+
+	for _, e := range r.index.entries {
+		r.log(e.refresh())
+	}
+}
+
+// ForgetUnclaimed is called once the parent has exited. Until then it may serve what
+// this process did not claim, so that who asks for that gets an error. From then on a
+// new socket can be bound.
+func (r *Registry) ForgetUnclaimed() {
+	r.mu.Lock()
+	defer r.unlock()
+	r.expired = index{}
 }
 
 // HandOver closes all that the registry holds: it is the child's now. From then on
 // its methods fail with reason.
 func (r *Registry) HandOver(reason error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.log(r.closeAll(reason, func(*entry) bool { return false }))
+	defer r.unlock()
+	r.closeAll(reason, false)
 }
 
 // Stop closes all that the registry holds and unlinks the Unix sockets that this
 // process created. If the process is in charge, Stop unlinks those of all
-// generations, and empties the Store. From then on the registry's methods fail with
-// reason.
+// generations, and empties the Store, for which it blocks as long as the Store's
+// Flush. From then on the registry's methods fail with reason.
 func (r *Registry) Stop(inCharge bool, reason error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.files.inCharge = inCharge
 	if inCharge {
 		r.emptyStore()
 	}
-	r.log(r.closeAll(reason, func(e *entry) bool { return inCharge || !e.file.byParent }))
+	r.closeAll(reason, true)
+	r.unlock()
+	r.flushStore()
 }
 
-func (r *Registry) closeAll(reason error, unlinks func(*entry) bool) error {
-	var errs []error
+func (r *Registry) closeAll(reason error, unlink bool) {
 	for _, e := range r.index.clear() {
-		if e.file != nil && unlinks(e) {
-			errs = append(errs, r.unlink(e))
+		if r.files.release(e.file) && unlink {
+			r.log(e.file.unlink())
 		}
-		errs = append(errs, e.close())
+		r.log(e.close())
 	}
-	errs = append(errs, r.scratch.Close())
+	r.log(r.scratch.Close())
+	r.expired = index{}
 	r.closed = reason
 	r.unfreezeLocked()
-	return errors.Join(errs...)
-}
-
-func (r *Registry) log(err error) {
-	if err != nil && r.logger != nil {
-		r.logger.Warn("tableflip: cleaning up", "error", err)
-	}
 }

@@ -1,10 +1,14 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
+	"syscall"
 
+	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
 )
 
@@ -12,13 +16,29 @@ import (
 // promise to callers is documented at the methods of tableflip.Fds.
 
 func (r *Registry) Listen(network, addr string) (net.Listener, error) {
-	return r.ListenWithCallback(network, addr, func(network, addr string) (net.Listener, error) {
-		return createSocket(r.listenConfig.Listen, network, addr)
+	return r.listen(network, addr, func(network, addr string) (net.Listener, error) {
+		ln, err := createSocket(r.listenConfig.Listen, network, addr)
+		return likeInherited(ln, &r.listenConfig), err
 	})
 }
 
 func (r *Registry) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
-	return listen(r, network, addr, r.Listener, callback, func(ln net.Listener) error {
+	if callback == nil {
+		return r.listen(network, addr, nil)
+	}
+	return r.listen(network, addr, func(network, addr string) (net.Listener, error) {
+		ln, err := callback(network, addr)
+		switch ln.(type) {
+		case nil, *net.TCPListener, *net.UnixListener:
+		default:
+			r.warnOfWrapper(nametable.Name{Kind: nametable.Listener, Network: network, Addr: addr}, ln)
+		}
+		return withKeepAlive(ln, &r.listenConfig), err
+	})
+}
+
+func (r *Registry) listen(network, addr string, create func(network, addr string) (net.Listener, error)) (net.Listener, error) {
+	return listen(r, nametable.Name{Kind: nametable.Listener, Network: network, Addr: addr}, r.Listener, create, func(ln net.Listener) error {
 		shared, ok := ln.(Listener)
 		if !ok {
 			return fmt.Errorf("tableflip: listen on %s %s: %T does not implement tableflip.Listener", network, addr, ln)
@@ -27,27 +47,27 @@ func (r *Registry) ListenWithCallback(network, addr string, callback func(networ
 	})
 }
 
+// warnOfWrapper is for what a callback has created.
+func (r *Registry) warnOfWrapper(n nametable.Name, socket any) {
+	if r.logger != nil {
+		r.logger.Warn("tableflip: a callback has created a socket of a type that the next generation does not get: have it return what package net created, and wrap what Listen returns",
+			"name", n.String(), "type", fmt.Sprintf("%T", socket))
+	}
+}
+
 func (r *Registry) Listener(network, addr string) (net.Listener, error) {
 	return claim(r, nametable.Name{Kind: nametable.Listener, Network: network, Addr: addr}, func(e *entry) (net.Listener, error) {
 		ln, err := open(r, e, net.FileListener)
 		if err != nil {
 			return nil, err
 		}
-		e.unlinker, _ = ln.(unlinker)
 		return withKeepAlive(ln, &r.listenConfig), nil
 	})
 }
 
 // AddListener takes the place of those of the same name if supersede is set.
 func (r *Registry) AddListener(network, addr string, ln Listener, supersede bool) error {
-	e := newEntry(nametable.Listener, network, addr)
-	return r.add(e, supersede, ln, func() {
-		e.describe(ln.Addr(), &r.files)
-		if u, ok := ln.(unlinker); ok && e.Path != "" {
-			u.SetUnlinkOnClose(false)
-			e.unlinker = u
-		}
-	})
+	return r.add(newEntry(nametable.Listener, network, addr), supersede, ln)
 }
 
 func (r *Registry) RemoveListener(network, addr string) error {
@@ -55,13 +75,28 @@ func (r *Registry) RemoveListener(network, addr string) error {
 }
 
 func (r *Registry) ListenPacket(network, addr string) (net.PacketConn, error) {
-	return r.ListenPacketWithCallback(network, addr, func(network, addr string) (net.PacketConn, error) {
+	return r.listenPacket(network, addr, func(network, addr string) (net.PacketConn, error) {
 		return createSocket(r.listenConfig.ListenPacket, network, addr)
 	})
 }
 
 func (r *Registry) ListenPacketWithCallback(network, addr string, callback func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error) {
-	return listen(r, network, addr, r.PacketConn, callback, func(conn net.PacketConn) error {
+	if callback == nil {
+		return r.listenPacket(network, addr, nil)
+	}
+	return r.listenPacket(network, addr, func(network, addr string) (net.PacketConn, error) {
+		conn, err := callback(network, addr)
+		switch conn.(type) {
+		case nil, *net.UDPConn, *net.UnixConn, *net.IPConn:
+		default:
+			r.warnOfWrapper(nametable.Name{Kind: nametable.PacketConn, Network: network, Addr: addr}, conn)
+		}
+		return conn, err
+	})
+}
+
+func (r *Registry) listenPacket(network, addr string, create func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error) {
+	return listen(r, nametable.Name{Kind: nametable.PacketConn, Network: network, Addr: addr}, r.PacketConn, create, func(conn net.PacketConn) error {
 		shared, ok := conn.(PacketConn)
 		if !ok {
 			return fmt.Errorf("tableflip: listen on %s %s: %T does not implement tableflip.PacketConn", network, addr, conn)
@@ -70,9 +105,12 @@ func (r *Registry) ListenPacketWithCallback(network, addr string, callback func(
 		if err != nil {
 			// Unlike a listener's, its Close leaves the file.
 			var files socketFiles
-			created := newEntry(nametable.PacketConn, network, addr)
-			created.describe(conn.LocalAddr(), &files)
-			r.log(files.unlink(created.Path, created.file))
+			bound, _ := conn.LocalAddr().(*net.UnixAddr)
+			if bound != nil {
+				if file := files.find(bound.Name, addr); file != nil {
+					err = errors.Join(err, file.unlink())
+				}
+			}
 		}
 		return err
 	})
@@ -86,8 +124,7 @@ func (r *Registry) PacketConn(network, addr string) (net.PacketConn, error) {
 
 // AddPacketConn takes the place of those of the same name if supersede is set.
 func (r *Registry) AddPacketConn(network, addr string, conn PacketConn, supersede bool) error {
-	e := newEntry(nametable.PacketConn, network, addr)
-	return r.add(e, supersede, conn, func() { e.describe(conn.LocalAddr(), &r.files) })
+	return r.add(newEntry(nametable.PacketConn, network, addr), supersede, conn)
 }
 
 func (r *Registry) RemovePacketConn(network, addr string) error {
@@ -118,7 +155,7 @@ func (r *Registry) Conn(network, addr string) (net.Conn, error) {
 }
 
 func (r *Registry) AddConn(network, addr string, conn Conn) error {
-	return r.add(newEntry(nametable.Conn, network, addr), true, conn, nil)
+	return r.add(newEntry(nametable.Conn, network, addr), true, conn)
 }
 
 func (r *Registry) RemoveConn(network, addr string) error {
@@ -133,7 +170,7 @@ func (r *Registry) File(name string) (*os.File, error) {
 
 func (r *Registry) Files() ([]*os.File, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	if r.closed != nil {
 		return nil, r.closed
 	}
@@ -160,15 +197,11 @@ func (r *Registry) Files() ([]*os.File, error) {
 }
 
 func (r *Registry) AddFile(name string, file *os.File) error {
-	return r.add(newEntry(nametable.File, name, ""), true, file, nil)
+	return r.add(newEntry(nametable.File, name, ""), true, file)
 }
 
 func (r *Registry) RemoveFile(name string) error {
 	return r.remove(nametable.Name{Kind: nametable.File, Network: name})
-}
-
-func newEntry(kind, network, addr string) *entry {
-	return &entry{Entry: &nametable.Entry{Name: nametable.Name{Kind: kind, Network: network, Addr: addr}}}
 }
 
 // open returns what package net makes of e's descriptor.
@@ -178,20 +211,25 @@ func open[T any](r *Registry, e *entry, fileSocket func(*os.File) (T, error)) (T
 		var none T
 		return none, err
 	}
-	return fileSocket(file)
+	socket, err := fileSocket(file)
+	if owner, ok := any(socket).(syscall.Conn); ok && err == nil && e.file != nil {
+		e.setOwner(owner)
+	}
+	return socket, err
 }
 
 // listen is what all Listen methods do, for either kind of socket.
 func listen[T interface {
 	comparable
 	Close() error
-}](r *Registry, network, addr string, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
+}](r *Registry, n nametable.Name, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
+	network, addr := n.Network, n.Addr
 	var none T
 	// Not to take an address that the new process may want.
 	r.mu.Lock()
 	r.waitUnfrozenLocked()
 	err := r.closed
-	r.mu.Unlock()
+	r.unlock()
 	if err != nil {
 		return none, fmt.Errorf("tableflip: listen on %s %s: %w", network, addr, err)
 	}
@@ -206,7 +244,7 @@ func listen[T interface {
 	// The lock is not held here: resolving a name may take long.
 	socket, err = create(network, addr)
 	if err != nil {
-		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: %w", network, addr, err)
+		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: %w%s", network, addr, err, r.unclaimedHint(n, err))
 	}
 	if socket == none {
 		return none, fmt.Errorf("tableflip: can't create new socket for %s %s: the callback returned nil", network, addr)
@@ -217,3 +255,30 @@ func listen[T interface {
 	}
 	return socket, nil
 }
+
+// unclaimedHint says which inherited sockets may be why one could not be created.
+func (r *Registry) unclaimedHint(n nametable.Name, err error) string {
+	if !r.hasInherited || !descriptor.IsAddrInUse(err) {
+		return ""
+	}
+	want, ok := parseListenAddr(n)
+	if !ok {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.unlock()
+	var names []string
+	for _, e := range append(r.index.inTheWayOf(want), r.expired.inTheWayOf(want)...) {
+		names = append(names, fmt.Sprintf("%q%s", e.Name, e.boundHint()))
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	if len(names) > maxHints {
+		names = append(names[:maxHints], "…")
+	}
+	return ": inherited and not claimed: " + strings.Join(names, ", ")
+}
+
+// maxHints keeps an error readable.
+const maxHints = 5

@@ -2,101 +2,214 @@ package registry
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"example.com/tableflip/internal/descriptor"
 )
 
-// socketFiles is the one table of the files of Unix sockets, by absolute path, and
-// of who created them. Who creates a socket's file unlinks it: this process, or the
-// generation that is in charge for all of them.
+// socketFiles is the one table of the files of Unix sockets: which inode is whose, who
+// created it, and how many entries have it. Who creates a socket's file unlinks it:
+// this process, or the generation that is in charge for all of them.
 type socketFiles struct {
-	byPath map[string]*socketFile
+	byPath   map[string]*socketFile // the newest at each path
+	inCharge bool
 }
 
-// A socketFile is the file of one socket. Sockets whose file another has replaced
-// have one that is no longer in the table.
+// A socketFile is the file of one socket.
 type socketFile struct {
-	info     fs.FileInfo // which inode it is
-	byParent bool        // a parent created it, and not this process
+	path     string // absolute
+	id       string // which inode it is. While the socket is open it is not used again.
+	byParent bool   // a parent created it, and not this process
+	users    int    // the entries that have it
 }
 
-// inherit returns the file of an inherited socket, or nil if path has none.
-func (t *socketFiles) inherit(path string) *socketFile {
+// inherit returns the file of an inherited socket, or nil if path is empty. An empty
+// id means that it is gone.
+func (t *socketFiles) inherit(path, id string) *socketFile {
 	if path == "" {
 		return nil
 	}
-	info, err := os.Lstat(path)
-	if err != nil {
+	return t.use(&socketFile{path: path, id: id, byParent: true})
+}
+
+// find returns the file of a socket of this process that is bound to name. An unbound
+// or an abstract socket has none. The requested address is where to look for a socket
+// that was bound elsewhere and renamed into place.
+func (t *socketFiles) find(name, requested string) *socketFile {
+	if !isPath(name) {
 		return nil
 	}
-	return t.put(path, &socketFile{info, true})
-}
-
-// find returns the path and the file of a socket of this process that is bound to
-// name. An unbound or an abstract socket has no file. The requested address is
-// where to look for a socket that was bound elsewhere and renamed into place.
-func (t *socketFiles) find(name, requested string) (string, *socketFile) {
-	if name == "" || strings.HasPrefix(name, "@") {
-		return "", nil
-	}
 	for _, path := range []string{name, requested} {
-		info, err := os.Lstat(path)
-		if err != nil || info.Mode().Type() != fs.ModeSocket {
+		id, isSocket, err := descriptor.IdentifyFile(path, false)
+		if err != nil || !isSocket {
 			continue
 		}
-		if !strings.HasPrefix(path, "/") {
-			dir, err := os.Getwd()
-			if err != nil {
-				continue
-			}
-			// Not filepath.Join: it would resolve ".." without following links.
-			path = dir + "/" + path
+		if path, err = absolute(path); err == nil {
+			return t.use(&socketFile{path: path, id: id})
 		}
-		return path, t.put(path, &socketFile{info, false})
 	}
-	return "", nil
+	return nil
 }
 
-// put returns the file in the table that is the same as file, or adds file.
-func (t *socketFiles) put(path string, file *socketFile) *socketFile {
-	if known := t.byPath[path]; known != nil && os.SameFile(known.info, file.info) {
-		return known
+// restore returns the file of a socket that a generation before this one has left with
+// the service manager, for which name and requested are what they are for find.
+func (t *socketFiles) restore(name, requested string) *socketFile {
+	file := t.find(name, requested)
+	if file != nil {
+		file.byParent = true
+		return file
+	}
+	if path, err := absolute(name); err == nil && isPath(name) && (&socketFile{path: path}).isGone() {
+		return t.inherit(path, "")
+	}
+	return nil
+}
+
+// use returns the file in the table that is the same as file, or adds file.
+func (t *socketFiles) use(file *socketFile) *socketFile {
+	if known := t.byPath[file.path]; known != nil && known.id == file.id {
+		file = known
 	}
 	if t.byPath == nil {
 		t.byPath = make(map[string]*socketFile)
 	}
-	t.byPath[path] = file
+	t.byPath[file.path] = file
+	file.users++
 	return file
 }
 
-// exists reports whether file is there, and no other socket's has taken its place.
-// While a socket is open its inode is not used again.
-func (t *socketFiles) exists(path string, file *socketFile) bool {
-	if file == nil || t.byPath[path] != file {
+// release ends the use of a file by an entry. For the last one it reports whether it
+// is this process that is to unlink the file.
+func (t *socketFiles) release(file *socketFile) (unlinks bool) {
+	if file == nil {
 		return false
 	}
-	now, err := os.Lstat(path)
-	return err == nil && os.SameFile(now, file.info)
+	file.users--
+	if file.users > 0 {
+		return false
+	}
+	if t.byPath[file.path] == file {
+		delete(t.byPath, file.path)
+	}
+	return (t.inCharge || !file.byParent) && file.exists()
 }
 
-// forget is for a path that no entry has any more.
-func (t *socketFiles) forget(path string) { delete(t.byPath, path) }
+// exists reports whether the file is there, and no other has taken its place.
+func (f *socketFile) exists() bool {
+	id, _, err := descriptor.IdentifyFile(f.path, false)
+	return err == nil && id == f.id
+}
 
-func (t *socketFiles) unlink(path string, file *socketFile) error {
-	if !t.exists(path, file) {
-		return nil
+// isGone reports whether no client can reach the socket any more. If not even the
+// directory is there, this process sees other files than its clients do (chroot(2)).
+func (f *socketFile) isGone() bool {
+	id, _, err := descriptor.IdentifyFile(f.path, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Lstat(filepath.Dir(f.path))
+		return err == nil
 	}
-	delete(t.byPath, path)
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("tableflip: unlink the Unix socket %s: %w", path, err)
+	return err == nil && id != f.id
+}
+
+func (f *socketFile) unlink() error {
+	if err := os.Remove(f.path); err != nil {
+		return fmt.Errorf("tableflip: unlink the Unix socket %s: %w", f.path, err)
 	}
 	return nil
+}
+
+// isPath reports whether a Unix socket's address has a file: an unnamed or an
+// abstract one has none.
+func isPath(addr string) bool {
+	return addr != "" && addr[0] != '@' && addr[0] != 0
+}
+
+func isUnix(network string) bool {
+	return network == "unix" || network == "unixgram" || network == "unixpacket"
+}
+
+// absolute is not filepath.Abs, which resolves ".." without following links.
+func absolute(path string) (string, error) {
+	if strings.HasPrefix(path, "/") {
+		return path, nil
+	}
+	dir, err := os.Getwd()
+	return dir + "/" + path, err
+}
+
+// canonical returns one spelling for all those of a path whose last element may be
+// missing.
+func canonical(path string) string {
+	path, err := absolute(path)
+	if err != nil {
+		return path
+	}
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	dir, base := filepath.Split(path)
+	if dir, err := filepath.EvalSymlinks(dir); err == nil {
+		return filepath.Join(dir, base)
+	}
+	return path
+}
+
+// createSocket creates a socket, in the place of a dead one if that has left its
+// file: one that was killed does, and that of a failed upgrade must not fail the next
+// one.
+func createSocket[T any](create func(ctx context.Context, network, addr string) (T, error), network, addr string) (T, error) {
+	socket, err := create(context.Background(), network, addr)
+	if !descriptor.IsAddrInUse(err) || !isUnix(network) || !isPath(addr) {
+		return socket, err
+	}
+	// Others that start now have found it dead, too, and must look again once one has
+	// replaced it.
+	defer descriptor.LockDir(filepath.Dir(addr))()
+	if unlinkDead(addr) {
+		socket, err = create(context.Background(), network, addr)
+	}
+	return socket, err
+}
+
+// unlinkDead unlinks the file of a Unix socket that no process has open, and reports
+// whether the path may be free now.
+func unlinkDead(path string) bool {
+	_, isSocket, err := descriptor.IdentifyFile(path, false)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) // another process has unlinked it
+	}
+	return isSocket && descriptor.IsDead(path) && unlinkAside(path)
+}
+
+// unlinkAside is for a file that was just found dead. A process that knows nothing of
+// LockDir may have bound the path since. So the file is moved aside first. From then on
+// it can't be taken for another, and the socket that it belongs to has been bound,
+// because the kernel locks the directory from the file's creation until then
+// (unix_bind_bsd). If it turns out to be somebody's, it is put back.
+func unlinkAside(path string) bool {
+	// Hardly longer than the path, because a socket's is limited to about 100 bytes.
+	aside := filepath.Dir(path) + "/." + rand.Text()[:7]
+	if err := os.Rename(path, aside); err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	if descriptor.IsDead(aside) {
+		return os.Remove(aside) == nil
+	}
+
+	// Not by rename(2), which would replace a third one.
+	if err := os.Link(aside, path); err == nil || errors.Is(err, fs.ErrExist) {
+		_ = os.Remove(aside)
+	} else {
+		_ = os.Rename(aside, path)
+	}
+	return false
 }
 
 // An unlinker is a Unix listener, which unlinks its file when it is closed unless it
@@ -105,38 +218,15 @@ type unlinker interface {
 	SetUnlinkOnClose(bool)
 }
 
-// hasFile reports whether e's Unix socket file is there.
-func (r *Registry) hasFile(e *entry) bool { return r.files.exists(e.Path, e.file) }
-
-func (r *Registry) unlink(e *entry) error { return r.files.unlink(e.Path, e.file) }
-
-// pathInUse reports whether the path is that of an entry.
-func (r *Registry) pathInUse(path string) bool {
-	return path != "" && slices.ContainsFunc(r.index.entries, func(e *entry) bool { return e.Path == path })
-}
-
-// createSocket creates a socket, in the place of a dead one if that has left its
-// file.
-func createSocket[T any](create func(ctx context.Context, network, addr string) (T, error), network, addr string) (T, error) {
-	socket, err := create(context.Background(), network, addr)
-	if descriptor.IsAddrInUse(err) && unlinkDead(network, addr) {
-		socket, err = create(context.Background(), network, addr)
+// leaveFile gives the owner of a socket, of which the registry keeps no duplicate any
+// more, its file. If the owner has closed the socket, nobody is left to unlink the file
+// later.
+func leaveFile(file *socketFile, owner syscall.Conn) error {
+	if u, ok := owner.(unlinker); ok {
+		u.SetUnlinkOnClose(true)
 	}
-	return socket, err
-}
-
-// unlinkDead unlinks the file of a Unix socket that no process has open. One
-// that was killed leaves its file, and that of a failed upgrade must not fail the
-// next one.
-func unlinkDead(network, addr string) bool {
-	info, err := os.Lstat(addr)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
+	if err := descriptor.Control(owner, func(uintptr) error { return nil }); descriptor.IsClosed(err) {
+		return file.unlink()
 	}
-	conn, err := net.Dial(network, addr)
-	if err == nil {
-		conn.Close()
-		return false
-	}
-	return descriptor.IsRefused(err) && os.Remove(addr) == nil
+	return nil
 }

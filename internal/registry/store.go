@@ -6,15 +6,21 @@ import (
 	"example.com/tableflip/internal/nametable"
 )
 
-// A Store keeps copies of the registry's sockets outside of this process. It is
-// called with the registry locked.
+// A Store keeps copies of the registry's sockets outside of this process. Keep and
+// Remove are called with the registry locked: they must not block or log, and what
+// they promise is done in the order of their calls.
 type Store interface {
-	// Keep is offered an entry, and returns what the copy of its descriptor is
-	// called, or an empty string if there is none.
+	// Keep is offered an entry, and returns what the copy of its descriptor will be
+	// called, or an empty string if there will be none.
 	Keep(e *nametable.Entry, fd uintptr) (fdName string)
 
 	// Remove removes all copies of this name.
 	Remove(fdName string)
+
+	// Flush blocks until what was promised is done or has failed, or for a bounded
+	// time. It returns the names of copies that could not be made since it was
+	// called last.
+	Flush() (failed []string)
 }
 
 // storeState is what the registry knows of its Store.
@@ -25,26 +31,39 @@ type storeState struct {
 }
 
 // OpenStore brings the copies in the Store in line with the registry, and keeps them
-// so from then on. It must not be called before the Store listens to this process.
+// so from then on. It must not be called before the Store listens to this process. It
+// blocks until the Store has been told, as long as its Flush.
 func (r *Registry) OpenStore() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.openStoreLocked()
+	if r.store.Store != nil && !r.store.open && r.closed == nil {
+		r.store.open = true
+		r.unstore(r.store.removed...)
+		r.store.removed = nil
+		for _, e := range r.index.entries {
+			r.keep(e)
+		}
+	}
+	r.unlock()
+	r.flushStore()
 }
 
-func (r *Registry) openStoreLocked() {
-	if r.store.Store == nil || r.store.open || r.closed != nil {
+// flushStore blocks until the Store has been told what it was promised, so that what
+// this process tells the manager otherwise, or a crash, does not overtake it. It must
+// be called without the lock.
+func (r *Registry) flushStore() {
+	if r.store.Store == nil {
 		return
 	}
-	r.store.open = true
-	removed := r.store.removed
-	r.store.removed = nil
-	slices.Sort(removed)
-	for _, fdName := range slices.Compact(removed) {
-		r.unstore(fdName)
+	failed := r.store.Flush()
+	if len(failed) == 0 {
+		return
 	}
+	r.mu.Lock()
+	defer r.unlock()
 	for _, e := range r.index.entries {
-		r.keep(e)
+		if slices.Contains(failed, e.FDName) {
+			e.setFDName("")
+		}
 	}
 }
 
@@ -59,19 +78,25 @@ func (r *Registry) keep(e *entry) {
 	})
 }
 
-// unstore has the store remove its copies of this name, except of entries that
-// still are in the registry.
-func (r *Registry) unstore(fdName string) {
-	if r.store.Store == nil || !nametable.IsStoreName(fdName) {
+// unstore has the store remove its copies of these names, except of entries that still
+// are in the registry.
+func (r *Registry) unstore(fdNames ...string) {
+	if r.store.Store == nil {
 		return
 	}
+	fdNames = storeNames(fdNames)
 	if !r.store.open {
-		r.store.removed = append(r.store.removed, fdName)
+		r.store.removed = append(r.store.removed, fdNames...)
 		return
 	}
-	r.store.Remove(fdName)
+	if len(fdNames) == 0 {
+		return
+	}
+	for _, fdName := range fdNames {
+		r.store.Remove(fdName)
+	}
 	for _, e := range r.index.entries {
-		if e.FDName == fdName {
+		if _, removed := slices.BinarySearch(fdNames, e.FDName); removed {
 			e.setFDName("")
 			r.keep(e)
 		}
@@ -85,12 +110,16 @@ func (r *Registry) emptyStore() {
 	}
 	names := r.store.removed
 	for _, e := range r.index.entries {
-		if nametable.IsStoreName(e.FDName) {
-			names = append(names, e.FDName)
-		}
+		names = append(names, e.FDName)
 	}
-	slices.Sort(names)
-	for _, fdName := range slices.Compact(names) {
+	for _, fdName := range storeNames(names) {
 		r.store.Remove(fdName)
 	}
+}
+
+// storeNames returns those of the names that are a store's, sorted, once each.
+func storeNames(fdNames []string) []string {
+	fdNames = slices.DeleteFunc(slices.Clone(fdNames), func(fdName string) bool { return !nametable.IsStoreName(fdName) })
+	slices.Sort(fdNames)
+	return slices.Compact(fdNames)
 }

@@ -70,7 +70,7 @@ func nameOf(s descriptor.Socket, fdName, network string) nametable.Name {
 
 func kindOf(s descriptor.Socket) string {
 	switch {
-	case s.Network == "":
+	case s.Network == "" || s.Network == "ip":
 		return nametable.File
 	case s.Listening:
 		return nametable.Listener

@@ -24,7 +24,12 @@ var (
 
 	// BarrierTimeout is how long the manager may take to learn of a handover.
 	BarrierTimeout = 5 * time.Second
+
+	send = descriptor.Send
 )
+
+// fullPause lies between two attempts at a queue that the poller does not watch.
+const fullPause = 5 * time.Millisecond
 
 // maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
 const maxStatus = 1000
@@ -110,20 +115,29 @@ func (n *Notifier) dial() (*net.UnixConn, error) {
 }
 
 func sendFields(conn *net.UnixConn, rights []byte, fields ...string) error {
-	if err := conn.SetWriteDeadline(time.Now().Add(NotifyTimeout)); err != nil {
+	deadline := time.Now().Add(NotifyTimeout)
+	if err := conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	// Not WriteMsgUnix, which refuses connected sockets: only these can wait for
-	// room in the manager's queue.
-	writeErr := raw.Write(func(fd uintptr) bool {
-		err = descriptor.Send(fd, []byte(strings.Join(fields, "\n")), rights)
-		return !descriptor.IsBlocked(err)
-	})
-	return cmp.Or(writeErr, err)
+	for {
+		// Not WriteMsgUnix, which refuses connected sockets: only these can wait for
+		// room in the manager's queue.
+		writeErr := raw.Write(func(fd uintptr) bool {
+			err = send(fd, []byte(strings.Join(fields, "\n")), rights)
+			return !descriptor.IsBlocked(err)
+		})
+		switch {
+		case !descriptor.IsFull(err):
+			return cmp.Or(writeErr, err)
+		case time.Now().After(deadline):
+			return err
+		}
+		time.Sleep(fullPause)
+	}
 }
 
 func (n *Notifier) log(err error) {

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // This file owns the clients. Each checks every answer, and repeats nothing by
@@ -109,7 +111,7 @@ func (l *load) http(network, method string, keep bool) *client {
 	if keep {
 		name = network + " " + method + " on a kept connection"
 	}
-	c := &http.Client{Timeout: patience, Transport: &http.Transport{
+	c := &http.Client{Timeout: proctest.Patience, Transport: &http.Transport{
 		DisableKeepAlives: !keep,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -147,7 +149,7 @@ func (l *load) udp(body string) (string, error) {
 		return "", err
 	}
 	answer := make([]byte, 1500)
-	for late := time.Now().Add(patience); ; {
+	for late := time.Now().Add(proctest.Patience); ; {
 		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		n, err := conn.Read(answer)
 		if errors.Is(err, os.ErrDeadlineExceeded) && !l.crashes.Load() && time.Now().Before(late) {
@@ -162,7 +164,7 @@ func (l *load) settle(t *testing.T) {
 	t.Helper()
 	for _, c := range l.clients {
 		begun := c.begun.Load()
-		until(t, c.name+" is answered", func() bool { return c.begun.Load() >= begun+2 })
+		proctest.AwaitThat(t, c.name+" is answered", func() bool { return c.begun.Load() >= begun+2 })
 	}
 }
 
@@ -170,7 +172,7 @@ func (l *load) settle(t *testing.T) {
 func (l *load) awaitAnswers(t *testing.T, version string, pid int) {
 	t.Helper()
 	key := version + " " + strconv.Itoa(pid)
-	until(t, "answers of "+key, func() bool {
+	proctest.AwaitThat(t, "answers of "+key, func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return l.answers[key] >= len(l.clients)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip/examples/deploy/systemd"
+	"example.com/tableflip/internal/proctest"
 	_ "example.com/tableflip/service" // so that go test knows that the result depends on it
 )
 
@@ -139,18 +140,12 @@ func onMachine(t *testing.T, test func(*testing.T)) {
 	}
 	t.Parallel()
 	parent, err := ownCgroup()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	cgroup, err := os.MkdirTemp(parent, "systemdtest")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	t.Cleanup(func() { removeCgroup(t, cgroup) })
 	directory, err := os.Open(cgroup)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer directory.Close()
 
 	// The parent whose death ends the machine is this thread, see prctl(2).
@@ -282,7 +277,7 @@ func startNotifying(path string, args ...string) (pid int, err error) {
 		cmd.Wait()
 		manager.SetReadDeadline(time.Unix(1, 0))
 	}()
-	manager.SetReadDeadline(time.Now().Add(patience))
+	manager.SetReadDeadline(time.Now().Add(proctest.Patience))
 	message := make([]byte, 4096)
 	for {
 		n, err := manager.Read(message)

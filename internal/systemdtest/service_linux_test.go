@@ -14,7 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // This file owns what a test does to a service, and what systemd says of it.
@@ -25,9 +26,6 @@ const (
 
 	// placeholder is the version in the binary as it is built.
 	placeholder = "version-000000-good"
-
-	// patience bounds every wait for an event. No test passes because of it.
-	patience = 30 * time.Second
 )
 
 // A kind is a way to have systemd follow a service.
@@ -67,24 +65,9 @@ func newService(t *testing.T, k kind) *service {
 	return s
 }
 
-// until calls done until it reports true.
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(patience)
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("waited too long for: %s", what)
-		}
-	}
-}
-
 func (s *service) systemctl(args ...string) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
 	output, err := exec.CommandContext(ctx, "systemctl", append([]string{"--user"}, args...)...).CombinedOutput()
 	if err != nil {
@@ -116,7 +99,7 @@ func (s *service) await(property string, done func(value string) bool) {
 			s.t.Logf("%s is %q", property, value)
 		}
 	}()
-	until(s.t, s.service+": "+property, func() bool {
+	proctest.AwaitThat(s.t, s.service+": "+property, func() bool {
 		value = s.show()[property]
 		return done(value)
 	})
@@ -148,7 +131,7 @@ func (s *service) expectRunning(others ...int) {
 		"Result":      "success",
 	})
 	running := slices.Sorted(slices.Values(append(others, s.main)))
-	until(s.t, fmt.Sprintf("just %v run", running), func() bool { return slices.Equal(processes(), running) })
+	proctest.AwaitThat(s.t, fmt.Sprintf("just %v run", running), func() bool { return slices.Equal(processes(), running) })
 	binary, err := os.ReadFile(fmt.Sprintf("/proc/%d/exe", s.main))
 	if err != nil || !bytes.Contains(binary, []byte(s.version)) {
 		s.t.Errorf("the main process does not run %s: %v", s.version, err)
@@ -169,16 +152,11 @@ func processes() []int {
 	return pids
 }
 
-func isZombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // see proc_pid_stat(5)
-	return err == nil && bytes.Contains(stat, []byte(") Z "))
-}
-
 // awaitEnd waits until a process has ended, with all of its descriptors, and been
 // reaped.
 func (s *service) awaitEnd(pid int) {
 	s.t.Helper()
-	until(s.t, fmt.Sprintf("process %d has ended", pid), func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+	proctest.AwaitThat(s.t, fmt.Sprintf("process %d has ended", pid), func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
 // install puts the next version, with this behaviour, where the binary is. It
@@ -186,20 +164,14 @@ func (s *service) awaitEnd(pid int) {
 func (s *service) install(behaviour string) string {
 	s.t.Helper()
 	binary, err := os.ReadFile(filepath.Join(binaries, "web"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	if !bytes.Contains(binary, []byte(placeholder)) {
 		s.t.Fatal("the binary does not contain its version")
 	}
 	s.number++
 	version := fmt.Sprintf("version-%06d-%s", s.number, behaviour)
-	if err := os.WriteFile(installed+".new", bytes.ReplaceAll(binary, []byte(placeholder), []byte(version)), 0o755); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.Rename(installed+".new", installed); err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, os.WriteFile(installed+".new", bytes.ReplaceAll(binary, []byte(placeholder), []byte(version)), 0o755))
+	proctest.OK(s.t, os.Rename(installed+".new", installed))
 	return version
 }
 
@@ -286,9 +258,7 @@ func journalctl(t *testing.T, args ...string) []byte {
 func journalCursor(t *testing.T) string {
 	t.Helper()
 	var last entry
-	if err := json.Unmarshal(journalctl(t, "-o", "json", "-n", "1"), &last); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, json.Unmarshal(journalctl(t, "-o", "json", "-n", "1"), &last))
 	return last.Cursor
 }
 
@@ -297,9 +267,7 @@ func journal(t *testing.T, cursor string) []entry {
 	var entries []entry
 	for line := range bytes.Lines(journalctl(t, "-o", "json", "--after-cursor", cursor)) {
 		var e entry
-		if err := json.Unmarshal(line, &e); err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, json.Unmarshal(line, &e))
 		entries = append(entries, e)
 	}
 	return entries

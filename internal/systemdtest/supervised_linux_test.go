@@ -14,6 +14,8 @@ import (
 	"time"
 
 	_ "example.com/tableflip/supervise" // so that go test knows that the result depends on it
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // This file owns the service under tableflip-supervise, and the signals that systemd
@@ -68,9 +70,7 @@ func (s *service) startSupervised() {
 			err = os.WriteFile(path, content, 0o755)
 		}
 	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	s.version = s.install("good")
 	s.systemctl("start", s.service)
 	s.askMain()
@@ -80,7 +80,7 @@ func (s *service) startSupervised() {
 // process in charge.
 func (s *service) askMain() {
 	s.t.Helper()
-	until(s.t, s.version+" answers", func() bool {
+	proctest.AwaitThat(s.t, s.version+" answers", func() bool {
 		response, err := oneShot.Get("http://" + tcpAddr)
 		if err != nil {
 			return false
@@ -115,7 +115,7 @@ func (s *service) crashWhileDraining() {
 	s.reloadSupervised()
 	restarts, _ := strconv.Atoi(s.show()["NRestarts"])
 	began := time.Now()
-	s.signal(s.main, syscall.SIGKILL)
+	proctest.Kill(s.t, s.main, syscall.SIGKILL)
 	s.askMain()
 	// The drain would have been 30 s.
 	if outage := time.Since(began); outage > 15*time.Second {
@@ -138,12 +138,10 @@ func (s *service) begin() *unfinished {
 	read, write := io.Pipe()
 	u := &unfinished{write, make(chan string, 1), fmt.Sprintf("%s %d hello", s.version, s.main)}
 	request, err := http.NewRequest(http.MethodPost, "http://"+tcpAddr, read)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	request.Header.Set("Expect", "100-continue")
-	transport := &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: patience}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	transport := &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: proctest.Patience}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*proctest.Patience)
 	go func() {
 		defer cancel()
 		response, err := transport.RoundTrip(request.WithContext(ctx))
@@ -182,7 +180,7 @@ func (s *service) stopTwiceAfter(change func()) {
 	}
 	terminate := func() { s.systemctl("kill", "--signal=TERM", "--kill-whom=all", s.service) }
 	terminate()
-	until(s.t, "the service accepts no more", func() bool {
+	proctest.AwaitThat(s.t, "the service accepts no more", func() bool {
 		conn, err := net.Dial("tcp", tcpAddr)
 		if err == nil {
 			conn.Close()

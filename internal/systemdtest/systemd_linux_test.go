@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 func TestNotify(t *testing.T) {
@@ -121,7 +123,7 @@ func (s *service) start() {
 	if s.socket != "" {
 		s.expect(map[string]string{"ActiveState": "inactive"})
 	}
-	until(s.t, "the service answers", func() bool {
+	proctest.AwaitThat(s.t, "the service answers", func() bool {
 		response, err := oneShot.Get("http://" + tcpAddr)
 		if err != nil {
 			if s.socket != "" || s.notifies {
@@ -169,16 +171,16 @@ func (s *service) reload() {
 func (s *service) reloadDeaf() {
 	old := s.main
 	s.version = s.install("good")
-	s.signal(managerPID, syscall.SIGSTOP)
-	s.signal(old, syscall.SIGHUP)
-	until(s.t, "two processes run", func() bool { return len(processes()) == 2 })
+	proctest.Kill(s.t, managerPID, syscall.SIGSTOP)
+	proctest.Kill(s.t, old, syscall.SIGHUP)
+	proctest.AwaitThat(s.t, "two processes run", func() bool { return len(processes()) == 2 })
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if isZombie(old) { // it is systemd that reaps
+		if proctest.IsZombie(old) { // it is systemd that reaps
 			s.t.Error("the old process has ended")
 			break
 		}
 	}
-	s.signal(managerPID, syscall.SIGCONT)
+	proctest.Kill(s.t, managerPID, syscall.SIGCONT)
 	s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) })
 	s.adopt()
 	s.awaitEnd(old)
@@ -196,7 +198,7 @@ func (s *service) failReload(behaviour, why string, draining ...int) {
 	s.systemctl("reload", "--no-block", s.service)
 	if behaviour == "hang" && s.notifies {
 		// At first, kill runs.
-		until(s.t, "the service is reloading by its own word", func() bool {
+		proctest.AwaitThat(s.t, "the service is reloading by its own word", func() bool {
 			properties := s.show()
 			return properties["ActiveState"] == "reloading" && properties["ControlPID"] == "0"
 		})
@@ -204,7 +206,7 @@ func (s *service) failReload(behaviour, why string, draining ...int) {
 	if s.notifies {
 		s.await("StatusText", failure.MatchString)
 	}
-	until(s.t, "the service logs the failure", func() bool {
+	proctest.AwaitThat(s.t, "the service logs the failure", func() bool {
 		for _, e := range journal(s.t, cursor) {
 			if e.PID == strconv.Itoa(s.main) && failure.MatchString(e.Message) {
 				return true
@@ -217,7 +219,7 @@ func (s *service) failReload(behaviour, why string, draining ...int) {
 }
 
 // oneShot leaves no connection that a drain would wait for.
-var oneShot = http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+var oneShot = http.Client{Timeout: proctest.Patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // awaitAnswers waits until the process in charge answers.
 func (s *service) awaitAnswers() {
@@ -227,9 +229,7 @@ func (s *service) awaitAnswers() {
 		return
 	}
 	response, err := oneShot.Get("http://" + tcpAddr)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	expectAnswer(s.t, response, s.version, s.main)
 }
 
@@ -246,9 +246,7 @@ func expectAnswer(t *testing.T, response *http.Response, version string, pid int
 func (s *service) hold(until string) *http.Response {
 	s.t.Helper()
 	response, err := oneShot.Get("http://" + tcpAddr + "/?hold=" + until)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	proctest.OK(s.t, err)
 	return response
 }
 
@@ -265,7 +263,7 @@ func (s *service) killDraining() {
 		s.expectRunning(old)
 		s.failReload("good", "parent hasn't exited", old)
 	} else {
-		until(s.t, "the PID file names the new process", func() bool {
+		proctest.AwaitThat(s.t, "the PID file names the new process", func() bool {
 			content, err := os.ReadFile("/run/web.pid")
 			if err != nil || string(content) == strconv.Itoa(old) {
 				return false
@@ -275,18 +273,11 @@ func (s *service) killDraining() {
 		})
 	}
 	s.awaitAnswers()
-	s.signal(old, syscall.SIGKILL)
+	proctest.Kill(s.t, old, syscall.SIGKILL)
 	s.awaitEnd(old)
 	s.await("MainPID", equal(strconv.Itoa(s.main)))
 	s.load.settle(s.t)
 	s.expectRunning()
-}
-
-func (s *service) signal(pid int, signal syscall.Signal) {
-	s.t.Helper()
-	if err := syscall.Kill(pid, signal); err != nil {
-		s.t.Fatalf("send %v to %d: %v", signal, pid, err)
-	}
 }
 
 // quit upgrades to a version that ends as soon as it is in charge.
@@ -297,15 +288,15 @@ func (s *service) quit() {
 
 // kill kills the main process.
 func (s *service) kill() {
-	s.restarted(s.version, func() { s.signal(s.main, syscall.SIGKILL) })
+	s.restarted(s.version, func() { proctest.Kill(s.t, s.main, syscall.SIGKILL) })
 }
 
 // killReloading kills the main process while another starts.
 func (s *service) killReloading() {
 	version := s.install("hang") // not when systemd starts it
 	s.systemctl("reload", "--no-block", s.service)
-	until(s.t, "two processes run", func() bool { return len(processes()) == 2 })
-	s.restarted(version, func() { s.signal(s.main, syscall.SIGKILL) })
+	proctest.AwaitThat(s.t, "two processes run", func() bool { return len(processes()) == 2 })
+	s.restarted(version, func() { proctest.Kill(s.t, s.main, syscall.SIGKILL) })
 }
 
 // restarted waits until systemd has brought the service back from what do does.

@@ -37,6 +37,7 @@ type chain struct {
 	ended           chan os.Signal
 
 	mu        sync.Mutex
+	group     int           // process group of all servers
 	changed   chan struct{} // closed, and replaced, when what follows changes
 	processes map[int]*process
 	inCharge  int          // PID, or 0
@@ -89,8 +90,8 @@ func newChain(path string, args []string, log *os.File) (*chain, error) {
 	return c, nil
 }
 
-// start starts a first generation, in a process group of its own so that Ctrl-C
-// does not reach it, and waits until it is ready.
+// start starts a first generation, in a process group of its own, which all later ones
+// are in, and waits until it is ready. Nothing may be left of those before.
 func (c *chain) start() error {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, c.stdout, c.log
@@ -99,7 +100,8 @@ func (c *chain) start() error {
 	err := cmd.Start()
 	var p *process
 	if err == nil {
-		p = c.process(cmd.Process.Pid)
+		c.group = cmd.Process.Pid
+		p = c.process(c.group)
 		p.isFirst = true
 	}
 	c.mu.Unlock()
@@ -205,7 +207,7 @@ func (c *chain) notify() {
 // known by no event.
 func (c *chain) await(limit time.Duration, condition func() bool) bool {
 	timeout := time.After(limit)
-	poll := time.NewTicker(2 * time.Millisecond)
+	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
 	for {
 		c.mu.Lock()
@@ -260,7 +262,7 @@ func (c *chain) stop(limit time.Duration) error {
 			}
 			return nil
 		case <-time.After(3 * time.Second):
-			c.killChildren()
+			c.kill()
 		}
 		if tries == 10 {
 			return fmt.Errorf("some server survives")
@@ -268,10 +270,12 @@ func (c *chain) stop(limit time.Duration) error {
 	}
 }
 
-// killChildren kills children of this process, which are not yet waited for, so
-// that their PIDs are still theirs. Their children become its own in turn.
-func (c *chain) killChildren() {
-	for _, pid := range proc.Children(os.Getpid()) {
-		syscall.Kill(pid, syscall.SIGKILL)
+// servers returns the processes that run, or are zombies.
+func (c *chain) servers() []proc.Process { return proc.InGroup(c.group) }
+
+// kill kills all servers.
+func (c *chain) kill() {
+	if len(c.servers()) > 0 {
+		syscall.Kill(-c.group, syscall.SIGKILL)
 	}
 }

@@ -88,7 +88,7 @@ func (b *bed) verifyFiles(r *row, pid int) {
 
 // strays returns the servers that run, or are zombies, except for one.
 func (b *bed) strays(inCharge int) []proc.Process {
-	return slices.DeleteFunc(proc.Descendants(), func(p proc.Process) bool { return p.PID == inCharge })
+	return slices.DeleteFunc(b.chain.servers(), func(p proc.Process) bool { return p.PID == inCharge })
 }
 
 // verifyDescriptors checks that a process has no more of them open than there ever were

@@ -156,7 +156,8 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	switch f.environment {
 	case parentSuspended:
 		time.Sleep(f.delay)
-		b.suspend(parent, f.length)
+		syscall.Kill(parent, syscall.SIGSTOP)
+		b.resume(parent, f.length)
 	case impatience:
 		for range 2 {
 			time.Sleep(f.delay)
@@ -174,7 +175,7 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	switch f.injected.Action {
 	case wire.Suspend:
 		if victim := b.awaitInjected(parent); victim != 0 {
-			b.suspend(victim, f.length)
+			b.resume(victim, f.length)
 		}
 	case wire.Hang:
 		victim := b.awaitInjected(parent)
@@ -190,9 +191,8 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 // limit bounds an upgrade.
 func (b *bed) limit() time.Duration { return b.upgradeTimeout + b.acknowledgeTimeout + startLimit }
 
-// suspend stops a process for a while, which begins when all of its threads have stopped.
-func (b *bed) suspend(pid int, length time.Duration) {
-	syscall.Kill(pid, syscall.SIGSTOP)
+// resume has a process that is told to stop go on, some time after it has stopped.
+func (b *bed) resume(pid int, length time.Duration) {
 	b.chain.await(b.limit(), func() bool {
 		p, ok := proc.Find(pid)
 		return !ok || p.State == proc.Stopped || p.State == proc.Zombie
@@ -227,12 +227,12 @@ func (b *bed) awaitChild(parent int) (child int) {
 }
 
 // awaitInjected returns to whom the fault has happened, or 0 if nobody has come to its
-// step.
+// step. The old process may say first that the upgrade has succeeded.
 func (b *bed) awaitInjected(parent int) (victim int) {
 	b.chain.await(b.limit(), func() bool {
 		victim = b.chain.injected.Victim
 		p := b.chain.processes[parent]
-		return victim != 0 || p.reported(wire.UpgradeFailed) || p.reported(wire.Upgraded) || !p.lives()
+		return victim != 0 || p.reported(wire.UpgradeFailed) || !p.lives()
 	})
 	return victim
 }
@@ -263,7 +263,7 @@ func (b *bed) awaitOutcome(parent int, f fault) outcome {
 		switch {
 		case !p.lives() && serves && f.endsParent():
 			result = tookOver
-		case !p.lives() && len(b.strays(0)) == 0:
+		case !p.lives() && !childLives && len(b.strays(parent)) == 0:
 			result = outage
 			if p.reported(wire.Upgraded) {
 				result = crashed
@@ -335,7 +335,7 @@ func (b *bed) awaitExit(r *row, parent int) {
 // restart does what a service manager does when nobody is left. That includes
 // clearing away the Unix socket, as the first generation will not.
 func (b *bed) restart(r *row) {
-	b.chain.killChildren()
+	b.chain.kill()
 	if !b.chain.await(startLimit, func() bool { return len(b.strays(0)) == 0 }) {
 		r.breaks("some processes survive SIGKILL: %v", b.strays(0))
 	}

@@ -22,10 +22,11 @@ const (
 
 // A Process is an entry of the table.
 type Process struct {
-	PID, Parent int
-	State       string
-	Started     string // tells it from an unrelated one that is given its PID later
-	Name        string
+	PID     int
+	Name    string
+	State   string
+	Group   int
+	Started string // tells it from an unrelated one that is given its PID later
 }
 
 // Find returns the process that has this ID now, and whether there is one.
@@ -40,8 +41,8 @@ func Find(pid int) (Process, bool) {
 	if open < 0 || len(fields) < 20 {
 		return Process{}, false
 	}
-	parent, _ := strconv.Atoi(fields[1])
-	return Process{pid, parent, fields[0], fields[19], string(stat[open+1 : end])}, true
+	group, _ := strconv.Atoi(fields[2])
+	return Process{pid, string(stat[open+1 : end]), fields[0], group, fields[19]}, true
 }
 
 // Lives reports whether p is there, and no zombie.
@@ -50,7 +51,8 @@ func (p Process) Lives() bool {
 	return ok && now.Started == p.Started && now.State != Zombie
 }
 
-// Children returns the PIDs of a process's children, zombies included.
+// Children returns the PIDs of a process's children, zombies included. Some may be missing
+// while others end (see proc_pid_task(5)).
 func Children(pid int) (children []int) {
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, list := range lists {
@@ -64,23 +66,24 @@ func Children(pid int) (children []int) {
 	return children
 }
 
-// Descendants returns the processes that come from this one, zombies included.
-func Descendants() (all []Process) {
-	queue := []int{os.Getpid()}
-	for len(queue) > 0 {
-		for _, pid := range Children(queue[0]) {
-			if p, ok := Find(pid); ok {
-				all = append(all, p)
-				queue = append(queue, pid)
-			}
+// InGroup returns the processes of a process group, zombies included.
+func InGroup(group int) (all []Process) {
+	entries, _ := os.ReadDir("/proc")
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
 		}
-		queue = queue[1:]
+		if p, ok := Find(pid); ok && p.Group == group {
+			all = append(all, p)
+		}
 	}
 	return all
 }
 
-// Files returns how many descriptors of each kind a process has open. Sockets count if
-// they listen, or are of UDP: others are connections, which come and go.
+// Files returns how many descriptors of each kind a process has open. Connections, which
+// come and go, do not count; of the sockets that listen, or are of UDP, the one that has
+// the most descriptors does, for the kernel may leave out some where many change.
 func Files(pid int) (map[string]int, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
@@ -88,19 +91,21 @@ func Files(pid int) (map[string]int, error) {
 		return nil, err
 	}
 	listening := listeningSockets()
-	kinds := make(map[string]int)
+	kinds, sockets := make(map[string]int), make(map[string]int)
 	for _, entry := range entries {
 		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
 		if err != nil {
 			continue
 		}
-		kind, id, isNumbered := strings.Cut(target, ":[")
-		if isNumbered && kind == "socket" {
-			if kind = listening[strings.TrimSuffix(id, "]")]; kind == "" {
-				continue
-			}
+		kind, inode, isNumbered := strings.Cut(target, ":[")
+		switch inode = strings.TrimSuffix(inode, "]"); {
+		case !isNumbered || kind != "socket":
+			kinds[kind]++
+		case listening[inode] != "":
+			sockets[inode]++
+			kind = "the same socket, " + listening[inode]
+			kinds[kind] = max(kinds[kind], sockets[inode])
 		}
-		kinds[kind]++
 	}
 	return kinds, nil
 }

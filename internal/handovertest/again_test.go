@@ -1,0 +1,80 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"context"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+)
+
+// A process has one parent, whichever of its Upgraders asks.
+
+func TestNewAgainInChild(t *testing.T) {
+	s, parent := proctest.Start(t, "two-upgraders")
+	want := "true <nil> " + tableflip.ErrParentRunning.Error()
+	for _, which := range []string{"first", "second"} {
+		if m := s.Await(which); m.Text != want {
+			t.Errorf("beside the parent, HasParent, Ready and Upgrade of the %s Upgrader: %s, want %s", which, m.Text, want)
+		}
+	}
+	proctest.Terminate(t, parent.Process.Pid)
+	if m := s.Await("third"); m.Text != "true <nil> <nil>" {
+		t.Errorf("later, HasParent, Ready and WaitForParent: %s", m.Text)
+	}
+	if m := s.Await("succeeded"); m.Text != "true" {
+		t.Errorf("HasParent in the next generation: %s", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("two-upgraders", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		switch proctest.Arg() {
+		case "":
+			proctest.SetArg("child")
+			MustBeReady(upg)
+			proctest.Must(0, upg.Upgrade())
+			<-terminated
+			return
+		case "grandchild":
+			MustBeReady(upg)
+			proctest.Report("succeeded", upg.HasParent())
+			return
+		}
+		tell := func(which string) {
+			proctest.Report(which, upg.HasParent(), upg.Ready(), upg.Upgrade())
+			upg.Stop()
+			upg = proctest.Must(tableflip.New(tableflip.Options{}))
+		}
+		tell("first")
+		tell("second")
+		waited := upg.WaitForParent(context.Background())
+		proctest.Report("third", upg.HasParent(), upg.Ready(), waited)
+		proctest.SetArg("grandchild")
+		proctest.Must(0, upg.Upgrade())
+	})
+}
+
+// Stop before the commit was this process's last word to its parent.
+func TestNewAgainAbandoned(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "abandon-and-try")
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+	if m := s.Await("new"); m.Text == "<nil>" {
+		t.Error("New returned an Upgrader that would be in charge beside the parent")
+	}
+}
+
+func init() {
+	proctest.Role("abandon-and-try", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		upg.Stop()
+		proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{})))
+	})
+}

@@ -1,0 +1,275 @@
+package handovertest
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/systemd"
+)
+
+// Nothing that may take long, and nothing of the program's, is called under a lock.
+
+// patientNotifier has messages to the manager wait until it reads.
+func patientNotifier(t *testing.T) {
+	before := systemd.NotifyTimeout
+	systemd.NotifyTimeout = proctest.Patience
+	t.Cleanup(func() { systemd.NotifyTimeout = before })
+}
+
+// wantQuick checks that calls of a process whose upgrade is telling the manager something
+// do not wait for that.
+func wantQuick(t *testing.T, upg *tableflip.Upgrader, calls map[string]func()) {
+	t.Helper()
+	var all sync.WaitGroup
+	for _, call := range calls {
+		all.Go(call)
+	}
+	done := proctest.Waited(&all)
+	select {
+	case <-done:
+	case <-time.After(proctest.Patience / 2):
+		t.Fatal("a method waits for the manager")
+	}
+}
+
+func TestManagerStuck(t *testing.T) {
+	patientNotifier(t)
+	m := bindManager(t)
+	t.Setenv("NOTIFY_SOCKET", m.socket)
+	upg, _ := NewParent(t, tableflip.Options{}, "fail")
+	proctest.OK(t, upg.Ready())
+	m.clog()
+	upgraded := make(chan error, 2)
+	for range 2 { // one of which is beside the other
+		go func() { upgraded <- upg.Upgrade() }()
+	}
+	proctest.WantError(t, "the other Upgrade", proctest.Within(t, "Upgrade", upgraded), tableflip.ErrUpgradeInProgress)
+	file := proctest.Opened[*os.File](t)(os.Open(os.DevNull))
+	wantQuick(t, upg, map[string]func(){
+		"HasParent":     func() { upg.HasParent() },
+		"Ready":         func() { upg.Ready() },
+		"AddFile":       func() { upg.AddFile("a", file) },
+		"RemoveFile":    func() { upg.RemoveFile("b") },
+		"Listen":        func() { proctest.Opened[interface{ Close() error }](t)(upg.Listen("tcp", "localhost:0")) },
+		"Files":         func() { upg.Files() },
+		"Upgrade":       func() { upg.Upgrade() },
+		"WaitForParent": func() { upg.WaitForParent(t.Context()) },
+	})
+	if proctest.IsClosed(upgraded) {
+		t.Error("the upgrade did not wait for the manager")
+	}
+	m.read() // and so ends what is under way
+	if err := proctest.Within(t, "Upgrade", upgraded); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+}
+
+// However many upgrades are being refused, Stop has to tell its own messages only.
+func TestManagerStuckStop(t *testing.T) {
+	before := systemd.NotifyTimeout
+	systemd.NotifyTimeout = time.Second
+	t.Cleanup(func() { systemd.NotifyTimeout = before })
+	m := bindManager(t)
+	t.Setenv("NOTIFY_SOCKET", m.socket)
+	upg, _ := NewParent(t, tableflip.Options{}, "fail")
+	proctest.OK(t, upg.Ready())
+	m.clog()
+	cancelled, cancel := context.WithCancel(context.Background())
+	cancel()
+	var refused, asked sync.WaitGroup
+	for range 10 {
+		asked.Add(1)
+		ctx := askedContext{cancelled, sync.OnceFunc(asked.Done)}
+		refused.Go(func() { proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled) })
+	}
+	proctest.Within(t, "the upgrades", proctest.Waited(&asked))
+	began := time.Now()
+	upg.Stop()
+	if took := time.Since(began); took > 5*systemd.NotifyTimeout {
+		t.Errorf("Stop took %v", took)
+	}
+	proctest.Within(t, "the refused upgrades", proctest.Waited(&refused))
+}
+
+// An askedContext tells when it was asked whether it has ended.
+type askedContext struct {
+	context.Context
+	asked func()
+}
+
+func (c askedContext) Err() error {
+	defer c.asked()
+	return c.Context.Err()
+}
+
+// A curious handler is a Logger's that calls every method of the Upgrader.
+type curiousHandler struct {
+	slog.Handler
+	upg    *atomic.Pointer[tableflip.Upgrader]
+	stops  bool
+	within *atomic.Int32
+	seen   *sync.Map
+}
+
+func newCurious(stops bool) curiousHandler {
+	return curiousHandler{
+		Handler: slog.DiscardHandler,
+		upg:     new(atomic.Pointer[tableflip.Upgrader]),
+		stops:   stops,
+		within:  new(atomic.Int32),
+		seen:    new(sync.Map),
+	}
+}
+
+func (h curiousHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h curiousHandler) Handle(_ context.Context, r slog.Record) error {
+	h.seen.Store(r.Message, true)
+	upg := h.upg.Load()
+	if upg == nil || h.within.Add(1) > 1 {
+		return nil // New has not returned, or one of the calls below logs
+	}
+	defer h.within.Add(-1)
+	ended, end := context.WithCancel(context.Background())
+	end()
+	upg.HasParent()
+	upg.Ready()
+	upg.Files()
+	upg.Conn("tcp", "")
+	upg.File("")
+	upg.UpgradeContext(ended)
+	upg.WaitForParent(ended)
+	upg.AddFile("added by the handler", os.Stderr)
+	upg.RemoveFile("added by the handler")
+	if h.stops {
+		upg.Stop()
+	}
+	return nil
+}
+
+func (h curiousHandler) wantSeen(t *testing.T, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		found := false
+		h.seen.Range(func(message, _ any) bool {
+			found = found || strings.Contains(message.(string), text)
+			return !found
+		})
+		if !found {
+			t.Errorf("the log does not say %q", text)
+		}
+	}
+}
+
+const noManager, cleaning, noRestore = "can't talk to the service manager", "cleaning up", "can't restore the PID file"
+
+func TestLoggerCalls(t *testing.T) {
+	for _, stops := range []bool{false, true} {
+		for _, moment := range []string{"Ready", "a failed upgrade", "an upgrade", "Stop"} {
+			t.Run(moment+map[bool]string{true: ", and stops"}[stops], func(t *testing.T) {
+				m := startedByManager(t)
+				curious := newCurious(stops)
+				role := "succeed"
+				if moment == "a failed upgrade" {
+					role = "fail"
+				}
+				path := filepath.Join(t.TempDir(), "pid")
+				upg, _ := NewParent(t, tableflip.Options{Logger: slog.New(curious), PIDFile: path}, role)
+				breakAll := func() {
+					proctest.OK(t, os.Remove(m.socket))
+					if proctest.Exists(path) {
+						proctest.OK(t, os.Remove(path))
+					}
+					if moment != "Ready" && moment != "an upgrade" {
+						proctest.OK(t, os.Mkdir(path, 0o700))
+					}
+				}
+				steps := map[string]func(){
+					"Ready": func() { upg.Ready() },
+					"a failed upgrade": func() {
+						proctest.During(t, step.ChildStarted, breakAll)
+						upg.Upgrade()
+					},
+					"an upgrade": func() {
+						proctest.During(t, step.ReadyReceived, breakAll)
+						upg.Upgrade()
+					},
+					"Stop": upg.Stop,
+				}
+				if moment != "Ready" {
+					proctest.OK(t, upg.Ready())
+				}
+				if moment == "Ready" || moment == "Stop" {
+					breakAll()
+				}
+				curious.upg.Store(upg)
+				proctest.Within(t, moment, proctest.InBackground(func() bool { steps[moment](); return true }))
+				curious.wantSeen(t, noManager)
+				switch moment {
+				case "a failed upgrade":
+					curious.wantSeen(t, noRestore)
+				case "Stop":
+					curious.wantSeen(t, cleaning)
+				}
+				proctest.Within(t, "Stop", proctest.InBackground(func() bool { upg.Stop(); return true }))
+			})
+		}
+	}
+}
+
+// The child's records: what nobody claimed, a manager that does not hear, and a reload
+// that cannot be answered.
+func TestLoggerCallsInChild(t *testing.T) {
+	for _, stops := range []string{"false", "true"} {
+		t.Run("stops "+stops, func(t *testing.T) {
+			m := startedByManager(t)
+			upg, s := NewParent(t, tableflip.Options{}, "curious", proctest.WithArg(stops))
+			proctest.OK(t, proctest.ErrorOf(upg.Listen("tcp", "localhost:0")))
+			Upgrade(t, upg)
+			child := s.Await("serving").PID
+			if stops == "false" {
+				proctest.OK(t, os.Remove(m.socket))
+				proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+				for range 2 {
+					s.Await("logged")
+				}
+			}
+			proctest.Terminate(t, child)
+			s.AwaitEnd()
+		})
+	}
+}
+
+func init() {
+	proctest.Role("curious", func() {
+		terminated := proctest.Terminated()
+		curious := newCurious(proctest.Arg() == "true")
+		logger := slog.New(reportingHandler{curious})
+		upg := proctest.Must(tableflip.New(tableflip.Options{Logger: logger}))
+		curious.upg.Store(upg)
+		MustBeReady(upg)
+		proctest.Report("serving")
+		<-terminated
+		upg.Stop()
+	})
+}
+
+type reportingHandler struct{ curiousHandler }
+
+func (h reportingHandler) Handle(ctx context.Context, r slog.Record) error {
+	err := h.curiousHandler.Handle(ctx, r)
+	if strings.Contains(r.Message, noManager) {
+		proctest.Report("logged", r.Message)
+	}
+	return err
+}

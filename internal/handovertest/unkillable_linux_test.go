@@ -1,0 +1,193 @@
+package handovertest
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+)
+
+// A child that the parent may not kill, because it belongs to another user. Root needs
+// the capability CAP_KILL for that (capabilities(7)), which the parents here do not have.
+
+const nobody = "65534"
+
+// startUnkillable starts a first generation whose children belong to nobody. It is
+// impatient, and pauses at a step.
+func startUnkillable(t *testing.T, pause step.Step) (*chain, *proctest.Process) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can start a process of another user")
+	}
+	c := newChain(t)
+	// Everybody may execute what is tested, and write the PID file.
+	proctest.OK(t, os.Chmod(c.dir, 0o777))
+	bin := proctest.SocketDir(t)
+	proctest.OK(t, os.Chmod(bin, 0o755))
+	copyBinary(t, filepath.Join(bin, "service"))
+	c.program = filepath.Join(bin, "service")
+	dropCapKill(t)
+	parent, _ := c.start(acknowledgeVariable+"=100ms", childUserVariable+"="+nobody, c.PauseAt(pause))
+	parent.AwaitStep(alone)
+	return c, parent
+}
+
+func copyBinary(t *testing.T, path string) {
+	t.Helper()
+	from := proctest.Opened[*os.File](t)(os.Open("/proc/self/exe"))
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o755)
+	proctest.OK(t, err)
+	proctest.Must(io.Copy(to, from))
+	proctest.OK(t, to.Close())
+}
+
+// dropCapKill takes the capability from what the goroutine of the test starts. Its
+// thread ends with it.
+func dropCapKill(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	proctest.OK(t, unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_KILL, 0, 0, 0))
+}
+
+// wantUnconfirmed checks the error of an upgrade to a child that may live on, beside
+// which there is no other.
+func wantUnconfirmed(t *testing.T, parent, child *proctest.Process, m proctest.Message) {
+	t.Helper()
+	for _, want := range []string{strconv.Itoa(child.PID), "still there", "not permitted"} {
+		if !strings.Contains(m.Text, want) {
+			t.Errorf("Upgrade returned %q, which does not say %q", m.Text, want)
+		}
+	}
+	if err := syscall.Kill(child.PID, 0); err != nil {
+		t.Fatalf("the child was killed: %v", err)
+	}
+	parent.Order("upgrade")
+	if m := parent.Await("upgraded"); m.Text != "upgrade in progress" {
+		t.Errorf("a second Upgrade returned %q", m.Text)
+	}
+}
+
+// upgradeSettled is upgrade once the attempt before has been decided.
+func (c *chain) upgradeSettled(g *proctest.Process) *proctest.Process {
+	c.t.Helper()
+	for {
+		g.Order("upgrade patiently")
+		m := g.Await("upgraded")
+		if m.Text == "upgrade in progress" {
+			continue
+		}
+		if m.Text != "" {
+			c.t.Fatalf("upgrade: %s", m.Text)
+		}
+		next := c.Next()
+		next.AwaitStep(alone)
+		g.AwaitEnd()
+		return next
+	}
+}
+
+func TestUnkillableLeaves(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		at        step.Step
+		suspended bool // it has not heard of its commit when it hears of the abort
+	}{
+		{step.HereSaid, false},
+		{step.PIDFilePrepared, true},
+		{step.ReadySaid, false},
+		{step.ReadySaid, true},
+		{step.VerdictReceived, false},
+		{step.PIDFileWritten, false},
+	} {
+		name := test.at.String()
+		if test.suspended {
+			name += ", suspended"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pause := step.AfterCommit
+			if isBefore(test.at, step.ReadySaid) {
+				pause = step.Step{}
+			}
+			c, parent := startUnkillable(t, pause)
+			parent.Order("upgrade", c.PauseAt(test.at))
+			child := c.Next()
+			child.AwaitStep(test.at)
+			if test.suspended {
+				proctest.Suspend(t, child.PID)
+			}
+			if pause == (step.Step{}) {
+				parent.Order("cancel")
+			} else {
+				parent.AwaitStep(pause)
+				parent.Resume()
+			}
+			wantUnconfirmed(t, parent, child, parent.Await("upgraded"))
+			c.wantAnswers(c.send(), parent.PID)
+
+			if test.suspended {
+				proctest.Continue(t, child.PID)
+			}
+			child.Resume()
+			if m := child.Await("refused"); !strings.Contains(m.Text, "aborted") {
+				t.Errorf("Ready returned %q", m.Text)
+			}
+			child.AwaitEnd()
+			next := c.upgradeSettled(parent)
+			c.wantCharge(next.PID)
+			c.wantStop(next)
+		})
+	}
+}
+
+// Stop does not wait for a child that cannot be killed, and has the last word.
+func TestUnkillableStop(t *testing.T) {
+	t.Parallel()
+	for _, at := range []step.Step{step.HereSaid, step.PIDFileWritten} {
+		t.Run(at.String(), func(t *testing.T) {
+			t.Parallel()
+			pause := step.AfterCommit
+			if at == step.HereSaid {
+				pause = step.Step{}
+			}
+			c, parent := startUnkillable(t, pause)
+			parent.Order("upgrade", c.PauseAt(at))
+			child := c.Next()
+			child.AwaitStep(at)
+			// It cannot hear of the abort before Stop.
+			proctest.Suspend(t, child.PID)
+			if pause != (step.Step{}) {
+				parent.AwaitStep(pause)
+				parent.Resume()
+			}
+			began := time.Now()
+			parent.Order("stop")
+			parent.Take("stopped")
+			// The bound is two seconds. The rest is for busy machines.
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("Stop took %v", took)
+			}
+			if m := parent.Take("upgraded"); !strings.Contains(m.Text, strconv.Itoa(child.PID)) {
+				t.Errorf("Upgrade returned %q", m.Text)
+			}
+			parent.AwaitEnd()
+			proctest.Continue(t, child.PID)
+			child.Resume()
+			if m := child.Await("refused"); !strings.Contains(m.Text, "aborted") {
+				t.Errorf("Ready returned %q", m.Text)
+			}
+			child.AwaitEnd()
+			c.AwaitEnd()
+		})
+	}
+}

@@ -1,0 +1,3 @@
+package supervise
+
+const procReapAcquire, procReapRelease = 1, 2 // sys/procctl.h
