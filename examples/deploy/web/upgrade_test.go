@@ -76,7 +76,7 @@ func start(t *testing.T) *chain {
 	if output, err := exec.Command("go", "build", "-o", binary).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
-	cmd := exec.Command(binary, "-listen", c.socket, "-pid-file", c.pidFile, "-grace", "200ms")
+	cmd := exec.Command(binary, "-listen", c.socket, "-pid-file", c.pidFile)
 
 	// Each generation inherits this pipe, which ends with the last one.
 	log, write, err := os.Pipe()
