@@ -22,7 +22,8 @@ import (
 	"example.com/tableflip/httpdrain"
 )
 
-// A whole service: SIGHUP upgrades it, SIGTERM and Ctrl-C stop it.
+// A whole HTTP service by hand: SIGHUP upgrades it, SIGTERM and Ctrl-C stop it. Package
+// service does the same in one call.
 func Example() {
 	upg, err := tableflip.New(tableflip.Options{PIDFile: "/run/service.pid"})
 	if err != nil {
@@ -55,11 +56,17 @@ func Example() {
 	server := &http.Server{Handler: http.NotFoundHandler()}
 	drainer := httpdrain.New(server)
 
-	// Connections wait in the queue until this process is in charge.
+	// Serve after Ready: what a child accepts is lost if its parent then refuses it.
+	// Until then connections wait in the queue.
 	if err := upg.Ready(); err != nil {
 		log.Fatal(err)
 	}
-	go drainer.Serve(ln)
+	go func() {
+		if err := drainer.Serve(ln); err != http.ErrServerClosed {
+			log.Println("serve:", err)
+			upg.Stop()
+		}
+	}()
 	<-upg.Exit()
 
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -161,8 +168,7 @@ func ExampleFds_ListenPacket() {
 	}
 }
 
-// A listener that comes from elsewhere, such as systemd's socket activation, is
-// passed on under any name.
+// A listener that another package created is passed on under any name.
 func ExampleFds_AddListener() {
 	upg, err := tableflip.New(tableflip.Options{})
 	if err != nil {
@@ -190,12 +196,12 @@ func ExampleFds_AddListener() {
 	// Output: listening
 }
 
-// activated stands for github.com/coreos/go-systemd/activation and its kin.
+// activated stands for a package that returns listeners by name.
 func activated(string) (net.Listener, error) {
 	return net.Listen("tcp", "localhost:0")
 }
 
-// An open file, with its offset and its locks, goes to the next generation.
+// An open file is passed on with its offset and its flock(2) locks.
 func ExampleFds_AddFile() {
 	upg, err := tableflip.New(tableflip.Options{})
 	if err != nil {
@@ -226,8 +232,8 @@ func ExampleFds_AddFile() {
 	// Output: journal open
 }
 
-// A connection, here to a backend, goes to the next generation, which must not need
-// anything that this one has read from it.
+// A connection, here to a backend, is passed on. What this generation has read from it is
+// not, so the next one must not need that.
 func ExampleFds_AddConn() {
 	backend, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
@@ -262,7 +268,8 @@ func ExampleFds_AddConn() {
 	// Output: connected
 }
 
-// The new process can get other arguments, another environment and other output.
+// The new process can be another binary and get other arguments, another environment and
+// other output.
 func ExampleOptions() {
 	upg, err := tableflip.New(tableflip.Options{
 		UpgradeTimeout: 10 * time.Second,

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// These run the supervisor under those of others.
+// These run the supervisor under those of others, with the recipes of examples/deploy.
 
 const manyUpgrades = 10
 
@@ -24,8 +24,7 @@ func TestUnderRunit(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	script := "#!/bin/sh\nexec " + b.supervisedServer() + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(script), 0o755); err != nil {
+	if err := os.Symlink(recipe(t, "runit/run"), filepath.Join(dir, "run")); err != nil {
 		t.Fatal(err)
 	}
 	sv := func(command string) string {
@@ -36,7 +35,7 @@ func TestUnderRunit(t *testing.T) {
 		}
 		return string(output)
 	}
-	b.start(exec.Command(runsv, dir))
+	b.startRecipe(runsv, dir)
 	b.upgradeUnderLoad(manyUpgrades, func() { sv("hup") })
 	if starts := b.log.count("msg=started"); starts != 1 {
 		t.Errorf("started %d times", starts)
@@ -53,40 +52,71 @@ func TestUnderSupervisord(t *testing.T) {
 		t.Skip("needs supervisord, of Debian's package supervisor")
 	}
 	b := newBed(t)
-	configuration := filepath.Join(b.dir, "supervisord.conf")
+	configuration, socket := filepath.Join(b.dir, "supervisord.conf"), filepath.Join(b.dir, "supervisord.sock")
 	if err := os.WriteFile(configuration, []byte(strings.Join([]string{
 		"[supervisord]",
 		"nodaemon=true",
 		"logfile=/dev/null",
 		"logfile_maxbytes=0",
 		"pidfile=" + filepath.Join(b.dir, "supervisord.pid"),
-		"[program:service]",
-		"command=" + b.supervisedServer(),
-		"stdout_logfile=/dev/stdout",
-		"stdout_logfile_maxbytes=0",
-		"redirect_stderr=true",
+		"childlogdir=" + b.dir,
+		"[unix_http_server]",
+		"file=" + socket,
+		"[rpcinterface:supervisor]",
+		"supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+		"[include]",
+		"files=" + recipe(t, "supervisord.conf"),
 	}, "\n")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	b.start(exec.Command(supervisord, "-c", configuration))
+	b.startRecipe(supervisord, "-c", configuration)
 	b.upgradeUnderLoad(manyUpgrades, func() {
-		children := childrenOf(b.pid)
-		if len(children) != 1 {
-			t.Fatalf("supervisord has the children %v", children)
+		output, err := exec.Command("supervisorctl", "-s", "unix://"+socket, "signal", "HUP", "web").CombinedOutput()
+		if err != nil {
+			t.Fatalf("supervisorctl: %v: %s", err, output)
 		}
-		syscall.Kill(children[0], syscall.SIGHUP)
 	})
-	if starts := b.log.count("spawned: 'service'"); starts != 1 {
+	if starts := b.log.count("spawned: 'web'"); starts != 1 {
 		t.Errorf("started %d times", starts)
 	}
 	b.signal(syscall.SIGTERM)
-	b.log.await("stopped: service (exit status 0)")
+	b.log.await("stopped: web (exit status 0)")
 	b.ends(0)
 }
 
-// supervisedServer is a command line.
-func (b *bed) supervisedServer() string {
-	return strings.Join(append([]string{os.Args[0]}, superviseArguments(nil, []string{"serve", b.dir})...), " ")
+func TestInForeground(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.startRecipe(recipe(t, "foreground.sh"))
+	b.upgradeUnderLoad(manyUpgrades, func() { b.signal(syscall.SIGHUP) })
+	b.signal(syscall.SIGTERM)
+	b.ends(0)
+}
+
+// recipe returns the path of one that is there.
+func recipe(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("../examples/deploy", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// startRecipe starts a program that finds this binary in PATH as tableflip-supervise,
+// and as web, a real server.
+func (b *bed) startRecipe(name string, arguments ...string) {
+	b.t.Helper()
+	bin, err := filepath.Abs("testdata/bin")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	cmd := exec.Command(name, arguments...)
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "SUPERVISE_TEST_BINARY="+os.Args[0])
+	b.start(cmd)
 }
 
 func (j *journal) count(part string) (n int) {

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"example.com/tableflip/examples/deploy/systemd"
 	"example.com/tableflip/internal/proctest"
 	_ "example.com/tableflip/service" // so that go test knows that the result depends on it
 )
@@ -33,6 +34,9 @@ import (
 const binariesVariable = "SYSTEMDTEST_BINARIES"
 
 const systemdBinary = "/usr/lib/systemd/systemd"
+
+// units is where a machine has its unit files.
+const units = "/run/units"
 
 var binaries = os.Getenv(binariesVariable)
 
@@ -68,11 +72,9 @@ func TestMain(m *testing.M) {
 }
 
 func build() (err error) {
-	// The result of the tests depends on these, which go test learns from this.
-	for _, input := range []string{"units", "web"} {
-		if _, err := os.ReadDir(input); err != nil {
-			return err
-		}
+	// The result of the tests depends on web, which go test learns from this.
+	if _, err := os.ReadDir("web"); err != nil {
+		return err
 	}
 	binaries, err = os.MkdirTemp("", "systemdtest")
 	if err != nil {
@@ -199,8 +201,7 @@ func boot() error {
 	if err := os.Mkdir("/run/user/0", 0o700); err != nil {
 		return err
 	}
-	units, err := filepath.Abs("units")
-	if err != nil {
+	if err := os.CopyFS(units, systemd.Units); err != nil {
 		return err
 	}
 	os.Unsetenv("DBUS_SESSION_BUS_ADDRESS")
@@ -210,6 +211,7 @@ func boot() error {
 	if _, err := startNotifying("/usr/lib/systemd/systemd-journald"); err != nil {
 		return err
 	}
+	var err error
 	managerPID, err = startNotifying(systemdBinary, "--user", "--unit=basic.target")
 	return err
 }

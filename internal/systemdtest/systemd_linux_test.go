@@ -1,5 +1,5 @@
-// Package systemdtest tests the library under a real systemd, with the unit files
-// in units, as they are.
+// Package systemdtest tests the library under a real systemd, with the units of
+// examples/deploy/systemd, as they are.
 package systemdtest
 
 import (

@@ -1,4 +1,4 @@
-// Command ours-shutdown upgrades by this library, as in its README, but drains by
+// Command ours-shutdown upgrades by this library as example_test.go does, but drains by
 // http.Server.Shutdown.
 package main
 

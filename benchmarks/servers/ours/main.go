@@ -1,4 +1,4 @@
-// Command ours is the README's first example: package service, which upgrades by
+// Command ours is the README's program: package service, which upgrades by
 // this library and drains by httpdrain. IdleGrace is shorter than by default.
 package main
 

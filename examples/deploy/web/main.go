@@ -12,12 +12,13 @@ import (
 )
 
 func main() {
-	listen := flag.String("listen", ":8080", "`address` to serve on")
+	listen := flag.String("listen", ":8080", "`address` to serve on, or the path of a Unix socket")
+	pidFile := flag.String("pid-file", "", "`file` that holds the PID of the process in charge")
 	delay := flag.Duration("delay", 0, "how long to serve on after SIGTERM, until the load balancer has looked away")
 	grace := flag.Duration("grace", 0, "how long a connection must have been silent until a drain closes it")
 	flag.Parse()
 
-	upg, err := tableflip.New(tableflip.Options{})
+	upg, err := tableflip.New(tableflip.Options{PIDFile: *pidFile})
 	if err != nil {
 		log.Fatal(err)
 	}
