@@ -1,7 +1,9 @@
 package httpdrain_test
 
 import (
+	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -86,5 +88,78 @@ func requestOverHTTP2(b *testing.B, transport *http.Transport, url string) {
 		}
 		io.Copy(io.Discard, response.Body)
 		response.Body.Close()
+	}
+}
+
+// What a drain costs per connection: it is the same however many there are. All
+// connections are idle but for 200, whose requests end one after the other.
+func BenchmarkDrain(b *testing.B) {
+	for _, n := range []int{1000, 10_000, 100_000} {
+		for _, by := range []string{"Server.Shutdown", "Drainer.Shutdown"} {
+			b.Run(fmt.Sprintf("%s/%d", by, n), func(b *testing.B) {
+				for b.Loop() {
+					b.StopTimer()
+					shutdown, finish := manyConnections(b, by == "Drainer.Shutdown", n)
+					b.StartTimer()
+					go finish()
+					if err := shutdown(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/connection")
+			})
+		}
+	}
+}
+
+// manyConnections returns what ends a server with n connections in memory, and what
+// lets the requests end that it is answering.
+func manyConnections(b *testing.B, drained bool, n int) (shutdown func(context.Context) error, finish func()) {
+	const active = 200
+	entered, ended := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/active" {
+			entered <- struct{}{}
+			<-ended
+		}
+	})}
+	shutdown = srv.Shutdown
+	serve := srv.Serve
+	if drained {
+		d := httpdrain.New(srv)
+		d.IdleGrace = -1
+		shutdown, serve = d.Shutdown, d.Serve
+	}
+	m := newMemory()
+	go serve(m)
+	for i := range n {
+		nc, err := m.dial()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { nc.Close() })
+		path := "/"
+		if i < active {
+			path = "/active"
+		}
+		if _, err := io.WriteString(nc, get(path)); err != nil {
+			b.Fatal(err)
+		}
+		if i < active {
+			<-entered
+			go func() {
+				io.Copy(io.Discard, nc)
+				nc.Close()
+			}()
+			continue
+		}
+		if _, err := nc.Read(make([]byte, 1000)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return shutdown, func() {
+		for range active {
+			ended <- struct{}{}
+		}
 	}
 }
