@@ -29,7 +29,7 @@ func slowLink(t testing.TB, addr string, rtt time.Duration) string {
 			done := make(chan struct{}, 2)
 			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
 				links.Go(func() {
-					carry(way[0], way[1].(*net.TCPConn), rtt/2)
+					carry(way[0], way[1], rtt/2)
 					done <- struct{}{}
 				})
 			}
@@ -46,7 +46,7 @@ func slowLink(t testing.TB, addr string, rtt time.Duration) string {
 }
 
 // carry copies from one end to the other, and closes that for writing.
-func carry(from net.Conn, to *net.TCPConn, delay time.Duration) {
+func carry(from, to net.Conn, delay time.Duration) {
 	type piece struct {
 		due  time.Time
 		data []byte
@@ -72,7 +72,26 @@ func carry(from net.Conn, to *net.TCPConn, delay time.Duration) {
 		}
 	}
 	time.Sleep(delay)
-	to.CloseWrite()
+	if tcp, ok := to.(*net.TCPConn); ok {
+		tcp.CloseWrite()
+	} else {
+		to.Close()
+	}
 	for range pieces {
 	}
+}
+
+// overLink returns nc at the other end of such a link.
+func overLink(nc net.Conn, rtt time.Duration) net.Conn {
+	if nc == nil {
+		return nil
+	}
+	near, far := net.Pipe()
+	for _, way := range [][2]net.Conn{{far, nc}, {nc, far}} {
+		go func() {
+			carry(way[0], way[1], rtt/2)
+			way[0].Close()
+		}()
+	}
+	return near
 }
