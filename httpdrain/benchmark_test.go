@@ -163,3 +163,44 @@ func manyConnections(b *testing.B, drained bool, n int) (shutdown func(context.C
 		}
 	}
 }
+
+// A request costs no allocation more than on the bare server.
+func TestAllocations(t *testing.T) {
+	allocations := func(drained, http2 bool) float64 {
+		srv := &http.Server{Handler: http.HandlerFunc(hello), Protocols: new(http.Protocols)}
+		srv.Protocols.SetHTTP1(true)
+		srv.Protocols.SetUnencryptedHTTP2(http2)
+		serve := srv.Serve
+		if drained {
+			serve = httpdrain.New(srv).Serve
+		}
+		ln := listenTCP(t)
+		defer srv.Close()
+		go serve(ln)
+		if http2 {
+			transport := plainHTTP2Transport()
+			defer transport.CloseIdleConnections()
+			request := throughTransport(transport, "http://"+ln.Addr().String())
+			return testing.AllocsPerRun(1000, func() {
+				if err := request("GET", ""); err == nil {
+					t.Error("the response is not hello")
+				}
+			})
+		}
+		c := dial(t, ln.Addr().String())
+		request, response := []byte(get("/")), make([]byte, 1000)
+		return testing.AllocsPerRun(1000, func() {
+			c.Write(request)
+			c.Read(response)
+		})
+	}
+	for _, test := range []struct {
+		http2     bool
+		tolerance float64 // what the scheduler makes of it
+	}{{false, 0}, {true, 1}} {
+		bare, drained := allocations(false, test.http2), allocations(true, test.http2)
+		if drained > bare+test.tolerance {
+			t.Errorf("HTTP/2 %t: %v allocations per request, %v on the bare server", test.http2, drained, bare)
+		}
+	}
+}

@@ -53,8 +53,9 @@ type conn struct {
 	state atomic.Int32
 
 	mu      sync.Mutex
+	joined  bool        // it is part of the drain
 	begins  time.Time   // when the drain begins for it: see Drainer.Spread
-	timer   *time.Timer // calls look
+	timer   *time.Timer // looks again, once it was set
 	waiting bool        // the drain waits for it
 	ended   bool        // it is not the server's any more
 	since   time.Time   // since when it has been silent
@@ -163,7 +164,10 @@ func (d *Drainer) add(nc net.Conn, framed *framedConn) *conn {
 
 // watchable reports whether nc can be the key of a map. Its type may be comparable
 // although the value is not.
-func watchable(nc net.Conn) bool { return reflect.ValueOf(nc).Comparable() }
+func watchable(nc net.Conn) bool {
+	// A pointer is what nearly every connection is, and Value.Comparable allocates.
+	return reflect.TypeOf(nc).Kind() == reflect.Pointer || reflect.ValueOf(nc).Comparable()
+}
 
 func (d *Drainer) update(nc net.Conn, state http.ConnState) {
 	if !watchable(nc) {
@@ -219,15 +223,10 @@ func (c *conn) join() {
 
 // prepare makes the connection part of the drain. c.mu is held.
 func (c *conn) prepare() {
-	if c.timer != nil || c.ended {
+	if c.joined {
 		return
 	}
-	c.timer = time.AfterFunc(time.Hour, func() { // look sets the time
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.look()
-	})
-	c.timer.Stop()
+	c.joined = true
 	if c.framed != nil {
 		c.scheduleFarewell()
 	}
@@ -279,7 +278,7 @@ func (c *conn) attach(framed *framedConn) {
 	defer c.mu.Unlock()
 	c.framed = framed
 	framed.conn = c
-	if c.timer != nil {
+	if c.joined {
 		c.scheduleFarewell()
 	}
 }
@@ -397,14 +396,24 @@ func (c *conn) revive() {
 // look decides whether the drain waits for the connection, and when to look again
 // if it does not stir. c.mu is held.
 func (c *conn) look() {
-	if c.ended || c.timer == nil {
+	if c.ended || !c.joined {
 		return
 	}
 	next, waiting := c.decide(time.Now())
 	c.await(waiting)
-	if !next.IsZero() {
+	switch {
+	case next.IsZero():
+	case c.timer == nil:
+		c.timer = time.AfterFunc(time.Until(next), c.lookAgain)
+	default:
 		c.timer.Reset(time.Until(next))
 	}
+}
+
+func (c *conn) lookAgain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.look()
 }
 
 // decide expires the connection if it is time for that. The next look is at next,
