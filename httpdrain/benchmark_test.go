@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -181,7 +182,7 @@ func TestAllocations(t *testing.T) {
 			transport := plainHTTP2Transport()
 			defer transport.CloseIdleConnections()
 			request := throughTransport(transport, "http://"+ln.Addr().String())
-			return testing.AllocsPerRun(1000, func() {
+			return testing.AllocsPerRun(300, func() {
 				if err := request("GET", ""); err == nil {
 					t.Error("the response is not hello")
 				}
@@ -189,18 +190,21 @@ func TestAllocations(t *testing.T) {
 		}
 		c := dial(t, ln.Addr().String())
 		request, response := []byte(get("/")), make([]byte, 1000)
-		return testing.AllocsPerRun(1000, func() {
+		return testing.AllocsPerRun(300, func() {
 			c.Write(request)
 			c.Read(response)
 		})
 	}
-	for _, test := range []struct {
-		http2     bool
-		tolerance float64 // what the scheduler makes of it
-	}{{false, 0}, {true, 1}} {
-		bare, drained := allocations(false, test.http2), allocations(true, test.http2)
-		if drained > bare+test.tolerance {
-			t.Errorf("HTTP/2 %t: %v allocations per request, %v on the bare server", test.http2, drained, bare)
+	for _, http2 := range []bool{false, true} {
+		bare, drained := math.Inf(1), math.Inf(1)
+		for range 3 {
+			bare = min(bare, allocations(false, http2))
+			drained = min(drained, allocations(true, http2))
+		}
+		// The race detector has pools forget at random, which makes half of one.
+		// What is called when a connection changes its state is called twice a request.
+		if drained > bare+1 {
+			t.Errorf("HTTP/2 %t: %v allocations per request, %v on the bare server", http2, drained, bare)
 		}
 	}
 }

@@ -129,7 +129,7 @@ func (d *Drainer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 
 // Context returns a context that is cancelled when the first call of Shutdown
 // begins. Handlers of long-lived responses and users of hijacked connections
-// watch it to say goodbye: Shutdown waits for the former, and knows nothing of
+// watch it to say goodbye: Shutdown waits for the former, and with WaitHijacked for
 // the latter. A function that used to be called by Server.RegisterOnShutdown in
 // time for that is called in time by
 //
@@ -140,23 +140,25 @@ func (d *Drainer) Context() context.Context { return d.ctx }
 // connections are closed. In this order, it
 //
 //   - cancels Context;
-//   - accepts the connections that wait in the listeners' queues, and closes the
-//     listeners;
+//   - accepts the connections that wait in the listeners' queues, unless Replaced is
+//     set, and closes the listeners;
 //   - lets every request be served, and tells the clients to leave: by
 //     "Connection: close" in each response of HTTP/1, by a GOAWAY frame that
 //     refuses nothing in HTTP/2;
 //   - closes the connections that have been silent for IdleGrace;
 //   - when no others are left, calls Server.Shutdown, which calls the functions
 //     that Server.RegisterOnShutdown got, sends the silent HTTP/2 connections
-//     their GOAWAY and closes them after another second.
+//     their GOAWAY and closes them after another second;
+//   - waits for the hijacked connections, if WaitHijacked is set.
 //
 // When ctx ends first, it calls Server.Close, and returns a *CutError if that
-// closed a connection before its time. Otherwise it returns nil, or what closing
+// closed a connection before its time, or hijacked ones are left that it was to wait
+// for. Otherwise it returns nil, or what closing
 // the listeners returned. Handlers that were cut may be running still.
 //
 // Further calls, concurrent ones too, join the drain and return its result. It
 // is cut when the context of any of them ends, so that a second signal can make
-// an end of it. Hijacked connections are neither waited for nor closed.
+// an end of it. Hijacked connections are never closed: Progress counts them.
 func (d *Drainer) Shutdown(ctx context.Context) error {
 	d.mu.Lock()
 	first := !d.draining.Load()
@@ -246,11 +248,8 @@ func (d *Drainer) closeServer() error {
 	cut := d.cutting.Err() != nil
 	connections, active := d.countInUse()
 	err := d.srv.Shutdown(d.cutting)
-	if d.cutting.Err() == nil {
-		d.awaitNothing() // what lingers
-		if d.WaitHijacked {
-			d.hijacked.await(d.cutting)
-		}
+	if d.WaitHijacked {
+		d.hijacked.await(d.cutting)
 	}
 	if d.cutting.Err() != nil {
 		if !cut {

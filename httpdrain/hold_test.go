@@ -14,6 +14,9 @@ import (
 // may be stuck in writing to the client.
 func TestHold(t *testing.T) {
 	const second = time.Second
+	if most := holdTime + holdSlack; most > 50*time.Millisecond {
+		t.Errorf("responses are held for %v", most)
+	}
 	for _, test := range []struct {
 		name                 string
 		age, timeout, told   time.Duration // of the request; WriteTimeout; until the GOAWAY is sent
@@ -22,8 +25,9 @@ func TestHold(t *testing.T) {
 	}{
 		{name: "GOAWAY in time", told: holdTime, want: holdTime},
 		{name: "GOAWAY late", told: second, want: holdTime + holdSlack},
-		{name: "old request", age: holdAge - time.Millisecond, told: second, want: time.Millisecond},
-		{name: "older request", age: holdAge + time.Millisecond, told: second, want: 0},
+		{name: "old request", age: 39 * time.Millisecond, told: second, want: time.Millisecond},
+		{name: "older request", age: 41 * time.Millisecond, told: second, want: 0},
+		{name: "request from before the drain", age: -1, told: second, want: 0},
 		{name: "WriteTimeout", timeout: 10 * time.Millisecond, told: second, want: 5 * time.Millisecond},
 		{name: "client gone", cancelled: true, told: second, want: 0},
 		{name: "no frames", notFramed: true, told: second, want: 0},
@@ -46,7 +50,11 @@ func TestHold(t *testing.T) {
 				defer cancel()
 				r := (&http.Request{ProtoMajor: 2}).WithContext(ctx)
 				begin := time.Now()
-				c.answer(r, begin.Add(-test.age), true)
+				received := begin.Add(-test.age)
+				if test.age < 0 {
+					received = time.Time{}
+				}
+				c.answer(r, received, true)
 				if got := time.Since(begin); got != test.want {
 					t.Errorf("held for %v, want %v", got, test.want)
 				}

@@ -215,7 +215,7 @@ type unhashable struct {
 // unhashableValue is one because of its value.
 type unhashableValue struct {
 	net.Conn
-	_ any
+	extra any
 }
 
 type wrappingListener struct {

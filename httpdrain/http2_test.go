@@ -175,6 +175,23 @@ func (c *client) request(stream byte) {
 	c.sendFrame(frameHeaders, endStream|endHeaders, stream, 0x82, 0x86, 0x84) // GET http /
 }
 
+// A connection whose handshake comes during the drain is told to leave as well.
+func TestHandshakeDuringDrain(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{tls: true, handler: http.HandlerFunc(hello)})
+	nc, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := s.drain(t.Context())
+	client := newClient(t, tls.Client(nc, clientTLS("h2")))
+	client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	client.sendFrame(frameSettings, 0, 0)
+	client.farewell()
+	client.Close()
+	s.finished(result)
+}
+
 // A connection that stays silent is told to go before it is closed, and does not
 // count as cut.
 func TestSilentHTTP2Connection(t *testing.T) {

@@ -161,15 +161,7 @@ func (l *listener) mayRetry(err error) bool {
 		return false
 	}
 	l.retry = min(max(2*l.retry, retryFirst), retryMost)
-	timer := time.NewTimer(l.retry)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-l.closed:
-		return false
-	case <-l.drainer.cutting.Done():
-		return false
-	}
+	time.Sleep(l.retry)
 	l.limit = time.Now().Add(acceptLimit)
 	l.watch()
 	return true

@@ -114,7 +114,7 @@ func TestReplacedAcceptsNothing(t *testing.T) {
 	t.Parallel()
 	ln := listenTCP(t).(*net.TCPListener)
 	second := duplicate(t, ln)
-	busy, resume := make(chan struct{}), make(chan struct{})
+	busy, resume := make(chan struct{}, 100), make(chan struct{})
 	old := start(t, config{
 		handler: name("old"),
 		listen:  func() net.Listener { return ln },
@@ -122,7 +122,7 @@ func TestReplacedAcceptsNothing(t *testing.T) {
 			s.ConnState = func(_ net.Conn, state http.ConnState) {
 				// The server calls this before it accepts another connection.
 				if state == http.StateNew {
-					close(busy)
+					busy <- struct{}{}
 					<-resume
 				}
 			}

@@ -26,13 +26,13 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	var received time.Time
-	if r.ProtoMajor != 1 {
+	var received time.Time // zero before the drain: requests do not pay for the clock
+	last := false
+	if h.drainer.draining.Load() {
 		received = time.Now()
-	}
-	last := h.drainer.draining.Load() && mayLeave(r)
-	if last {
-		w = sayGoodbye(w, r)
+		if last = mayLeave(r); last {
+			w = sayGoodbye(w, r)
+		}
 	}
 	next.ServeHTTP(w, r)
 	if h.drainer.draining.Load() {

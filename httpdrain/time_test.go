@@ -241,6 +241,20 @@ func TestRequestAtEndOfGrace(t *testing.T) {
 	}
 }
 
+// readPausingConn makes the server pause before it is given a header's end.
+type readPausingConn struct {
+	net.Conn
+	pause time.Duration
+}
+
+func (c *readPausingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if strings.HasSuffix(string(p[:n]), "\r\n\r\n") {
+		pass(c.pause)
+	}
+	return n, err
+}
+
 // Such a request has the server's ReadTimeout for its body.
 func TestReadTimeoutAtEndOfGrace(t *testing.T) {
 	inBubble(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -248,7 +262,7 @@ func TestReadTimeoutAtEndOfGrace(t *testing.T) {
 		_, err := io.ReadAll(r.Body)
 		fmt.Fprint(w, time.Since(begin).Round(time.Second), errors.Is(err, os.ErrDeadlineExceeded))
 	}), server: func(s *http.Server) { s.ReadTimeout = 8 * time.Second }}, func(t *testing.T, s *service, m *memory) {
-		nc, err := m.dialBy(func(nc net.Conn) net.Conn { return &pausingConn{Conn: nc, pause: 1500 * time.Millisecond} })
+		nc, err := m.dialBy(func(nc net.Conn) net.Conn { return &readPausingConn{nc, 1500 * time.Millisecond} })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,6 +274,26 @@ func TestReadTimeoutAtEndOfGrace(t *testing.T) {
 		c.answer().is(t, "8s true")
 		s.finishedInBubble(result)
 	})
+}
+
+// Without a grace, a connection whose response did not tell its client to leave is
+// closed at once: the server does not undo that when it becomes idle.
+func TestNoGraceAfterRequest(t *testing.T) {
+	var gate chan struct{}
+	inBubble(t, config{grace: -1, handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-gate })},
+		func(t *testing.T, s *service, m *memory) {
+			gate = make(chan struct{})
+			c := m.client(t)
+			c.send(get("/"))
+			synctest.Wait()
+			result := s.drain(t.Context())
+			close(gate)
+			c.answer().more(t, "")
+			begin := time.Now()
+			c.closed()
+			after(t, begin, "the connection was closed", 0)
+			s.finishedInBubble(result)
+		})
 }
 
 // What the server's timeouts end is not waited for.
@@ -481,7 +515,7 @@ func TestHeaderBlockStaysWhole(t *testing.T) {
 	const endHeaders = 4
 	c := rawHTTP2
 	c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Large", strings.Repeat("large", 10000))
+		w.Header().Set("Large", strings.Repeat("large", 1<<20))
 		w.(http.Flusher).Flush()
 	})
 	inBubble(t, c, func(t *testing.T, s *service, m *memory) {
