@@ -239,6 +239,14 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
+// Replaced reports whether a new process has taken this one's place. If Exit is closed
+// and Replaced returns false, the process was stopped.
+func (u *Upgrader) Replaced() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.state == upgraded
+}
+
 // Hurry returns a channel that is closed when this process, which has been replaced and
 // drains, should end soon: when its successor has died. A supervisor such as systemd
 // starts the service again only when no process of it is left.
