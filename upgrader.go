@@ -248,8 +248,9 @@ func (u *Upgrader) Replaced() bool {
 }
 
 // Hurry returns a channel that is closed when this process, which has been replaced and
-// drains, should end soon: when its successor has died. A supervisor such as systemd
-// starts the service again only when no process of it is left.
+// drains, should end soon: when its successor has died without Stop. A supervisor such as
+// systemd starts the service again only when no process of it is left. After a successor
+// that was stopped the service is to end, and this process has its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -619,8 +620,9 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	if !wasStopped {
 		u.registry.HandOver(ErrUpgraded)
 		go func() {
-			c.awaitEnd()
-			close(u.hurry)
+			if !c.awaitEnd() {
+				close(u.hurry)
+			}
 		}()
 	}
 }
@@ -726,6 +728,9 @@ func (u *Upgrader) Stop() {
 
 	if inCharge {
 		u.notifier.Stopping()
+		if u.parent != nil {
+			u.parent.sayStopping()
+		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)
 	if inCharge {
