@@ -158,11 +158,14 @@ func (s *service) expectRunning(others ...int) {
 }
 
 // processes returns the PIDs of the service's processes, of zombies, too.
-func processes() []int {
+func processes() []int { return commands(filepath.Base(installed)) }
+
+// commands returns the PIDs of the processes of this command.
+func commands(command string) []int {
 	var pids []int
 	names, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, name := range names {
-		if content, _ := os.ReadFile(name); strings.TrimSpace(string(content)) == filepath.Base(installed) {
+		if content, _ := os.ReadFile(name); strings.TrimSpace(string(content)) == command {
 			pid, _ := strconv.Atoi(strings.Split(name, "/")[2])
 			pids = append(pids, pid)
 		}

@@ -166,11 +166,16 @@ func (s *service) begin() *unfinished {
 
 func (u *unfinished) finish(t *testing.T) {
 	t.Helper()
-	io.WriteString(u.body, "lo")
-	u.body.Close()
-	if answer := <-u.answers; answer != u.want {
+	if answer := u.complete(); answer != u.want {
 		t.Errorf("got the answer %q, want %q", answer, u.want)
 	}
+}
+
+// complete sends the rest, and returns the answer or an error's text.
+func (u *unfinished) complete() string {
+	io.WriteString(u.body, "lo")
+	u.body.Close()
+	return <-u.answers
 }
 
 func (s *service) stopTwice() { s.stopTwiceAfter(func() {}) }

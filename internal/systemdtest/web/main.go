@@ -38,6 +38,7 @@ func main() {
 	pidFile := flag.String("pid-file", "", "`file` for the process ID")
 	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
 	forget := flag.Bool("forget", false, "clear the environment at the start")
+	patient := flag.Bool("patient", false, "drain as long as it takes, although the new process has died")
 	flag.Parse()
 	log.SetFlags(0)
 	pingWatchdog()
@@ -87,7 +88,7 @@ func main() {
 		}
 		go func() { echoed <- echo(upg, datagrams) }()
 	}
-	err = service.Run(&readyUpgrader{upg, ready}, service.Options{},
+	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{},
 		&http.Server{Addr: ":8080", Handler: answer(upg)},
 		&http.Server{Addr: "/run/web.sock", Handler: answer(upg)},
 	)
@@ -142,7 +143,15 @@ func listenPacket(upg *tableflip.Upgrader) (net.PacketConn, error) {
 // A readyUpgrader calls ready once the process is in charge.
 type readyUpgrader struct {
 	*tableflip.Upgrader
-	ready func()
+	ready   func()
+	patient bool
+}
+
+func (u *readyUpgrader) Hurry() <-chan struct{} {
+	if u.patient {
+		return nil
+	}
+	return u.Upgrader.Hurry()
 }
 
 func (u *readyUpgrader) Ready() error {
@@ -182,6 +191,7 @@ func answer(upg *tableflip.Upgrader) http.HandlerFunc {
 
 // echo answers datagrams until the process is to exit.
 func echo(upg *tableflip.Upgrader, conn net.PacketConn) error {
+	defer conn.Close()
 	go func() {
 		<-upg.Exit()
 		conn.SetReadDeadline(time.Unix(1, 0))
