@@ -82,6 +82,12 @@
 // Restart=always, as systemd may see nothing but the successful end of the old process
 // if the new one fails right after the commit.
 //
+// If the new process dies while the old one drains, systemd starts the service again once
+// the old one has ended. So that this takes no longer than it must, end soon when
+// [Upgrader.Hurry] says so, as package service does. Leave KillMode= alone: "mixed" cuts
+// what the old process has begun, at every stop, and "process" can leave a process behind
+// that holds the addresses and that systemd neither stops nor restarts.
+//
 // With Type=simple or forking, let systemd learn the new main process from the PID
 // file, PIDFile=/run/service.pid, with the same path in Options.PIDFile. Ready
 // replaces the file before the old process may exit, which is when systemd reads it.
@@ -117,8 +123,9 @@
 //
 //   - A program that talks to systemd itself must stop sending MAINPID, and READY after
 //     an upgrade: this package sends both from the old process, so that
-//     NotifyAccess=main suffices. With NotifyAccess=all, a child that sends MAINPID
-//     before Ready, and then fails, takes the unit down. WATCHDOG=1 may be sent as
+//     NotifyAccess=main, the default, suffices. Under that systemd ignores a child that
+//     sends MAINPID before Ready. With NotifyAccess=all it follows the child, and if that
+//     then fails, it ends the service and starts it again. WATCHDOG=1 may be sent as
 //     before.
 //   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
 //     its predecessor.
