@@ -76,17 +76,22 @@ type load struct {
 	stop     func()
 }
 
+// transportTo returns a client's side of the service in dir.
+func transportTo(dir string) *http.Transport {
+	return &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "socket"))
+		},
+	}
+}
+
 func startLoad(t *testing.T, dir string) *load {
 	l := &load{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var clients sync.WaitGroup
 	for i := range 2 {
-		transport := &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "socket"))
-			},
-			DisableKeepAlives: i == 0,
-		}
+		transport := transportTo(dir)
+		transport.DisableKeepAlives = i == 0
 		client := &http.Client{Transport: transport}
 		clients.Go(func() {
 			defer transport.CloseIdleConnections()
@@ -175,6 +180,57 @@ func (b *bed) isStoppedWhileUpgrading() {
 	_, child := b.isUpgrading()
 	b.signal(syscall.SIGTERM)
 	child.ends()
+	b.ends(0)
+}
+
+func TestStopWhileDraining(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.isStoppedWhileDraining()
+}
+
+// isStoppedWhileDraining stops the service while an older generation has a request that
+// takes longer than it would have if its successor had crashed.
+func (b *bed) isStoppedWhileDraining() {
+	b.t.Helper()
+	first := b.next()
+	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
+	transport := transportTo(b.dir)
+	transport.DisableKeepAlives = true
+	transport.ExpectContinueTimeout = patience // what is written has been asked for by the service
+	body, write := io.Pipe()
+	request, err := http.NewRequest(http.MethodPost, "http://service/", body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	request.Header.Set("Expect", "100-continue")
+	answers := make(chan string, 1)
+	go func() {
+		answer, err := transport.RoundTrip(request)
+		if err != nil {
+			body.CloseWithError(err)
+			answers <- err.Error()
+			return
+		}
+		defer answer.Body.Close()
+		content, err := io.ReadAll(answer.Body)
+		answers <- fmt.Sprint(string(content), " ", err)
+	}()
+	io.WriteString(write, "hel")
+
+	b.signal(syscall.SIGHUP)
+	child := b.next()
+	until(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.pid })
+	b.signal(syscall.SIGTERM)
+	child.ends()
+	time.Sleep(1500 * time.Millisecond) // service would have cut it after a second
+	io.WriteString(write, "lo")
+	write.Close()
+	if got, want := <-answers, fmt.Sprint(first.pid, " hello <nil>"); got != want {
+		b.t.Errorf("got the answer %q, want %q", got, want)
+	}
+	first.ends()
 	b.ends(0)
 }
 

@@ -134,6 +134,11 @@ func TestPID1TermWhileUpgrading(t *testing.T) {
 	startPID1(t, nil, "serve", "DIR").isStoppedWhileUpgrading()
 }
 
+func TestPID1StopWhileDraining(t *testing.T) {
+	t.Parallel()
+	startPID1(t, nil, "serve", "DIR").isStoppedWhileDraining()
+}
+
 func TestPID1MainProcessDiesWhileUpgrading(t *testing.T) {
 	t.Parallel()
 	b := startPID1(t, nil, "serve", "DIR")
