@@ -52,34 +52,46 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 		r, err := takeOverActivated(registryOpts)
 		return r, nil, err
 	}
-	entries, handle := splitEntries(t.Entries)
+	entries := ownEntries(t.Entries)
 	r, err := registry.New(registryOpts, inherit.FirstFD, entries)
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited, err = newParent(t, handle)
+	inherited, err = newParent(t)
 	if err != nil {
 		return nil, nil, err
 	}
+	inherited.handle = adoptOthers(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
 	inherit.Forget()
 	return r, inherited, nil
 }
 
-// splitEntries returns the entries that belong to the registry, which come first, and
-// the handle of the parent's process, if there is one. The others come from a later
-// version of this package, and stay closed to all.
-func splitEntries(entries []*nametable.Entry) ([]*nametable.Entry, *process.Handle) {
-	var handle *process.Handle
+// ownEntries returns those of entries that belong to the registry, which come first.
+func ownEntries(entries []*nametable.Entry) []*nametable.Entry {
 	for i, e := range slices.Backward(entries) {
 		switch e.Kind {
 		case nametable.Listener, nametable.PacketConn, nametable.Conn, nametable.File:
-			return entries[:i+1], handle
-		}
-		if e.Name == parentHandle {
-			handle, _ = process.Inherited(inherit.FirstFD + uintptr(i))
+			return entries[:i+1]
 		}
 	}
-	return nil, handle
+	return nil
+}
+
+// adoptOthers returns the handle of the parent's process, if it is among the
+// descriptors of entries, which are open from first on. It closes the others, which
+// come from a later version of this package.
+func adoptOthers(entries []*nametable.Entry, first uintptr) (handle *process.Handle) {
+	for i, e := range entries {
+		fd := first + uintptr(i)
+		if e.Name == parentHandle && handle == nil {
+			if h, err := process.Inherited(fd); err == nil {
+				handle = h
+				continue
+			}
+		}
+		_ = descriptor.Close(fd)
+	}
+	return handle
 }
 
 func takeOverActivated(opts registry.Options) (*registry.Registry, error) {

@@ -68,7 +68,7 @@ type parent struct {
 }
 
 // newParent adopts the ends of the pipes, and says that New was called.
-func newParent(t *nametable.Table, handle *process.Handle) (*parent, error) {
+func newParent(t *nametable.Table) (*parent, error) {
 	// This end of the pipe is shared with no one. Non-blocking, waiting for the
 	// parent to exit takes no thread.
 	if err := descriptor.SetNonblock(inherit.VerdictFD, true); err != nil {
@@ -78,7 +78,6 @@ func newParent(t *nametable.Table, handle *process.Handle) (*parent, error) {
 		pid:     t.PID,
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
-		handle:  handle,
 		decided: make(chan struct{}),
 		aborted: make(chan struct{}),
 		exited:  make(chan struct{}),

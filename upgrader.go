@@ -158,6 +158,7 @@ type attempt struct {
 	stopCtx  context.Context // ends when Stop is called
 	cancel   context.CancelCauseFunc
 	stop     context.CancelCauseFunc
+	unfollow func() bool   // lets go of caller
 	returned chan struct{} // closed when Upgrade returns
 
 	// Guarded by Upgrader.mu:
@@ -521,7 +522,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 	a = &attempt{caller: caller, returned: make(chan struct{})}
 	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
 	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
-	context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
+	a.unfollow = context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
 	u.attempt = a
 	u.state = upgrading
 	return a, nil, nil
@@ -621,7 +622,8 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 // endUpgrade leaves the state upgrading, unless the child is in charge or may still
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
-	a.cancel(nil)
+	a.unfollow()
+	a.stop(nil)
 	u.mu.Lock()
 	stays := u.state == upgrading && a.undecided == nil
 	u.mu.Unlock()

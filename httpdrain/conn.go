@@ -1,12 +1,11 @@
 package httpdrain
 
 import (
-	"cmp"
-	"context"
 	"crypto/tls"
+	"math/rand/v2"
 	"net"
 	"net/http"
-	"reflect"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,15 +14,31 @@ import (
 // This file owns what is known of each connection, which the server tells by its
 // hooks, and decides when one is silent. It never closes one itself: it lets the
 // server's next read fail, so that a request which the server has got is served.
+//
+// During a drain each connection has a timer of its own, and the Drainer counts
+// those that it waits for, so that a drain costs the same for each connection
+// however many there are.
 
 const (
 	// expiredWait is how long net/http may take to close a connection that has
 	// been expired. One that is open still is left to Server.Shutdown.
 	expiredWait = time.Second
 
+	// hookTime is how long after its hooks the server may set a read deadline, which
+	// would undo ours.
+	hookTime = 10 * time.Millisecond
+
 	// closeWait is the time in which net/http closes an HTTP/1 connection after
 	// its last response: half a second (see answerAndClose), and some.
 	closeWait = time.Second
+
+	// holdAge is the age of a request from which on its response is not held: the
+	// hold must not be what makes it miss its client's deadline.
+	holdAge = 40 * time.Millisecond
+
+	// holdSlack is for how long a response waits for the GOAWAY after holdTime, if
+	// the server is writing.
+	holdSlack = 5 * time.Millisecond
 )
 
 type conn struct {
@@ -34,14 +49,19 @@ type conn struct {
 	// Drainer.draining; before the drain nothing else is kept up to date.
 	state atomic.Int32
 
-	mu       sync.Mutex
-	since    time.Time   // since when it has been silent
-	seen     bool        // received was read once since then
-	received uint64      // what the kernel has received at that time, if it can tell
-	expired  time.Time   // when the server's reads were made to fail
-	told     time.Time   // when the client was told to leave: the handler of its last response has returned, or see noteFarewell
-	knows    bool        // it has been told, and has nothing left to send that would be served
-	framed   *framedConn // how the server sees it; nil if as everybody does
+	mu      sync.Mutex
+	joined  bool        // it is part of the drain
+	begins  time.Time   // when the drain begins for it: see Drainer.Spread
+	timer   *time.Timer // looks again, once it was set
+	waiting bool        // the drain waits for it
+	ended   bool        // it is not the server's any more
+	since   time.Time   // since when it has been silent
+	expired time.Time   // when the server's reads were made to fail
+	told    time.Time   // when the client was told to leave: the handler of its last response has returned, or the GOAWAY was sent
+	knows   bool        // it has been told, and has nothing left to send that would be served
+	framed  *framedConn // how the server sees it; nil if as everybody does
+	held    time.Time   // until when responses are held
+	linger  *os.File    // keeps the socket open when the server closes it; or nil
 }
 
 type connKey struct{}
@@ -52,137 +72,180 @@ func connOf(r *http.Request) *conn {
 	return c
 }
 
-// watch puts the drainer before the server's hooks.
-func (d *Drainer) watch() {
-	srv := d.srv
-	base := srv.BaseContext
-	srv.BaseContext = func(ln net.Listener) context.Context {
-		if d.settingUp(ln) {
-			return context.Background()
-		}
-		d.serving(ln)
-		if base == nil {
-			return context.Background()
-		}
-		if l, ok := ln.(*listener); ok {
-			ln = cmp.Or(l.encrypted, l.Listener)
-		}
-		return base(ln)
-	}
-	next := srv.ConnContext
-	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
-		nc, framed := unframed(nc)
-		ctx = context.WithValue(ctx, connKey{}, d.add(nc, framed))
-		if next != nil {
-			ctx = next(ctx, nc)
-		}
-		return ctx
-	}
-	hook := srv.ConnState
-	srv.ConnState = func(nc net.Conn, state http.ConnState) {
-		nc, _ = unframed(nc)
-		d.update(nc, state)
-		if hook != nil {
-			hook(nc, state)
-		}
-	}
-}
-
-// serving is called by Server.Serve, after that has set up the protocols. It is
-// the first chance to notice that a listener does not come from Listener, and the
-// last one at which everybody will notice it.
-func (d *Drainer) serving(ln net.Listener) {
-	d.setUp.Lock()
-	defer d.setUp.Unlock()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if l, ok := ln.(*listener); !ok {
-		// It may contain one, as those of crypto/tls do.
-		d.unserved--
-	} else if !l.served {
-		l.served = true
-		d.unserved--
-		d.frameOnce.Do(d.frameNextProto)
-	}
-	if d.unserved < 0 {
-		panic("httpdrain: the server serves a listener that its Drainer cannot stop; use Drainer.Serve or Drainer.ServeTLS, or wrap the listener by Drainer.Listener")
-	}
-	d.plainHTTP2 = d.srv.Protocols != nil && d.srv.Protocols.UnencryptedHTTP2()
-	for protocol := range d.srv.TLSNextProto {
-		if protocol != "h2" && protocol != "unencrypted_http2" {
-			d.otherProtocol = true
-		}
-	}
-}
-
-func (d *Drainer) add(nc net.Conn, framed *framedConn) *conn {
-	c := &conn{drainer: d, Conn: nc}
-	if framed != nil {
-		c = framed.conn
-	}
-	if reflect.TypeOf(nc).Comparable() {
-		d.conns.Store(nc, c)
-	}
-	return c
-}
-
-func (d *Drainer) update(nc net.Conn, state http.ConnState) {
-	if !reflect.TypeOf(nc).Comparable() {
-		return
-	}
-	value, ok := d.conns.Load(nc)
-	if !ok {
-		return
-	}
-	c := value.(*conn)
-	c.state.Store(int32(state))
-	if state == http.StateHijacked || state == http.StateClosed {
-		d.conns.Delete(nc)
-	}
-	if d.draining.Load() {
-		c.stir(state)
-	}
-}
-
 // stir notes a change of state during the drain.
 func (c *conn) stir(state http.ConnState) {
 	c.mu.Lock()
-	c.since, c.seen = time.Now(), false
-	if state == http.StateActive && !c.expired.IsZero() {
-		c.revive()
+	defer c.mu.Unlock()
+	switch state {
+	case http.StateHijacked, http.StateClosed:
+		c.end()
+		return
+	case http.StateActive:
+		if !c.expired.IsZero() {
+			c.revive()
+		}
 	}
-	c.mu.Unlock()
-	if state != http.StateActive {
-		c.drainer.lookAgain()
+	c.since = time.Now()
+	c.prepare()
+	c.look()
+}
+
+// join is called when the drain begins.
+func (c *conn) join() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch http.ConnState(c.state.Load()) {
+	case http.StateHijacked, http.StateClosed:
+	default:
+		c.prepare()
+		c.look()
 	}
+}
+
+// prepare makes the connection part of the drain. c.mu is held.
+func (c *conn) prepare() {
+	if c.joined {
+		return
+	}
+	c.joined = true
+	if c.framed != nil {
+		c.scheduleFarewell()
+	}
+}
+
+// beginning returns when the drain begins for this connection. c.mu is held.
+func (c *conn) beginning() time.Time {
+	if c.begins.IsZero() {
+		c.begins = c.drainer.began
+		if spread := c.drainer.Spread; spread > 0 {
+			c.begins = c.begins.Add(rand.N(spread))
+		}
+	}
+	return c.begins
+}
+
+// end notes that the server is done with the connection. c.mu is held.
+func (c *conn) end() {
+	c.ended = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if file := c.linger; file != nil {
+		c.drainer.wait(1)
+		go func() {
+			defer c.drainer.wait(-1)
+			discard(c.drainer.cutting, file)
+		}()
+	}
+	c.await(false)
+}
+
+// await notes whether the drain waits for the connection. c.mu is held.
+func (c *conn) await(waiting bool) {
+	if c.waiting == waiting {
+		return
+	}
+	c.waiting = waiting
+	if waiting {
+		c.drainer.wait(1)
+	} else {
+		c.drainer.wait(-1)
+	}
+}
+
+// attach notes how the server sees the connection, if that is known late.
+func (c *conn) attach(framed *framedConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.framed = framed
+	framed.conn = c
+	if c.joined {
+		c.scheduleFarewell()
+	}
+}
+
+// scheduleFarewell has a client of HTTP/2 told to leave. c.mu is held.
+func (c *conn) scheduleFarewell() {
+	time.AfterFunc(time.Until(c.beginning()), c.framed.leave)
 }
 
 // noteFarewell notes that the client of HTTP/2 is told to leave, and then that it
 // knows.
 func (c *conn) noteFarewell(knows bool) {
 	c.mu.Lock()
-	if !c.knows && c.told.IsZero() != knows {
-		c.told, c.since, c.seen, c.knows = time.Now(), time.Now(), false, knows
+	defer c.mu.Unlock()
+	if c.ended || c.knows || c.told.IsZero() == knows {
+		return
 	}
+	c.told, c.since, c.knows = time.Now(), time.Now(), knows
+	c.look()
+}
+
+// hold holds the responses that end from now on for d.
+func (c *conn) hold(d time.Duration) {
+	c.mu.Lock()
+	c.held = time.Now().Add(d + holdSlack)
 	c.mu.Unlock()
-	c.drainer.lookAgain()
+}
+
+// mayLeave reports whether the time has come to tell the client to leave.
+func (c *conn) mayLeave() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !time.Now().Before(c.beginning())
 }
 
 // answer is called when a handler has returned, and returns when the response may
 // end. Over HTTP/1, last tells whether it told the client to leave.
-func (c *conn) answer(r *http.Request, last bool) {
-	c.mu.Lock()
-	framed := c.framed
-	if last && r.ProtoMajor == 1 {
-		c.told, c.knows = time.Now(), true
-	}
-	c.mu.Unlock()
-	if framed != nil && r.ProtoMajor != 1 {
-		select {
-		case <-framed.left:
-		case <-r.Context().Done():
+func (c *conn) answer(r *http.Request, received time.Time, last bool) {
+	if r.ProtoMajor == 1 {
+		if last {
+			c.noteLast()
 		}
+		return
 	}
+	until, framed := c.heldUntil(received)
+	wait := time.Until(until)
+	if framed == nil || wait <= 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-framed.left:
+	case <-timer.C:
+	case <-r.Context().Done():
+	}
+}
+
+// heldUntil returns until when the response to a request that was received at a
+// time is held at most, if it is until the GOAWAY is sent to framed. The age of a
+// request from before the drain is not known: it counts as old.
+func (c *conn) heldUntil(received time.Time) (until time.Time, framed *framedConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if until = c.held; until.IsZero() {
+		if time.Now().Before(c.beginning()) {
+			return time.Time{}, nil
+		}
+		until = c.beginning().Add(holdTime + holdSlack)
+	}
+	limit := holdAge
+	if timeout := c.drainer.srv.WriteTimeout; timeout > 0 {
+		limit = min(limit, timeout/2)
+	}
+	if oldest := received.Add(limit); oldest.Before(until) {
+		until = oldest
+	}
+	return until, c.framed
+}
+
+// noteLast notes that the client of HTTP/1 has been told to leave.
+func (c *conn) noteLast() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.told, c.knows = time.Now(), true
+	c.look()
 }
 
 // stays reports whether the client of HTTP/2 opens streams although it has been
@@ -212,81 +275,104 @@ func (c *conn) revive() {
 	c.SetReadDeadline(deadline)
 }
 
-// sweep expires the connection if it is time for that. It reports whether the
-// drain has to wait for it, and until when at most, unless until it stirs.
-func (c *conn) sweep() (until time.Time, waiting bool) {
+// look decides whether the drain waits for the connection, and when to look again
+// if it does not stir. c.mu is held.
+func (c *conn) look() {
+	if c.ended || !c.joined {
+		return
+	}
+	next, waiting := c.decide(time.Now())
+	c.await(waiting)
+	switch {
+	case next.IsZero():
+	case c.timer == nil:
+		c.timer = time.AfterFunc(time.Until(next), c.lookAgain)
+	default:
+		c.timer.Reset(time.Until(next))
+	}
+}
+
+func (c *conn) lookAgain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.look()
+}
+
+// decide expires the connection if it is time for that. The next look is at next,
+// unless that is zero.
+func (c *conn) decide(now time.Time) (next time.Time, waiting bool) {
 	state := http.ConnState(c.state.Load())
 	if state == http.StateActive {
-		return time.Time{}, true
+		return c.decideLinger(now), true
 	}
 	if !c.expired.IsZero() {
-		if until = c.expired.Add(expiredWait); time.Now().Before(until) {
-			return until, true
+		if next = c.expired.Add(expiredWait); now.Before(next) {
+			return next, true
 		}
-		if !c.heard() {
+		if heard, ok := lastReceived(c.Conn, now); !ok || !heard.After(c.expired.Add(receivedTick)) {
 			return time.Time{}, false
 		}
 		c.expired = time.Time{} // it was too late: a request had begun
 	}
-	if until = c.silentAt(); time.Now().Before(until) {
-		return until, true
+	if next = c.silentAt(now); now.Before(next) {
+		return next, true
 	}
 	if !c.mayExpire(state) {
-		return time.Time{}, false
+		return now.Add(max(c.drainer.grace(), lateWait)), false
 	}
-	c.expired = time.Now()
+	c.expired = now
 	c.SetReadDeadline(time.Unix(1, 0))
-	return c.expired.Add(expiredWait), true
+	return now.Add(expiredWait), true
 }
 
 // silentAt returns when the grace will be over, if nothing is received.
-func (c *conn) silentAt() time.Time {
-	if c.since.IsZero() {
-		c.since = c.drainer.began
-	}
-	grace := c.drainer.grace()
+func (c *conn) silentAt(now time.Time) time.Time {
+	grace := max(c.drainer.grace(), hookTime)
 	if c.knows && c.isHTTP2() {
 		grace = min(grace, lateWait)
 	}
-	if until := c.since.Add(grace); c.seen && time.Now().Before(until) {
+	since := c.beginning()
+	if c.since.After(since) {
+		since = c.since
+	}
+	if until := since.Add(grace); now.Before(until) {
 		return until
 	}
-	if c.heard() {
-		c.since = time.Now()
+	if heard, ok := lastReceived(c.Conn, now); ok && heard.After(since.Add(receivedTick)) {
+		c.since, since = heard, heard
 	}
-	return c.since.Add(grace)
+	return since.Add(grace)
 }
 
-// heard reports whether something was received since it was called last, or
-// since the connection stirred.
-func (c *conn) heard() bool {
-	n, ok := received(c.Conn)
-	changed := ok && c.seen && n != c.received
-	c.received, c.seen = n, true
-	return changed
+// decideLinger keeps the connection open beyond the server's close, if it is time
+// for that, and returns when it will be, if ever.
+func (c *conn) decideLinger(now time.Time) time.Time {
+	if !c.knows || c.isHTTP2() || c.linger != nil {
+		return time.Time{}
+	}
+	if at := c.told.Add(lingerAfter); now.Before(at) {
+		return at
+	}
+	c.linger = duplicate(c.Conn)
+	return time.Time{}
 }
 
 // mayExpire reports whether a read that fails makes the server close the
 // connection, without a loss if nothing was received.
 func (c *conn) mayExpire(state http.ConnState) bool {
 	d := c.drainer
-	d.mu.Lock()
-	plainHTTP2, otherProtocol := d.plainHTTP2, d.otherProtocol
-	d.mu.Unlock()
 	encrypted, ok := c.Conn.(interface{ ConnectionState() tls.ConnectionState })
 	switch {
 	case state == http.StateNew:
 		// ConnectionState would wait for the end of the handshake. The
 		// server never tells the state of connections with other protocols.
-		return !ok || !otherProtocol
+		return !ok || !d.otherProtocol.Load()
 	case ok:
 		return encrypted.ConnectionState().NegotiatedProtocol != "h2"
 	case c.framed != nil:
 		return !c.isHTTP2()
 	default:
-		return !plainHTTP2
+		return !d.plainHTTP2.Load()
 	}
 }
 
@@ -303,7 +389,8 @@ func (c *conn) inUse() (early, active bool) {
 		closing := c.knows && !c.isHTTP2() && time.Since(c.told) < closeWait
 		return !closing, !closing
 	case http.StateNew, http.StateIdle:
-		early = !c.knows && c.expired.IsZero() && time.Now().Before(c.silentAt())
+		now := time.Now()
+		early = !c.knows && c.expired.IsZero() && now.Before(c.silentAt(now))
 	}
 	return early, false
 }

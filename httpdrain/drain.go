@@ -3,6 +3,7 @@ package httpdrain
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -21,9 +22,6 @@ import (
 // gives a pod to terminate.
 const DefaultIdleGrace = 5 * time.Second
 
-// sweepInterval is the least time between two looks at the connections.
-const sweepInterval = 10 * time.Millisecond
-
 // Drainer watches the connections of one http.Server, so that Shutdown can end
 // them without losing a request. New makes one; the zero value is not usable.
 //
@@ -41,6 +39,29 @@ type Drainer struct {
 	// the response to any request during the grace tells them to leave.
 	IdleGrace time.Duration
 
+	// Spread, if positive, is the time over which Shutdown spreads its goodbyes: for
+	// each connection the drain begins at a random moment of it. Until then nothing
+	// tells the client to leave, and IdleGrace begins only then. So the clients do
+	// not all reconnect to the successor in the same moment. A drain takes longer by
+	// Spread. It must not be changed after the call of Shutdown.
+	Spread time.Duration
+
+	// Replaced tells Shutdown that another process accepts from the same sockets, as
+	// after an upgrade. Then it leaves the connections that wait in their queues to
+	// that process, and accepts no more. Otherwise it accepts and serves them. It
+	// must not be changed after the call of Shutdown.
+	Replaced bool
+
+	// WaitHijacked has Shutdown wait until the hijacked connections are closed, as
+	// far as it can see them: see Progress.Hijacked. It must not be changed after
+	// the call of Shutdown.
+	WaitHijacked bool
+
+	// Logger, if not nil, receives the progress of a drain: when it begins, every
+	// five seconds, and when it ends. It must not be changed after the call of
+	// Shutdown.
+	Logger *slog.Logger
+
 	srv *http.Server
 
 	ctx   context.Context // ends when the drain begins
@@ -48,24 +69,27 @@ type Drainer struct {
 
 	draining atomic.Bool
 	began    time.Time     // set before draining
-	changed  chan struct{} // holds a value if connections changed since the last sweep
 	conns    sync.Map      // net.Conn, as the server's hooks see it, to *conn
+	hijacked hijackedConns // what the server has given away
+	waits    atomic.Int64  // what the drain waits for
+	nothing  chan struct{} // holds a value if waits has been zero
 
 	cutting context.Context // ends, with the cause, when a caller's context did
 	cut     context.CancelCauseFunc
 	done    chan struct{} // closed when the drain is over, after err was set
 	err     error
 
-	setUp     sync.Mutex // held while the server sets up its protocols
-	frameOnce sync.Once  // for frameNextProto
+	setUp         sync.Mutex  // held while the server sets up TLS, or its protocols are looked at
+	learnt        atomic.Bool // learnProtocols was called
+	plainHTTP2    atomic.Bool // connections without TLS may be HTTP/2
+	otherProtocol atomic.Bool // connections with TLS may be neither HTTP/1 nor HTTP/2
 
-	mu            sync.Mutex
-	listeners     map[*listener]struct{}
-	unserved      int  // listeners that Listener returned, less calls of Server.Serve for them
-	plainHTTP2    bool // connections without TLS may be HTTP/2
-	otherProtocol bool // connections with TLS may be neither HTTP/1 nor HTTP/2
-	prepared      bool // Listener has been called
-	ownProtocols  bool // the program has its own Server.TLSNextProto
+	mu           sync.Mutex
+	listeners    map[*listener]struct{}
+	unserved     int  // listeners that Listener returned, less calls of Server.Serve for them
+	prepared     bool // Listener has been called
+	ownProtocols bool // the program has its own Server.TLSNextProto
+	ownHTTP2     bool // and HTTP/2 is in it
 }
 
 // New returns a Drainer for srv, which must not be serving yet. It puts itself
@@ -76,7 +100,7 @@ type Drainer struct {
 func New(srv *http.Server) *Drainer {
 	d := &Drainer{
 		srv:       srv,
-		changed:   make(chan struct{}, 1),
+		nothing:   make(chan struct{}, 1),
 		done:      make(chan struct{}),
 		listeners: make(map[*listener]struct{}),
 	}
@@ -105,8 +129,9 @@ func (d *Drainer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 
 // Context returns a context that is cancelled when the first call of Shutdown begins.
 // Handlers of long-lived responses and users of hijacked connections watch it to say
-// goodbye: Shutdown waits for the former, and knows nothing of the latter. Functions of
-// Server.RegisterOnShutdown are called too late for that. This calls f in time:
+// goodbye: Shutdown waits for the former, and with WaitHijacked for the latter.
+// Functions of Server.RegisterOnShutdown are called too late for that. This calls f in
+// time:
 //
 //	context.AfterFunc(d.Context(), f)
 func (d *Drainer) Context() context.Context { return d.ctx }
@@ -115,23 +140,25 @@ func (d *Drainer) Context() context.Context { return d.ctx }
 // connections are closed. In this order, it
 //
 //   - cancels Context;
-//   - accepts the connections that wait in the listeners' queues, and closes the
-//     listeners;
+//   - accepts the connections that wait in the listeners' queues, unless Replaced is
+//     set, and closes the listeners;
 //   - lets every request be served, and tells the clients to leave: by
 //     "Connection: close" in each response of HTTP/1, by a GOAWAY frame that
 //     refuses nothing in HTTP/2;
 //   - closes the connections that have been silent for IdleGrace;
 //   - when no others are left, calls Server.Shutdown, which calls the functions
 //     that Server.RegisterOnShutdown got, sends the silent HTTP/2 connections
-//     their GOAWAY and closes them after another second.
+//     their GOAWAY and closes them after another second;
+//   - waits for the hijacked connections, if WaitHijacked is set.
 //
 // When ctx ends first, it calls Server.Close, and returns a *CutError if that
-// closed a connection before its time. Otherwise it returns nil, or what closing
+// closed a connection before its time, or hijacked ones are left that it was to wait
+// for. Otherwise it returns nil, or what closing
 // the listeners returned. Handlers that were cut may be running still.
 //
 // Further calls, concurrent ones too, join the drain and return its result. It
 // is cut when the context of any of them ends, so that a second signal can make
-// an end of it. Hijacked connections are neither waited for nor closed.
+// an end of it. Hijacked connections are never closed: Progress counts them.
 func (d *Drainer) Shutdown(ctx context.Context) error {
 	d.mu.Lock()
 	first := !d.draining.Load()
@@ -155,108 +182,86 @@ func (d *Drainer) Shutdown(ctx context.Context) error {
 
 func (d *Drainer) drain() {
 	defer close(d.done)
-	d.sayFarewell()
-	d.stopAccepting()
-	d.awaitSilence()
+	stopLogging := d.logProgress()
+	listeners := d.interruptListeners()
+	d.joinConnections()
+	d.stopAccepting(listeners)
+	d.awaitNothing()
 	d.err = d.closeServer()
+	stopLogging()
 }
 
-// sayFarewell tells the clients of HTTP/2 to leave. It does not wait for those
-// that do not read.
-func (d *Drainer) sayFarewell() {
+// joinConnections makes the connections part of the drain. Those that come later
+// join when the server tells their state.
+func (d *Drainer) joinConnections() {
 	d.conns.Range(func(_, value any) bool {
-		c := value.(*conn)
-		c.mu.Lock()
-		framed := c.framed
-		c.mu.Unlock()
-		if framed != nil {
-			go framed.drain()
-		}
+		value.(*conn).join()
 		return true
 	})
 }
 
-// stopAccepting returns when no listener will give the server another
-// connection, and all that they gave are known. It does not wait for long for a
-// server that does not ask for another one.
-func (d *Drainer) stopAccepting() {
+func (d *Drainer) interruptListeners() []*listener {
 	d.mu.Lock()
 	listeners := slices.Collect(maps.Keys(d.listeners))
 	d.mu.Unlock()
 	for _, ln := range listeners {
 		ln.interrupt()
 	}
-	limit, cancel := context.WithTimeout(d.cutting, 2*acceptLimit)
-	defer cancel()
+	return listeners
+}
+
+// stopAccepting returns when no listener will give the server another
+// connection, and all that they gave are known, or when the drain is cut.
+func (d *Drainer) stopAccepting(listeners []*listener) {
 	for _, ln := range listeners {
 		select {
 		case <-ln.stopped:
-		case <-limit.Done():
+		case <-d.cutting.Done():
 			ln.release()
 		}
 	}
 }
 
-// awaitSilence returns when the connections that are left have been silent for
-// the grace, or when the drain is cut.
-func (d *Drainer) awaitSilence() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		next, silent := d.sweep()
-		if silent {
-			return
-		}
-		var due <-chan time.Time
-		if !next.IsZero() {
-			timer.Reset(time.Until(next))
-			due = timer.C
-		}
+// wait changes how much the drain waits for.
+func (d *Drainer) wait(delta int64) {
+	if d.waits.Add(delta) == 0 {
 		select {
-		case <-due:
-		case <-d.changed:
-			timer.Reset(sweepInterval)
-			select {
-			case <-timer.C:
-			case <-d.cutting.Done():
-				return
-			}
+		case d.nothing <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// awaitNothing returns when the drain waits for nothing, or is cut.
+func (d *Drainer) awaitNothing() {
+	for d.waits.Load() > 0 {
+		select {
+		case <-d.nothing:
 		case <-d.cutting.Done():
 			return
 		}
 	}
 }
 
-// sweep expires the connections whose time has come. It reports whether those
-// that are left may be closed, and if not, when to look again at the latest:
-// zero if that is when connections have changed.
-func (d *Drainer) sweep() (next time.Time, silent bool) {
-	silent = true
-	d.conns.Range(func(_, value any) bool {
-		at, waiting := value.(*conn).sweep()
-		if waiting {
-			silent = false
-		}
-		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
-			next = at
-		}
-		return true
-	})
-	return next, silent
-}
-
 // closeServer leaves to the server what the drain has left.
 func (d *Drainer) closeServer() error {
 	cut := d.cutting.Err() != nil
-	connections, active := d.count()
+	connections, active := d.countInUse()
 	err := d.srv.Shutdown(d.cutting)
+	if d.WaitHijacked {
+		d.hijacked.await(d.cutting)
+	}
 	if d.cutting.Err() != nil {
 		if !cut {
-			connections, active = d.count()
+			connections, active = d.countInUse()
 		}
 		err = d.srv.Close()
-		if connections > 0 {
-			return &CutError{connections, active, context.Cause(d.cutting)}
+		hijacked := 0
+		if d.WaitHijacked {
+			hijacked = d.hijacked.count()
+		}
+		if connections > 0 || hijacked > 0 {
+			return &CutError{connections, active, hijacked, context.Cause(d.cutting)}
 		}
 	}
 	if err != nil {
@@ -265,58 +270,9 @@ func (d *Drainer) closeServer() error {
 	return nil
 }
 
-// count returns how many connections, and how many of them in the middle of a
-// request, would be closed before their time if they were closed now.
-func (d *Drainer) count() (connections, active int) {
-	d.conns.Range(func(_, value any) bool {
-		early, inRequest := value.(*conn).inUse()
-		if early {
-			connections++
-		}
-		if inRequest {
-			active++
-		}
-		return true
-	})
-	return connections, active
-}
-
-// lookAgain makes awaitSilence look at the connections again.
-func (d *Drainer) lookAgain() {
-	select {
-	case d.changed <- struct{}{}:
-	default:
-	}
-}
-
 func (d *Drainer) grace() time.Duration {
 	if d.IdleGrace == 0 {
 		return DefaultIdleGrace
 	}
 	return max(d.IdleGrace, 0)
 }
-
-// CutError is returned by Shutdown if its context ended before all connections
-// had come to their end.
-type CutError struct {
-	// Connections is the number of connections that were closed although a
-	// request was being answered, or IdleGrace was not over.
-	Connections int
-
-	// Active is how many of them had a request that was being answered.
-	Active int
-
-	// Cause is context.Cause of the context that ended.
-	Cause error
-}
-
-func (e *CutError) Error() string {
-	noun := "connections"
-	if e.Connections == 1 {
-		noun = "connection"
-	}
-	return fmt.Sprintf("httpdrain: %d %s cut, %d of them with a request in progress: %v", e.Connections, noun, e.Active, e.Cause)
-}
-
-// Unwrap returns Cause.
-func (e *CutError) Unwrap() error { return e.Cause }

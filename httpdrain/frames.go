@@ -3,7 +3,6 @@ package httpdrain
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"io"
 	"net"
 	"strings"
@@ -12,8 +11,8 @@ import (
 	"time"
 )
 
-// This file owns how a client of HTTP/2 is told to leave: by a GOAWAY that
-// excludes no stream, in between the frames of the server.
+// This file owns how an HTTP/2 client is told to leave: by a GOAWAY that excludes
+// no stream, between the frames of the server.
 //
 // RFC 9113, section 6.8, has a server send that first. The client opens no more
 // streams, those that are on their way are served, and when all are done most
@@ -23,29 +22,26 @@ import (
 const (
 	preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-	// Frames have a header, whose first 3 bytes are the payload's length.
+	// A frame begins with a header, whose first 3 bytes are the payload's length.
 	headerLen   = 9
 	headerType  = 3 // the index of the type
-	typeHeaders = 1
-	typeGoAway  = 7
+	headerFlags = 4
+
+	typeHeaders      = 1
+	typePushPromise  = 5
+	typeGoAway       = 7
+	typeContinuation = 9
+	flagEndHeaders   = 4
 
 	ping    = "\x00\x00\x08\x06\x00\x00\x00\x00\x00"
 	pingAck = "\x00\x00\x08\x06\x01\x00\x00\x00\x00"
 	goAway  = "\x00\x00\x08\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x00" // all streams, no error
 
-	// What the PINGs ask, in 8 bytes.
-	areYouQuiet   = "settling"
-	areYouLeaving = "draining"
+	areYouLeaving = "draining" // what the PING after the GOAWAY carries
 
-	// quietWait is for how long the client must not have opened a stream to be taken
-	// for quiet, or quietTrips round trips of a PING, if they are slow: a client that
-	// is short of processors has requests that it is yet to send. quietLimit and
-	// limitTrips are when that is not waited for any longer.
-	quietTick  = 5 * time.Millisecond
-	quietWait  = 3 * quietTick
-	quietTrips = 2
-	quietLimit = 250 * time.Millisecond
-	limitTrips = 20
+	// holdTime is for how long responses are held before the GOAWAY: see
+	// framedConn.begin.
+	holdTime = 15 * time.Millisecond
 
 	// lateWait is for how long a client that has acknowledged the GOAWAY may still
 	// open streams. net/http's may acknowledge a PING in between giving a stream
@@ -56,9 +52,10 @@ const (
 // frames follows a flow of frames (RFC 9113, section 4.1). The zero value is at
 // the beginning of one.
 type frames struct {
-	head [len(pingAck) + len(areYouQuiet)]byte // how the last frame begins
-	seen int                                   // bytes of it that have passed
-	size int                                   // of it, or of its header until that has passed
+	head  [len(pingAck) + len(areYouLeaving)]byte // how the last frame begins
+	seen  int                                     // bytes of it that have passed
+	size  int                                     // of it, or of its header until that has passed
+	block bool                                    // a header block has begun, and continues in the next frame
 }
 
 // pass lets p pass until the end of a frame, and returns how much that was.
@@ -72,6 +69,10 @@ func (f *frames) pass(p []byte) (n int) {
 			return n
 		}
 		f.size += int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
+		switch f.head[headerType] {
+		case typeHeaders, typePushPromise, typeContinuation:
+			f.block = f.head[headerFlags]&flagEndHeaders == 0
+		}
 	}
 	payload := p[n:min(len(p), n+f.size-f.seen)]
 	if f.seen < len(f.head) {
@@ -84,6 +85,10 @@ func (f *frames) pass(p []byte) (n int) {
 // ended reports whether no frame has begun to pass that has not ended.
 func (f *frames) ended() bool { return f.seen == f.size }
 
+// open reports whether any frame may come next. In a header block only its
+// CONTINUATION may (RFC 9113, section 6.2).
+func (f *frames) open() bool { return f.ended() && !f.block }
+
 // A framedConn is a connection that may be HTTP/2, as the server sees it.
 type framedConn struct {
 	*conn
@@ -94,24 +99,22 @@ type framedConn struct {
 	other   bool // it is not HTTP/2
 	in      frames
 
-	newest  atomic.Uint32 // the stream that was opened last
-	answers chan struct{} // holds a value if areYouQuiet was acknowledged
-	left    chan struct{} // closed when responses may end
+	left chan struct{} // closed when the GOAWAY has been sent, or waits for the end of a frame
 
 	writing sync.Mutex // guards what follows, and is held while the server writes
 	out     frames
 	greeted bool   // the server has sent its first frame, SETTINGS
 	gone    bool   // it has sent its GOAWAY
-	begun   bool   // leave was called
+	leaving bool   // the client is to be told to leave
+	begun   bool   // that has begun
 	pending string // frames to insert
 }
 
 // framed returns nc as the server is to see it.
 func (d *Drainer) framed(nc net.Conn) *framedConn {
 	c := &framedConn{
-		conn:    &conn{drainer: d, Conn: nc},
-		answers: make(chan struct{}, 1),
-		left:    make(chan struct{}),
+		conn: &conn{drainer: d, Conn: nc},
+		left: make(chan struct{}),
 	}
 	c.framed = c
 	return c
@@ -164,27 +167,13 @@ func (c *framedConn) follow(p []byte) {
 	}
 	for len(p) > 0 {
 		p = p[c.in.pass(p):]
-		if !c.in.ended() {
-			return
-		}
-		head := &c.in.head
-		switch {
-		case head[headerType] == typeHeaders:
-			if id := binary.BigEndian.Uint32(head[5:]); id > c.newest.Load() {
-				c.newest.Store(id)
-			}
-		case string(head[:]) == pingAck+areYouQuiet:
-			select {
-			case c.answers <- struct{}{}:
-			default:
-			}
-		case string(head[:]) == pingAck+areYouLeaving:
+		if c.in.ended() && string(c.in.head[:]) == pingAck+areYouLeaving {
 			c.noteFarewell(true)
 		}
 	}
 }
 
-// Write inserts what is pending at the first end of a frame.
+// Write inserts what is pending where a frame may be inserted first.
 func (c *framedConn) Write(p []byte) (n int, err error) {
 	if !c.http2.Load() {
 		return c.Conn.Write(p)
@@ -218,55 +207,37 @@ func (c *framedConn) sent(p []byte) {
 	}
 }
 
-// drain is called when the drain begins.
-func (c *framedConn) drain() {
+// leave tells the client to leave, as soon as the server has greeted it. It blocks
+// while the server writes.
+func (c *framedConn) leave() {
 	c.writing.Lock()
 	defer c.writing.Unlock()
+	c.leaving = true
 	c.begin()
 }
 
+// begin starts the farewell: responses are held for holdTime, and then the GOAWAY
+// is sent.
+//
+// net/http's client fails a request that has been given a connection and no stream
+// yet when a GOAWAY arrives on it, if it cannot rewind the body, although it has
+// sent nothing of it. Requests follow responses. So the hold makes it likely that
+// the client has sent the requests which it was about to send.
 func (c *framedConn) begin() {
-	if c.greeted && !c.begun && c.drainer.draining.Load() {
-		c.begun = true
-		go c.leave()
+	if !c.greeted || !c.leaving || c.begun {
+		return
 	}
+	c.begun = true
+	c.hold(holdTime)
+	time.AfterFunc(holdTime, c.sayGoodbye)
 }
 
-// leave tells the client to leave when it is quiet, as clients are while all their
-// requests wait for a response. net/http's fails a request which has waited for
-// its turn on the connection when the GOAWAY came, if it cannot rewind the body,
-// although it has sent nothing of it.
-func (c *framedConn) leave() {
-	defer close(c.left)
-	c.awaitQuiet()
-	c.noteFarewell(false)
+func (c *framedConn) sayGoodbye() {
 	c.insert(goAway + ping + areYouLeaving)
+	close(c.left)
 }
 
-func (c *framedConn) awaitQuiet() {
-	newest := c.newest.Load()
-	var trip time.Duration // the longest
-	begin := time.Now()
-	for since := begin; time.Since(since) < max(quietWait, quietTrips*trip); {
-		if time.Since(begin) > max(quietLimit, limitTrips*trip) {
-			return
-		}
-		sent := time.Now()
-		c.insert(ping + areYouQuiet)
-		select {
-		case <-c.answers:
-			trip = max(trip, time.Since(sent))
-		case <-time.After(quietLimit):
-			return
-		}
-		<-time.After(quietTick)
-		if n := c.newest.Load(); n != newest {
-			newest, since = n, time.Now()
-		}
-	}
-}
-
-// insert sends frames now, or when the frame that the server is sending ends.
+// insert sends frames now, or as soon as the server's frames allow.
 func (c *framedConn) insert(frames string) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
@@ -275,13 +246,14 @@ func (c *framedConn) insert(frames string) {
 }
 
 func (c *framedConn) flush() {
-	if c.pending == "" || !c.out.ended() {
+	if c.pending == "" || !c.out.open() {
 		return
 	}
 	if c.gone {
 		// A further one must not name a higher stream.
 		c.pending = strings.TrimPrefix(c.pending, goAway)
 	}
+	c.noteFarewell(false)
 	if _, err := io.WriteString(c.Conn, c.pending); err != nil {
 		c.Conn.Close() // rather than go on in the middle of a frame
 	}

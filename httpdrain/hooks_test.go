@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"example.com/tableflip/httpdrain"
 )
 
 type contextKey string
@@ -203,28 +206,146 @@ func TestTLSNextProto(t *testing.T) {
 	s.finished(result)
 }
 
-// unhashable is a connection that cannot be a key of a map.
+// unhashable is a connection that cannot be the key of a map, because of its type.
 type unhashable struct {
 	net.Conn
 	_ func()
 }
 
-type unhashableListener struct{ net.Listener }
-
-func (l unhashableListener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	return unhashable{Conn: nc}, err
+// unhashableValue is one because of its value.
+type unhashableValue struct {
+	net.Conn
+	extra any
 }
 
-// A connection of a type that the Drainer cannot watch is served.
+type wrappingListener struct {
+	net.Listener
+	wrap func(net.Conn) net.Conn
+}
+
+func (l wrappingListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	return l.wrap(nc), err
+}
+
+// A connection that the Drainer cannot watch is served.
 func TestUnwatchableConnection(t *testing.T) {
 	t.Parallel()
-	s := newService(t, config{handler: http.HandlerFunc(hello)})
-	ln := unhashableListener{s.Listener(listenTCP(t))}
-	go func() { s.served <- s.server.Serve(ln) }()
-	c := dial(t, ln.Addr().String())
-	c.get("/").more(t, "hello")
-	s.finished(s.drain(t.Context()))
+	for _, wrap := range []func(net.Conn) net.Conn{
+		func(nc net.Conn) net.Conn { return unhashable{Conn: nc} },
+		func(nc net.Conn) net.Conn { return unhashableValue{nc, func() {}} },
+	} {
+		s := newService(t, config{handler: http.HandlerFunc(hello)})
+		ln := wrappingListener{s.Listener(listenTCP(t)), wrap}
+		go func() { s.served <- s.server.Serve(ln) }()
+		c := dial(t, ln.Addr().String())
+		c.get("/").more(t, "hello")
+		s.finished(s.drain(t.Context()))
+	}
+}
+
+// BaseContext that is set after New takes nothing from the drain; with TLS, all is
+// encrypted.
+func TestBaseContextAfterNew(t *testing.T) {
+	t.Parallel()
+	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
+		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, r.Context().Value(contextKey("base")))
+		})
+		s := newService(t, c)
+		s.server.BaseContext = func(net.Listener) context.Context {
+			s.serving <- struct{}{}
+			return context.WithValue(context.Background(), contextKey("base"), "late")
+		}
+		s.serve(listenTCP(t), c.tls)
+		client := dial(t, s.addr)
+		client.get("/").more(t, "late")
+		result := s.drain(t.Context())
+		client.get("/").last(t, "late")
+		s.finished(result)
+	})
+}
+
+// A program's own HTTP/2 is called, and told to leave by its own means.
+func TestOwnHTTP2(t *testing.T) {
+	t.Parallel()
+	for _, others := range []bool{false, true} {
+		called := make(chan string, 1)
+		s := start(t, config{
+			tls:   true,
+			grace: -1,
+			server: func(s *http.Server) {
+				own := func(_ *http.Server, nc *tls.Conn, _ http.Handler) {
+					called <- nc.ConnectionState().NegotiatedProtocol
+					nc.Close()
+				}
+				s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": own}
+				if others { // as golang.org/x/net/http2 does
+					s.TLSNextProto["unencrypted_http2"] = own
+				}
+			},
+		})
+		c := dialTLS(t, s.addr, "h2")
+		if got := wait(t, called, "the program's own HTTP/2"); got != "h2" {
+			t.Errorf("it is given a connection with %q", got)
+		}
+		c.Close()
+		s.finished(s.drain(t.Context()))
+	}
+}
+
+// ServeTLS offers the protocols that Server.ServeTLS would.
+func TestProtocols(t *testing.T) {
+	t.Parallel()
+	only := func(set func(*http.Protocols)) *http.Protocols {
+		p := new(http.Protocols)
+		set(p)
+		return p
+	}
+	for _, test := range []struct {
+		name  string
+		setUp func(*http.Server)
+	}{
+		{"default", func(s *http.Server) {}},
+		{"HTTP/1", func(s *http.Server) { s.Protocols = only(func(p *http.Protocols) { p.SetHTTP1(true) }) }},
+		{"HTTP/2", func(s *http.Server) { s.Protocols = only(func(p *http.Protocols) { p.SetHTTP2(true) }) }},
+		{"empty TLSNextProto", func(s *http.Server) {
+			s.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
+		}},
+		{"own names", func(s *http.Server) { s.TLSConfig.NextProtos = []string{"shout", "http/1.1"} }},
+		{"GetConfigForClient", func(s *http.Server) {
+			config := s.TLSConfig
+			s.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config, nil }}
+		}},
+	} {
+		negotiate := func(serve func(*http.Server, net.Listener)) (got []string) {
+			srv := &http.Server{
+				Handler:   http.HandlerFunc(hello),
+				ErrorLog:  log.New(io.Discard, "", 0),
+				TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate()}},
+			}
+			test.setUp(srv)
+			ln := listenTCP(t)
+			go serve(srv, ln)
+			defer srv.Close()
+			for _, offer := range [][]string{{"h2", "http/1.1"}, {"http/1.1", "h2"}, {"http/1.1"}, {"h2"}, {"shout"}, nil} {
+				nc, err := tls.Dial("tcp", ln.Addr().String(), clientTLS(offer...))
+				if err != nil {
+					got = append(got, "refused")
+					continue
+				}
+				got = append(got, nc.ConnectionState().NegotiatedProtocol)
+				nc.Close()
+			}
+			return got
+		}
+		want := negotiate(func(srv *http.Server, ln net.Listener) { srv.ServeTLS(ln, "", "") })
+		got := negotiate(func(srv *http.Server, ln net.Listener) { httpdrain.New(srv).ServeTLS(ln, "", "") })
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: negotiates %q, want %q", test.name, got, want)
+		}
+	}
 }
 
 // Listeners of one server may be served at the same time, with the protocols that

@@ -77,8 +77,10 @@ func TestStreams(t *testing.T) {
 		if len(during.Header["Connection"]) > 0 {
 			t.Errorf("Connection: %q over HTTP/2", during.Header["Connection"])
 		}
-		if _, after, err := ask(t.Context(), transport, url, "after"); after == conn {
-			t.Errorf("a request after the GOAWAY: %v on the same connection", err)
+		for after := conn; after == conn; { // until the GOAWAY has come
+			if _, after, err = ask(t.Context(), transport, url, "after"); after == conn && err != nil {
+				t.Fatal(err)
+			}
 		}
 		gate.open()
 		o := wait(t, inFlight, "the stream in flight")
@@ -121,7 +123,7 @@ func TestFarewell(t *testing.T) {
 		client.startHTTP2()
 		result := s.drain(t.Context())
 		client.request(1)
-		client.quiet()
+		client.farewell()
 		const streams = 99 // the server's limit is 250 at a time
 		for stream := byte(3); stream <= streams; stream += 2 {
 			client.request(stream)
@@ -141,14 +143,12 @@ func TestFarewell(t *testing.T) {
 	})
 }
 
-// quiet acknowledges until the farewell has come. No response ends before that.
-func (c *client) quiet() {
+// farewell reads until the GOAWAY has come. No response ends before that.
+func (c *client) farewell() {
 	c.t.Helper()
 	for {
 		kind, flags, payload := c.frame()
 		switch {
-		case kind == framePing && string(payload) == "settling":
-			c.acknowledge("settling")
 		case kind == frameGoAway:
 			if want := "\x7f\xff\xff\xff\x00\x00\x00\x00"; string(payload) != want {
 				c.t.Errorf("GOAWAY with % x, want % x", payload, want)
@@ -175,6 +175,23 @@ func (c *client) request(stream byte) {
 	c.sendFrame(frameHeaders, endStream|endHeaders, stream, 0x82, 0x86, 0x84) // GET http /
 }
 
+// A connection whose handshake comes during the drain is told to leave as well.
+func TestHandshakeDuringDrain(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{tls: true, handler: http.HandlerFunc(hello)})
+	nc, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := s.drain(t.Context())
+	client := newClient(t, tls.Client(nc, clientTLS("h2")))
+	client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	client.sendFrame(frameSettings, 0, 0)
+	client.farewell()
+	client.Close()
+	s.finished(result)
+}
+
 // A connection that stays silent is told to go before it is closed, and does not
 // count as cut.
 func TestSilentHTTP2Connection(t *testing.T) {
@@ -186,7 +203,7 @@ func TestSilentHTTP2Connection(t *testing.T) {
 		client := dial(t, s.addr)
 		client.startHTTP2()
 		result := s.drain(t.Context())
-		client.quiet()
+		client.farewell()
 		client.acknowledge("draining")
 		if payload := client.next(frameGoAway); !bytes.Equal(payload, make([]byte, 8)) {
 			t.Errorf("GOAWAY with % x, want no stream and no error", payload)
@@ -371,6 +388,8 @@ const (
 	frameSettings = 4
 	framePing     = 6
 	frameGoAway   = 7
+
+	frameContinuation = 9
 
 	endStream = 1
 )

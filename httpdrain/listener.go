@@ -19,6 +19,15 @@ const (
 	// acceptLimit ends the acceptance of connections that keep on coming. If
 	// another process accepts from the same socket, nothing is lost by that.
 	acceptLimit = 500 * time.Millisecond
+
+	// serverLimit is how long the server may take to ask for another connection:
+	// longer than the second for which net/http waits after an error.
+	serverLimit = 2 * time.Second
+
+	// retryFirst and retryMost are how long to wait after an error such as EMFILE,
+	// as net/http does: the connections that are drained will give descriptors back.
+	retryFirst = 5 * time.Millisecond
+	retryMost  = time.Second
 )
 
 // Listener returns a listener for Server.Serve and its kin, for programs that
@@ -26,9 +35,9 @@ const (
 // TLS needs ServeTLS to be drained without loss.
 //
 // While a drain is going on, its Accept first returns the connections that wait
-// in ln's queue, as their clients believe to be connected, and the kernel would
-// reset them when the last descriptor of the socket is closed. Then it closes ln
-// and blocks until the server is closed, so that Server.Serve returns
+// in ln's queue, unless Drainer.Replaced is set: their clients believe to be
+// connected, and the kernel would reset them when the last descriptor of the socket
+// is closed. Then it closes ln and blocks until the server is closed, so that Server.Serve returns
 // http.ErrServerClosed, and not before. A ln without a method SetDeadline, as
 // those of crypto/tls, is closed without regard to its queue: wrap the listener
 // that Listener returns rather than pass it a wrapped one.
@@ -46,6 +55,7 @@ func (d *Drainer) listener(ln net.Listener) *listener {
 	if !d.prepared {
 		d.prepared = true
 		d.ownProtocols = len(d.srv.TLSNextProto) > 0 // net/http will add its own
+		d.ownHTTP2 = d.srv.TLSNextProto["h2"] != nil
 		d.wrapHandler()
 	}
 	d.unserved++
@@ -68,8 +78,12 @@ type listener struct {
 	stopped chan struct{} // closed when the server knows all connections
 	closed  chan struct{} // closed by Close
 
-	limitOnce sync.Once
-	limit     time.Time // when acceptLimit is over
+	// What acceptQueued keeps, which the server calls in one goroutine.
+	limit time.Time     // when acceptLimit is over
+	retry time.Duration // how long to wait after the next error
+
+	watchMu  sync.Mutex
+	watchdog *time.Timer // fires when serverLimit is over
 
 	releaseOnce, stopOnce, closeOnce sync.Once
 	err                              error // of closing ln
@@ -78,6 +92,7 @@ type listener struct {
 // Accept is called by Server.Serve, which has told its hooks of a connection
 // before it asks for the next one.
 func (l *listener) Accept() (net.Conn, error) {
+	l.drainer.serves()
 	if l.encrypted != nil {
 		nc, err := l.encrypted.Accept() // which calls accept
 		if err != nil {
@@ -99,6 +114,7 @@ func (l *listener) accept() (net.Conn, error) {
 			return nc, err
 		}
 	}
+	l.watch()
 	if nc := l.acceptQueued(); nc != nil {
 		return nc, nil
 	}
@@ -111,24 +127,44 @@ func (l *listener) accept() (net.Conn, error) {
 // acceptQueued returns the next connection that waits in the queue, or nil.
 func (l *listener) acceptQueued() net.Conn {
 	ln, ok := l.Listener.(deadliner)
-	if !ok {
+	if !ok || l.drainer.Replaced {
 		return nil
 	}
-	l.limitOnce.Do(func() { l.limit = time.Now().Add(acceptLimit) })
+	if l.limit.IsZero() {
+		l.limit = time.Now().Add(acceptLimit)
+	}
 	for {
 		now := time.Now()
 		if now.After(l.limit) || ln.SetDeadline(now.Add(acceptWait)) != nil {
 			return nil
 		}
 		nc, err := l.Listener.Accept()
-		if err == nil {
+		switch {
+		case err == nil:
+			l.retry = 0
 			return nc
-		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(now) >= acceptWait {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if time.Since(now) >= acceptWait {
+				return nil
+			}
+			// That was the deadline of interrupt.
+		case !l.mayRetry(err):
 			return nil
 		}
-		// That was the deadline of interrupt.
 	}
+}
+
+// mayRetry waits after an error of Accept, and reports whether it may go away.
+func (l *listener) mayRetry(err error) bool {
+	var temporary interface{ Temporary() bool }
+	if !errors.As(err, &temporary) || !temporary.Temporary() {
+		return false
+	}
+	l.retry = min(max(2*l.retry, retryFirst), retryMost)
+	time.Sleep(l.retry)
+	l.limit = time.Now().Add(acceptLimit)
+	l.watch()
+	return true
 }
 
 type deadliner interface {
@@ -137,9 +173,24 @@ type deadliner interface {
 
 // interrupt makes Accept learn that the drain has begun.
 func (l *listener) interrupt() {
+	l.watch()
 	if ln, ok := l.Listener.(deadliner); !ok || ln.SetDeadline(time.Unix(1, 0)) != nil {
 		l.release()
 	}
+}
+
+// watch gives the server serverLimit to ask for another connection, from now on.
+func (l *listener) watch() {
+	l.watchMu.Lock()
+	defer l.watchMu.Unlock()
+	if l.watchdog != nil {
+		l.watchdog.Reset(serverLimit)
+		return
+	}
+	l.watchdog = time.AfterFunc(serverLimit, func() {
+		l.release()
+		l.stop()
+	})
 }
 
 // release closes ln. Server.Serve does not learn of it.
@@ -164,62 +215,4 @@ func (l *listener) Close() error {
 	l.release()
 	l.stop()
 	return l.err
-}
-
-// setUpTLS is the listener that Server.ServeTLS is given for it to set up HTTP/2,
-// load the certificates, and wrap the listener by crypto/tls. When it goes on to
-// serve, BaseContext learns the result, and the first Accept ends it. So what
-// crypto/tls accepts can be wrapped in turn.
-type setUpTLS struct {
-	*listener
-	done bool
-}
-
-var errSetUp = errors.New("httpdrain: the server is set up")
-
-// serveTLS returns what Server.ServeTLS does.
-func (l *listener) serveTLS(certFile, keyFile string) error {
-	d := l.drainer
-	d.setUp.Lock()
-	err := d.srv.ServeTLS(&setUpTLS{listener: l}, certFile, keyFile)
-	d.setUp.Unlock()
-	if err != errSetUp {
-		l.Close()
-		return err
-	}
-	return d.srv.Serve(l)
-}
-
-// settingUp reports whether BaseContext is called for a setUpTLS.
-func (d *Drainer) settingUp(ln net.Listener) bool {
-	addr, ok := ln.Addr().(setUpAddr)
-	if ok {
-		addr.listener.encrypted = ln
-		d.frameOnce.Do(d.frameNextProto)
-	}
-	return ok
-}
-
-func (s *setUpTLS) Accept() (net.Conn, error) {
-	if !s.done {
-		s.done = true
-		return nil, errSetUp
-	}
-	return s.accept()
-}
-
-// Close is called when the server is set up.
-func (s *setUpTLS) Close() error { return nil }
-
-// setUpAddr is the address of a listener that crypto/tls has not yet wrapped.
-type setUpAddr struct {
-	net.Addr
-	listener *listener
-}
-
-func (s *setUpTLS) Addr() net.Addr {
-	if s.encrypted != nil {
-		return s.listener.Addr()
-	}
-	return setUpAddr{s.listener.Addr(), s.listener}
 }

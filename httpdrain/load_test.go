@@ -126,7 +126,10 @@ func echo(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }
 // throughTransport returns a client of net/http. Bodies over HTTP/2 can be
 // replayed, unless a flag says otherwise: RFC 9113 relies on that in section 6.8.
 func throughTransport(transport *http.Transport, url string) func(string, string) error {
-	client := &http.Client{Transport: transport, Timeout: patience}
+	return throughClient(&http.Client{Transport: transport, Timeout: patience}, url)
+}
+
+func throughClient(client *http.Client, url string) func(string, string) error {
 	return func(method, body string) error {
 		request, err := http.NewRequest(method, url+"/echo", strings.NewReader(body))
 		if err != nil {

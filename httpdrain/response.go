@@ -26,16 +26,26 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	last := h.drainer.draining.Load()
-	if last {
-		w = sayGoodbye(w, r)
+	var received time.Time // zero before the drain: requests do not pay for the clock
+	last := false
+	if h.drainer.draining.Load() {
+		received = time.Now()
+		if last = mayLeave(r); last {
+			w = sayGoodbye(w, r)
+		}
 	}
 	next.ServeHTTP(w, r)
 	if h.drainer.draining.Load() {
 		if c := connOf(r); c != nil {
-			c.answer(r, last)
+			c.answer(r, received, last)
 		}
 	}
+}
+
+// mayLeave reports whether the time has come to tell the client to leave.
+func mayLeave(r *http.Request) bool {
+	c := connOf(r)
+	return c == nil || c.mayLeave()
 }
 
 // sayGoodbye makes the response tell the client to leave, if it does not know.

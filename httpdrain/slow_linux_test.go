@@ -1,7 +1,9 @@
 package httpdrain_test
 
 import (
+	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -34,4 +36,60 @@ func TestDrippingHeader(t *testing.T) {
 		}
 		s.finished(result)
 	})
+}
+
+// A request that begins after its connection was taken for silent, on a server that
+// is slow to notice, is served: on Linux the Drainer sees it arrive.
+func TestRequestAfterGrace(t *testing.T) {
+	t.Parallel()
+	idle := make(chan struct{}, 1)
+	s := newService(t, config{handler: http.HandlerFunc(hello), grace: 300 * time.Millisecond, server: func(s *http.Server) {
+		s.Protocols.SetUnencryptedHTTP2(false)
+		s.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateIdle {
+				idle <- struct{}{}
+			}
+		}
+	}})
+	late := &lateConn{expired: make(chan struct{})}
+	ln := wrappingListener{s.Listener(listenTCP(t)), func(nc net.Conn) net.Conn {
+		if nc == nil {
+			return nil
+		}
+		late.Conn = nc
+		return late
+	}}
+	go func() { s.served <- s.server.Serve(ln) }()
+	c := dial(t, ln.Addr().String())
+	c.get("/").more(t, "hello")
+	wait(t, idle, "StateIdle")
+	late.armed.Store(true)
+	result := s.drain(t.Context())
+	wait(t, late.expired, "the read deadline")
+	// Until the drain looks again, a second later.
+	request := get("/")
+	for drip := time.Tick(100 * time.Millisecond); len(request) > 20; <-drip {
+		c.send(request[:1])
+		request = request[1:]
+	}
+	c.send(request)
+	c.answer().last(t, "hello")
+	s.finished(result)
+}
+
+// lateConn does not heed the first read deadline that expires it once it is armed.
+type lateConn struct {
+	net.Conn
+	armed   atomic.Bool
+	expired chan struct{}
+}
+
+func (c *lateConn) NetConn() net.Conn { return c.Conn }
+
+func (c *lateConn) SetReadDeadline(at time.Time) error {
+	if !at.IsZero() && time.Since(at) > time.Hour && c.armed.CompareAndSwap(true, false) {
+		close(c.expired)
+		return nil
+	}
+	return c.Conn.SetReadDeadline(at)
 }

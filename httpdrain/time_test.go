@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -75,16 +77,22 @@ func pass(d time.Duration) { <-time.After(d) }
 
 // inBubble runs test with a service in memory.
 func inBubble(t *testing.T, c config, test func(t *testing.T, s *service, m *memory)) {
+	inBubbleOn(t, c, func() net.Listener { return newMemory() }, func(t *testing.T, s *service, ln net.Listener) {
+		synctest.Wait()
+		test(t, s, ln.(*memory))
+	})
+}
+
+// inBubbleOn runs test with a service on the listener that listen returns.
+func inBubbleOn(t *testing.T, c config, listen func() net.Listener, test func(t *testing.T, s *service, ln net.Listener)) {
 	testCertificate()
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemory()
+		ln := listen()
 		if c.server == nil {
 			c.server = func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(false) }
 		}
-		c.listen = func() net.Listener { return m }
-		s := start(t, c)
-		synctest.Wait()
-		test(t, s, m)
+		c.listen = func() net.Listener { return ln }
+		test(t, start(t, c), ln)
 	})
 }
 
@@ -231,6 +239,61 @@ func TestRequestAtEndOfGrace(t *testing.T) {
 			s.finishedInBubble(result)
 		})
 	}
+}
+
+// readPausingConn makes the server pause before it is given a header's end.
+type readPausingConn struct {
+	net.Conn
+	pause time.Duration
+}
+
+func (c *readPausingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if strings.HasSuffix(string(p[:n]), "\r\n\r\n") {
+		pass(c.pause)
+	}
+	return n, err
+}
+
+// Such a request has the server's ReadTimeout for its body.
+func TestReadTimeoutAtEndOfGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
+		_, err := io.ReadAll(r.Body)
+		fmt.Fprint(w, time.Since(begin).Round(time.Second), errors.Is(err, os.ErrDeadlineExceeded))
+	}), server: func(s *http.Server) { s.ReadTimeout = 8 * time.Second }}, func(t *testing.T, s *service, m *memory) {
+		nc, err := m.dialBy(func(nc net.Conn) net.Conn { return &readPausingConn{nc, 1500 * time.Millisecond} })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, nc)
+		c.SetDeadline(time.Time{})
+		result := s.drain(t.Context())
+		pass(httpdrain.DefaultIdleGrace - time.Second)
+		c.send("POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n")
+		c.answer().is(t, "8s true")
+		s.finishedInBubble(result)
+	})
+}
+
+// Without a grace, a connection whose response did not tell its client to leave is
+// closed at once: the server does not undo that when it becomes idle.
+func TestNoGraceAfterRequest(t *testing.T) {
+	var gate chan struct{}
+	inBubble(t, config{grace: -1, handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-gate })},
+		func(t *testing.T, s *service, m *memory) {
+			gate = make(chan struct{})
+			c := m.client(t)
+			c.send(get("/"))
+			synctest.Wait()
+			result := s.drain(t.Context())
+			close(gate)
+			c.answer().more(t, "")
+			begin := time.Now()
+			c.closed()
+			after(t, begin, "the connection was closed", 0)
+			s.finishedInBubble(result)
+		})
 }
 
 // What the server's timeouts end is not waited for.
@@ -399,10 +462,6 @@ func TestClientStays(t *testing.T) {
 			c.sendFrame(frameSettings, 0, 0)
 			result := s.drain(t.Context())
 			pass(50 * time.Millisecond)
-			if got := goAways(frames); got != nil {
-				t.Errorf("GOAWAY with %d before the client has answered the PING", got)
-			}
-			pass(250 * time.Millisecond) // it is not waited for any longer
 			if got := goAways(frames); !slices.Equal(got, []uint32{1<<31 - 1}) {
 				t.Fatalf("GOAWAY with %d, want all streams", got)
 			}
@@ -450,6 +509,45 @@ func TestPrefaceDuringDrain(t *testing.T) {
 	})
 }
 
+// The GOAWAY does not come in the middle of a header block that takes several
+// frames, although the client is slow to read it.
+func TestHeaderBlockStaysWhole(t *testing.T) {
+	const endHeaders = 4
+	c := rawHTTP2
+	c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Large", strings.Repeat("large", 1<<20))
+		w.(http.Flusher).Flush()
+	})
+	inBubble(t, c, func(t *testing.T, s *service, m *memory) {
+		c := m.client(t)
+		c.SetDeadline(time.Time{})
+		c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		for c.sendFrame(frameSettings, 0, 0); ; {
+			if kind, flags, _ := c.frame(); kind == frameSettings && flags == 1 {
+				break // it acknowledges
+			}
+		}
+		result := s.drain(t.Context())
+		synctest.Wait()
+		c.request(1)
+		// The server writes the header block when the time for the GOAWAY comes.
+		pass(15 * time.Millisecond)
+		inBlock := false
+		for told := false; !told; {
+			kind, flags, _ := c.frame()
+			if (kind == frameContinuation) != inBlock {
+				t.Fatalf("frame %d, in a header block: %t", kind, inBlock)
+			}
+			if kind == frameHeaders || kind == frameContinuation {
+				inBlock = flags&endHeaders == 0
+			}
+			told = kind == frameGoAway
+		}
+		c.Close()
+		s.finishedInBubble(result)
+	})
+}
+
 // net/http's own GOAWAY is not followed by one that names a higher stream.
 func TestDrainAfterGoAway(t *testing.T) {
 	c := rawHTTP2
@@ -468,5 +566,86 @@ func TestDrainAfterGoAway(t *testing.T) {
 		if got := goAways(frames); !slices.Equal(got, []uint32{0}) {
 			t.Errorf("GOAWAY with %d, want that of net/http alone", got)
 		}
+	})
+}
+
+// With Spread, the clients are told to leave, and those that are silent closed, at
+// different times. Until it is its time, a connection is as if there were no drain.
+func TestSpread(t *testing.T) {
+	const grace, spread, n = 2 * time.Second, time.Minute, 100
+	for _, protocol := range []string{"silent", "busy", "HTTP/2"} {
+		c := config{handler: http.HandlerFunc(hello), grace: grace}
+		if protocol == "HTTP/2" {
+			c.server = rawHTTP2.server
+		}
+		inBubble(t, c, func(t *testing.T, s *service, m *memory) {
+			s.Spread = spread
+			begin := time.Now()
+			times := make(chan time.Duration, n)
+			var clients sync.WaitGroup
+			for range n {
+				c := m.client(t)
+				c.SetDeadline(time.Time{})
+				clients.Go(func() {
+					told := false
+					switch protocol {
+					case "silent":
+						c.closed()
+					case "busy":
+						for ; !told; pass(time.Second) {
+							told = c.get("/").Close
+						}
+					case "HTTP/2":
+						c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0))
+						c.next(frameGoAway)
+					}
+					times <- time.Since(begin)
+					c.Close()
+				})
+			}
+			synctest.Wait()
+			result := s.drain(t.Context())
+			clients.Wait()
+			s.finishedInBubble(result)
+			close(times)
+			thirds := make([]int, 3)
+			for at := range times {
+				if protocol == "silent" {
+					at -= grace
+				}
+				thirds[min(max(int(3*at/spread), 0), 2)]++
+			}
+			// Each has 33, and a deviation of less than 5.
+			if slices.Min(thirds) < 8 {
+				t.Errorf("%s: %v left in each third of the time", protocol, thirds)
+			}
+			if took := time.Since(begin); took > spread+grace+5*time.Second {
+				t.Errorf("%s: the drain took %v", protocol, took)
+			}
+		})
+	}
+}
+
+// A HTTP/2 connection over TLS stays open for as long as the server lets it.
+func TestIdleHTTP2OverTLS(t *testing.T) {
+	testCertificate()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		s := start(t, config{handler: http.HandlerFunc(echo), tls: true, listen: func() net.Listener { return m }})
+		transport := http2Transport()
+		transport.TLSClientConfig.Time = func() time.Time { return time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC) }
+		dials := 0
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { dials++; return m.dial() }
+		for range 3 {
+			if _, _, err := ask(t.Context(), transport, "https://example.com", "body"); err != nil {
+				t.Fatal(err)
+			}
+			pass(20 * time.Second)
+		}
+		if dials != 1 {
+			t.Errorf("%d connections", dials)
+		}
+		transport.CloseIdleConnections()
+		s.finishedInBubble(s.drain(t.Context()))
 	})
 }

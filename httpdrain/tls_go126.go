@@ -16,21 +16,18 @@ import (
 
 func (d *Drainer) framedTLS(nc net.Conn) net.Conn { return nc }
 
-// frameNextProto must be called by Server.Serve before that accepts, and not while
-// another call of Server.ServeTLS looks into the map.
+// frameNextProto must be called after the server has set up its protocols, before it
+// accepts.
 func (d *Drainer) frameNextProto() {
 	protocols := d.srv.TLSNextProto
 	serve := protocols["unencrypted_http2"]
-	if serve == nil || protocols["h2"] == nil {
+	if serve == nil || protocols["h2"] == nil || d.ownHTTP2 {
 		return
 	}
 	protocols["h2"] = func(srv *http.Server, nc *tls.Conn, h http.Handler) {
 		c := d.framed(nc)
 		if known, ok := d.conns.Load(nc); ok {
-			c.conn = known.(*conn)
-			c.conn.mu.Lock()
-			c.conn.framed = c
-			c.conn.mu.Unlock()
+			known.(*conn).attach(c)
 		}
 		// serve expects that the preface has been read.
 		const timeout = 10 * time.Second // that of net/http

@@ -114,7 +114,7 @@ func TestCommitFails(t *testing.T) {
 	proctest.OK(t, os.Remove(filepath.Join(c.dir, "pid.tmp")))
 	child.Resume()
 	m := parent.Await("upgraded")
-	for _, want := range []string{strconv.Itoa(child.PID), "can't write the PID file", syscall.ENOENT.Error()} {
+	for _, want := range []string{strconv.Itoa(child.PID), "can't replace the PID file", syscall.ENOENT.Error()} {
 		if !strings.Contains(m.Text, want) {
 			t.Errorf("Upgrade returned %q, which does not say %q", m.Text, want)
 		}

@@ -5,6 +5,7 @@ package handovertest
 import (
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -19,6 +20,9 @@ import (
 
 // Systems that give all pipes one device and inode, where a token tells a table that was
 // meant for this process.
+
+// late is when the sender of a table has waited long enough, if it is replaced.
+var late = regexp.MustCompile(`until=\d+`)
 
 func TestAnonymousChain(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -64,8 +63,6 @@ func TestTableLeaked(t *testing.T) {
 		}
 	}
 }
-
-var late = regexp.MustCompile(`until=\d+`)
 
 func init() {
 	// leak hands its variables on to a process that is not of its service. It

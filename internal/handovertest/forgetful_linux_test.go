@@ -61,8 +61,13 @@ func init() {
 				}
 			}
 		}
+		generation := 1
+		if len(os.Args) > 3 {
+			generation += len(os.Args[3])
+		}
 		forget("before-New")
 		upg := proctest.Must(tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
+			cmd.Args = append(os.Args[:3:3], strings.Repeat("x", generation))
 			switch way {
 			case "empty-command":
 				cmd.Env = []string{}
@@ -74,13 +79,8 @@ func init() {
 		MustBeReady(upg)
 		proctest.Must(0, upg.WaitForParent(context.Background()))
 		// The test has to have heard of a generation before there is one after it.
-		generation := 1
-		if len(os.Args) > 3 {
-			generation += len(os.Args[3])
-		}
 		proctest.Report("started", found)
 		if generation < 3 {
-			os.Args = append(os.Args[:3:3], strings.Repeat("x", generation))
 			proctest.Must(0, upg.Upgrade())
 			return
 		}

@@ -79,16 +79,16 @@ func TestLostTable(t *testing.T) {
 		proctest.Shell(`exec env -i "$0" "$@"`)(cmd)
 	}}, "lossy")
 	proctest.OK(t, upg.Ready())
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
 	result := proctest.InBackground(func() error { return upg.UpgradeContext(ctx) })
 	m := s.Await("new")
 	if m.Text != "no error, and a parent: false" {
 		t.Errorf("New: %s", m.Text)
 	}
-	cancel()
+	cancel(os.ErrDeadlineExceeded)
 	err := proctest.Within(t, "Upgrade", result)
-	proctest.WantError(t, "Upgrade", err, context.Canceled)
+	proctest.WantError(t, "Upgrade", err, os.ErrDeadlineExceeded)
 	if err != nil && (!strings.Contains(err.Error(), "env -i") || !strings.Contains(err.Error(), strconv.Itoa(m.PID))) {
 		t.Errorf("Upgrade: %v", err)
 	}

@@ -33,6 +33,7 @@ type config struct {
 	acknowledgeTimeout           time.Duration
 	early                        bool
 	inARow                       int
+	only                         string // these faults
 }
 
 // bed is one run: a server, its clients, and what happens to them.

@@ -71,6 +71,7 @@ func realMain() int {
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", 4*time.Second, "how long a new process may take")
 	flag.DurationVar(&cfg.acknowledgeTimeout, "acknowledge-timeout", time.Second, "how long a new process may take to acknowledge that it is in charge; less than half of -upgrade-timeout")
 	flag.IntVar(&cfg.inARow, "in-a-row", 0, "`number` of upgrades without clients and pauses, every other one with a kill at random, for -duration at most")
+	flag.StringVar(&cfg.only, "only", "", "`text` that is in the name of all faults")
 	flag.BoolVar(&cfg.early, "early", false, "with tableflip, too, accept before Ready, so that a fault after that may lose connections")
 	keep := flag.Bool("keep", false, "keep the temporary directory")
 	flag.Parse()

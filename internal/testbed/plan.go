@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"example.com/tableflip/internal/step"
@@ -208,6 +209,10 @@ func (cfg *config) planInARow(random *rand.Rand) []attempt {
 
 // draw returns n of the faults, each of which comes as often as the others.
 func (cfg *config) draw(random *rand.Rand, from []fault, n int) []fault {
+	from = slices.DeleteFunc(from, func(f fault) bool { return !strings.Contains(f.String(), cfg.only) })
+	if len(from) == 0 {
+		return make([]fault, n)
+	}
 	var drawn, deck []fault
 	for range n {
 		if len(deck) == 0 {

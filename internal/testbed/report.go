@@ -221,6 +221,37 @@ func (b *bed) reportFailures(w io.Writer) {
 	}
 	t.Flush()
 	fmt.Fprintln(w)
+	b.reportLost(w)
+}
+
+// reportLost tells when the first exchanges were lost, and how long they had taken: a
+// client that was starved of processor time may have sent its request too late.
+func (b *bed) reportLost(w io.Writer) {
+	const most = 10
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	n := 0
+	for _, f := range b.record.failures {
+		if b.record.judge(f) != lost {
+			continue
+		}
+		if n++; n == 1 {
+			fmt.Fprintln(t, "lost\tkind\tidle before\ttook\tupgrade\tsince its signal")
+		}
+		i := b.upgradeBefore(f.Ended)
+		since := "-"
+		if i > 0 {
+			since = f.Ended.Sub(b.rows[i-1].began).Round(time.Millisecond).String()
+		}
+		fmt.Fprintf(t, "%.1fs\t%s\t%v\t%v\t%d\t%s\n", f.Began.Sub(b.began).Seconds(), f.Kind,
+			f.Idle.Round(time.Millisecond), f.Ended.Sub(f.Began).Round(time.Millisecond), i, since)
+		if n == most {
+			break
+		}
+	}
+	t.Flush()
+	if n > 0 {
+		fmt.Fprintln(w)
+	}
 }
 
 var (

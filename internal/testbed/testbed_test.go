@@ -23,6 +23,7 @@ func TestShort(t *testing.T) {
 	runHere(t, cfg)
 }
 
+// TestInARow is the same without clients, for whatever the next upgrade would show.
 func TestInARow(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")

@@ -65,7 +65,9 @@ func (b *bed) perform(a attempt) *row {
 	if want := a.fault.outcomes(); !slices.Contains(want, r.outcome) {
 		r.breaks("the outcome is %q, want %q: %s", r.outcome, want, r.err)
 	}
-	if !a.fault.none() && a.fault.environment == "" && b.injected().Victim == 0 {
+	// What a process has reported may be in the pipe still when it is dead.
+	isInjected := func() bool { return b.chain.injected.Victim != 0 }
+	if a.fault.injected.Action != "" && !b.chain.await(settleLimit, isInjected) {
 		r.breaks("no process came to the step")
 	}
 	b.conclude(r, parent)
@@ -263,11 +265,8 @@ func (b *bed) awaitOutcome(parent int, f fault) outcome {
 		switch {
 		case !p.lives() && serves && f.endsParent():
 			result = tookOver
-		case !p.lives() && !childLives && len(b.strays(parent)) == 0:
+		case !p.ended.IsZero() && p.status != 0 && !childLives && len(b.strays(parent)) == 0:
 			result = outage
-			if p.reported(wire.Upgraded) {
-				result = crashed
-			}
 		case f.endsParent():
 		case serves && p.reported(wire.Upgraded):
 			result = succeeded

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -93,9 +94,10 @@ func (u *watchedUpgrader) Ready() error {
 	return nil
 }
 
-func (u *watchedUpgrader) Upgrade() error {
+// UpgradeContext reports how it went, and may have the fault of a parent.
+func (u *watchedUpgrader) UpgradeContext(ctx context.Context) error {
 	armParent(u.faultFile)
-	err := u.upgrader.Upgrade()
+	err := u.upgrader.UpgradeContext(ctx)
 	if err != nil {
 		report(wire.UpgradeFailed, err)
 	} else {

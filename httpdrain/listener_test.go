@@ -1,0 +1,226 @@
+package httpdrain_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// failing is a listener whose Accept fails when it is told to.
+type failing struct {
+	*net.TCPListener
+	next atomic.Pointer[func() error]
+}
+
+func (l *failing) Accept() (net.Conn, error) {
+	if next := l.next.Load(); next != nil {
+		if err := (*next)(); err != nil {
+			return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", err)}
+		}
+	}
+	return l.TCPListener.Accept()
+}
+
+// An error that may go away does not lose the connections in the queue: those that
+// the drain closes give their descriptors back.
+func TestQueueDuringEMFILE(t *testing.T) {
+	t.Parallel()
+	ln := &failing{TCPListener: listenTCP(t).(*net.TCPListener)}
+	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
+	used := dial(t, s.addr)
+	used.get("/").more(t, "hello")
+	// The kernel has no descriptors until that connection is closed, and that takes longer
+	// than connections are accepted from a queue.
+	gone := make(chan struct{})
+	begin := time.Now()
+	failures := 0
+	fail := func() error {
+		failures++
+		select {
+		case <-gone:
+			if time.Since(begin) > time.Second && failures > 3 {
+				return nil
+			}
+		default:
+		}
+		return syscall.EMFILE
+	}
+	ln.next.Store(&fail)
+	var waiting []*client
+	for range 3 {
+		// One may still get to the Accept from before.
+		waiting = append(waiting, dial(t, s.addr))
+	}
+	result := s.drain(t.Context())
+	used.get("/").last(t, "hello")
+	used.Close()
+	close(gone)
+	for _, c := range waiting {
+		c.get("/").last(t, "hello")
+	}
+	s.finished(result)
+}
+
+// An error that stays ends the retries, and so does the end of the drain.
+func TestQueueAcceptFails(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		err     error
+		timeout time.Duration
+	}{{syscall.EINVAL, patience}, {syscall.EMFILE, 100 * time.Millisecond}} {
+		ln := &failing{TCPListener: listenTCP(t).(*net.TCPListener)}
+		s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
+		fail := func() error { return test.err }
+		ctx, cancel := context.WithTimeout(t.Context(), test.timeout)
+		defer cancel()
+		ln.next.Store(&fail)
+		s.finished(s.drain(ctx))
+		refused(t, s.addr)
+	}
+}
+
+// A process that was replaced leaves the queue to its successor. Until there is one
+// that accepts, nobody does.
+func TestReplaced(t *testing.T) {
+	t.Parallel()
+	ln := listenTCP(t).(*net.TCPListener)
+	second := duplicate(t, ln)
+	old := start(t, config{handler: name("old"), listen: func() net.Listener { return ln }})
+	old.Replaced = true
+	used := dial(t, old.addr)
+	used.get("/").more(t, "old")
+	result := old.drain(t.Context())
+	used.get("/").last(t, "old")
+	used.Close()
+	old.finished(result)
+
+	waiting := dial(t, old.addr)
+	waiting.send(get("/"))
+	successor := start(t, config{handler: name("new"), listen: func() net.Listener { return second }})
+	waiting.answer().more(t, "new")
+	waiting.Close()
+	successor.finished(successor.drain(t.Context()))
+}
+
+// The process that was replaced accepts nothing from the moment when its drain has
+// begun, although nobody else does yet.
+func TestReplacedAcceptsNothing(t *testing.T) {
+	t.Parallel()
+	ln := listenTCP(t).(*net.TCPListener)
+	second := duplicate(t, ln)
+	busy, resume := make(chan struct{}, 100), make(chan struct{})
+	old := start(t, config{
+		handler: name("old"),
+		listen:  func() net.Listener { return ln },
+		server: func(s *http.Server) {
+			s.ConnState = func(_ net.Conn, state http.ConnState) {
+				// The server calls this before it accepts another connection.
+				if state == http.StateNew {
+					busy <- struct{}{}
+					<-resume
+				}
+			}
+		},
+	})
+	old.Replaced = true
+	first := dial(t, old.addr)
+	wait(t, busy, "the first connection")
+	var waiting []*client
+	for range 10 {
+		waiting = append(waiting, dial(t, old.addr))
+	}
+	result := old.drain(t.Context())
+	close(resume)
+	first.get("/").last(t, "old")
+	first.Close()
+	old.finished(result)
+	successor := start(t, config{handler: name("new"), listen: func() net.Listener { return second }})
+	for _, c := range waiting {
+		c.get("/").more(t, "new")
+		c.Close()
+	}
+	successor.finished(successor.drain(t.Context()))
+}
+
+// endless is a listener in whose queue there always is another connection.
+type endless struct {
+	mu       sync.Mutex
+	deadline time.Time
+	early    bool // Accept fails once before its deadline
+	closed   chan struct{}
+	accepted atomic.Int64
+}
+
+func (l *endless) Accept() (net.Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-time.After(time.Millisecond):
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.early && time.Until(l.deadline) > 0 && !l.deadline.IsZero() {
+		l.early = false
+		return nil, os.ErrDeadlineExceeded
+	}
+	l.accepted.Add(1)
+	near, far := net.Pipe()
+	far.Close()
+	return near, nil
+}
+
+func (l *endless) SetDeadline(at time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deadline = at
+	return nil
+}
+
+func (l *endless) Close() error   { close(l.closed); return nil }
+func (l *endless) Addr() net.Addr { return new(net.TCPAddr) }
+
+// Connections that keep on coming do not make the drain last for ever. A deadline
+// of Accept that ends too early does not end the acceptance: it was the one from
+// before.
+func TestQueueWithoutEnd(t *testing.T) {
+	inBubbleOn(t, config{handler: http.HandlerFunc(hello)}, func() net.Listener {
+		return &endless{closed: make(chan struct{}), early: true}
+	}, func(t *testing.T, s *service, ln net.Listener) {
+		begin := time.Now()
+		accepted := &ln.(*endless).accepted
+		before := accepted.Load()
+		s.finishedInBubble(s.drain(t.Context()))
+		if got := time.Since(begin); got < 400*time.Millisecond || got > time.Second {
+			t.Errorf("the drain was over after %v", got)
+		}
+		if n := accepted.Load() - before; n < 100 {
+			t.Errorf("%d connections were accepted", n)
+		}
+	})
+}
+
+// A server that does not ask for another connection does not keep its listener open.
+func TestQueueOfStuckServer(t *testing.T) {
+	t.Parallel()
+	stuck, resume := make(chan struct{}), make(chan struct{})
+	s := start(t, config{handler: http.HandlerFunc(hello), server: func(s *http.Server) {
+		s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+			close(stuck)
+			<-resume
+			return ctx
+		}
+	}})
+	c := dial(t, s.addr)
+	wait(t, stuck, "ConnContext")
+	result := s.drain(t.Context())
+	refused(t, s.addr)
+	close(resume)
+	c.get("/").last(t, "hello")
+	s.finished(result)
+}

@@ -1,0 +1,250 @@
+package handovertest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+)
+
+// The package against speakers of the first version, who say and accept things that the
+// package does not know.
+
+func TestVersionParent(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("serve"))
+	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
+	proctest.OK(t, upg.AddFile("a;b", os.Stderr))
+	Upgrade(t, upg)
+	child := s.Await("in-charge")
+	if names := child.Text; !strings.HasPrefix(names, "listener,tcp,127.0.0.1:0,"+ln.Addr().String()+" fd,a%3Bb") {
+		t.Errorf("the child got %s", names)
+	}
+	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
+		t.Errorf("the answer is %q, want %d", got, child.PID)
+	}
+	// It has not said that it understands a reload.
+	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+	proctest.Terminate(t, child.PID)
+	if m := s.Await("heard"); m.Text != "" {
+		t.Errorf("after the commit, the parent said %q", m.Text)
+	}
+}
+
+func TestVersionParentAborts(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & wait`)}, "speaker", proctest.WithArg("refused"))
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithCancel(t.Context())
+	proctest.During(t, step.ReadyReceived, cancel)
+	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	s.AwaitEnd()
+}
+
+func init() {
+	proctest.Role("speaker", func() {
+		terminated := proctest.Terminated()
+		parent, names := speakAsChild()
+		pid := strconv.Itoa(os.Getpid())
+		if proctest.Arg() == "late" {
+			pid = "-"
+		}
+		for _, line := range []string{"", "hello", "here " + pid + " fly later", "words on the way", "ready to go"} {
+			proctest.Must(0, parent.say(line))
+		}
+		verdict := parent.hear()
+		switch proctest.Arg() {
+		case "serve":
+			if verdict != "commit" {
+				panic(verdict)
+			}
+			proctest.Must(0, parent.say("please wait"))
+			proctest.Must(0, parent.say("acknowledged with thanks"))
+			proctest.Report("in-charge", strings.Join(names, " "))
+			conn := proctest.Must(proctest.Must(net.FileListener(os.NewFile(5, "listener"))).Accept())
+			proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+			conn.Close()
+			<-terminated
+			syscall.SetNonblock(4, true)
+			var heard strings.Builder
+			buffer := make([]byte, 100)
+			if n, _ := syscall.Read(4, buffer); n > 0 {
+				heard.Write(buffer[:n])
+			}
+			proctest.Report("heard", heard.String())
+		case "refused":
+			if verdict != "abort" {
+				panic(verdict)
+			}
+		case "late", "late and known":
+			if abort := parent.hear(); verdict != "commit" || abort != "abort" {
+				panic(verdict + abort)
+			}
+			if proctest.Arg() == "late and known" {
+				proctest.Report("aborted")
+				<-terminated
+			}
+			proctest.Report("said", parent.say("acknowledged"))
+			if proctest.Arg() == "late" {
+				// The test, which knows it by no number, cannot end it. A child that
+				// dies now was never in charge.
+				<-time.After(5 * time.Second)
+			}
+		}
+	})
+}
+
+// The child takes charge after its abort, and the parent cannot know whether it lives.
+func TestVersionAcknowledgesAborted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a PID namespace")
+	}
+	shorten(t, &step.AcknowledgeTimeout)
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`exec unshare --pid --fork "$0"`)}, "speaker", proctest.WithArg("late"))
+	proctest.OK(t, upg.Ready())
+	err := upg.Upgrade()
+	proctest.WantError(t, "Upgrade", err, os.ErrDeadlineExceeded)
+	if m := s.Await("said"); m.Text == "<nil>" {
+		proctest.Within(t, "Exit, because the child is in charge", upg.Exit())
+	} else if proctest.IsClosed(upg.Exit()) {
+		t.Error("nobody is in charge")
+	}
+}
+
+// So it can after the parent has tried to kill it in vain.
+func TestUnkillableAcknowledges(t *testing.T) {
+	t.Parallel()
+	c, parent := startUnkillable(t, step.Step{})
+	parent.Order("upgrade", proctest.Environment("speaker"), proctest.WithArg("late and known"))
+	child := c.Await("aborted")
+	m := parent.Await("upgraded")
+	if !strings.Contains(m.Text, "did not take charge") || !strings.Contains(m.Text, strconv.Itoa(child.PID)) || !strings.Contains(m.Text, "still there") {
+		t.Errorf("Upgrade returned %q, caused by %q", m.Text, m.Cause)
+	}
+	c.wantAnswers(c.send(), parent.PID)
+	proctest.Terminate(t, child.PID)
+	if m := c.Await("said"); m.Text != "<nil>" {
+		t.Errorf("the child could not acknowledge: %s", m.Text)
+	}
+	parent.AwaitEnd()
+}
+
+func TestVersionChild(t *testing.T) {
+	for _, end := range []string{"commit", "abort", "none", "commit and abort"} {
+		t.Run(end, func(t *testing.T) {
+			s := proctest.NewService(t)
+			file, addr := listenerFile(t)
+			child := speakToChild(t, s.Command("spoken-to"), "listener,tcp,127.0.0.1:0,"+addr+",,,more", file)
+			pid := strconv.Itoa(child.cmd.Process.Pid)
+			if here := strings.Fields(child.hear()); len(here) < 2 || here[0] != "here" || here[1] != pid {
+				t.Fatalf("the child says %q", here)
+			}
+			child.sayAll(t, "", "word", "words that nobody knows")
+			child.want(t, "ready")
+			switch end {
+			case "commit":
+				child.sayAll(t, "commit at once", "and", "notified of it", "gone")
+				child.want(t, "acknowledged")
+				if m := s.Await("Ready"); m.Text != "<nil>" {
+					t.Errorf("Ready: %s", m.Text)
+				}
+				if got := proctest.Answer(t, "tcp", addr); got != pid {
+					t.Errorf("the answer is %q, want %s", got, pid)
+				}
+				child.saying.Close()
+				if m := s.Await("WaitForParent"); m.Text != "<nil>" {
+					t.Errorf("WaitForParent: %s", m.Text)
+				}
+			case "none":
+				child.saying.Close()
+				for _, call := range []string{"Ready", "WaitForParent"} {
+					if m := s.Await(call); m.Text != "<nil>" {
+						t.Errorf("%s: %s", call, m.Text)
+					}
+				}
+			case "abort":
+				child.sayAll(t, "abort because of that")
+				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
+					t.Errorf("Ready: %s", m.Text)
+				}
+			case "commit and abort":
+				_, err := child.saying.WriteString("commit\nabort\n")
+				proctest.OK(t, err)
+				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
+					t.Errorf("Ready: %s", m.Text)
+				}
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("spoken-to", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if errors.Is(err, net.ErrClosed) {
+					return
+				}
+				proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+				conn.Close()
+			}
+		}()
+		proctest.Report("Ready", upg.Ready())
+		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
+		proctest.UntilKilled()
+	})
+}
+
+// What a later version passes on is closed, wherever it stands in the table.
+func TestVersionUnknownKinds(t *testing.T) {
+	s := proctest.NewService(t)
+	var read, write []*os.File
+	for range 4 {
+		r, w, err := os.Pipe()
+		proctest.OK(t, err)
+		t.Cleanup(func() { r.Close(); w.Close() })
+		read, write = append(read, r), append(write, w)
+	}
+	child := speakToChild(t, s.Command("tell-files"), "future,a,b;fd,known;process,other,,,,,x;process,parent",
+		write[0], os.Stderr, write[1], write[2])
+	for _, w := range write {
+		w.Close()
+	}
+	child.hear() // here
+	child.want(t, "ready")
+	child.sayAll(t, "commit")
+	child.want(t, "acknowledged")
+	if m := s.Await("files"); m.Text != "[fd:known:]" {
+		t.Errorf("the child got the files %s", m.Text)
+	}
+	for i, r := range read[:3] {
+		r.SetReadDeadline(time.Now().Add(proctest.Patience))
+		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("descriptor %d of an unknown kind is open: %v", i, err)
+		}
+	}
+}
+
+func init() {
+	proctest.Role("tell-files", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		var names []string
+		for _, file := range proctest.Must(upg.Files()) {
+			names = append(names, file.Name())
+		}
+		MustBeReady(upg)
+		proctest.Report("files", names)
+		proctest.UntilKilled()
+	})
+}
