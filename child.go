@@ -440,12 +440,15 @@ func (c *child) keep(logger *slog.Logger) {
 	}()
 }
 
-// awaitEnd waits until a child that is in charge has ended.
-func (c *child) awaitEnd() {
+// awaitEnd waits until a child that is in charge has ended, and reports whether it was
+// told to.
+func (c *child) awaitEnd() (wasStopped bool) {
 	for {
-		if _, err := c.next(context.Background()); err != nil {
-			return
+		words, err := c.next(context.Background())
+		if err != nil {
+			return wasStopped
 		}
+		wasStopped = wasStopped || len(words) > 0 && words[0] == wordStopping
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
+	wordStopping     = "stopping"     // in charge, it was told to stop: its end is no crash
 )
 
 // The parent's words, on the verdict pipe.
@@ -198,6 +199,9 @@ func (p *parent) watchProcess() {
 		p.verdict.SetReadDeadline(time.Unix(1, 0))
 	}
 }
+
+// sayStopping tells a parent that drains, if it is still there, that nobody waits for it.
+func (p *parent) sayStopping() { _ = p.say(wordStopping) }
 
 // sayReady tells the parent that this process can serve.
 func (p *parent) sayReady() {

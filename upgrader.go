@@ -239,9 +239,18 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
+// Replaced reports whether a new process has taken this one's place. If Exit is closed
+// and Replaced returns false, the process was stopped.
+func (u *Upgrader) Replaced() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.state == upgraded
+}
+
 // Hurry returns a channel that is closed when this process, which has been replaced and
-// drains, should end soon because its successor has died. A supervisor such as systemd
-// starts the service again only when no process of it is left.
+// drains, should end soon because its successor has died without Stop. A supervisor such
+// as systemd starts the service again only when no process of it is left. If the
+// successor was stopped, the service is to end, and this process has its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -613,8 +622,9 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	if !wasStopped {
 		u.registry.HandOver(ErrUpgraded)
 		go func() {
-			c.awaitEnd()
-			close(u.hurry)
+			if !c.awaitEnd() {
+				close(u.hurry)
+			}
 		}()
 	}
 }
@@ -720,6 +730,9 @@ func (u *Upgrader) Stop() {
 
 	if inCharge {
 		u.notifier.Stopping()
+		if u.parent != nil {
+			u.parent.sayStopping()
+		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)
 	if inCharge {

@@ -722,3 +722,27 @@ func TestLoggerPIDFile(t *testing.T) {
 		t.Errorf("got %q", line)
 	}
 }
+
+func TestReplaced(t *testing.T) {
+	upg, s := handovertest.NewParent(t, tableflip.Options{}, "ready-then-fail")
+	proctest.OK(t, upg.Ready())
+	if upg.Replaced() {
+		t.Error("replaced before an upgrade")
+	}
+	proctest.OK(t, upg.Upgrade())
+	proctest.Terminate(t, s.Await("ready").PID)
+	if !upg.Replaced() {
+		t.Error("not replaced by an upgrade")
+	}
+	upg.Stop()
+	if !upg.Replaced() {
+		t.Error("not replaced after Stop")
+	}
+
+	stopped, _ := handovertest.NewParent(t, tableflip.Options{}, "ready-then-fail")
+	proctest.OK(t, stopped.Ready())
+	stopped.Stop()
+	if stopped.Replaced() {
+		t.Error("replaced by Stop")
+	}
+}

@@ -64,6 +64,7 @@ type Upgrader interface {
 	Ready() error
 	UpgradeContext(context.Context) error
 	Exit() <-chan struct{}
+	Replaced() bool
 	Hurry() <-chan struct{}
 	Stop()
 }
@@ -218,6 +219,8 @@ func drain(upg Upgrader, told *orders, timeout time.Duration, fronts []*front) e
 	errs := make([]error, len(fronts))
 	var wait sync.WaitGroup
 	for i, f := range fronts {
+		// The queue of the listener is the successor's.
+		f.drainer.Replaced = upg.Replaced()
 		wait.Go(func() { errs[i] = f.drainer.Shutdown(ctx) })
 	}
 	wait.Wait()

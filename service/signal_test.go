@@ -45,6 +45,15 @@ type replaceable struct {
 
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
 
+func (upg replaceable) Replaced() bool {
+	select {
+	case <-upg.Upgrader.Exit():
+		return false
+	default:
+		return true
+	}
+}
+
 func (upg replaceable) Hurry() <-chan struct{} { return upg.hurry }
 
 func (upg replaceable) Stop() {

@@ -49,6 +49,11 @@ func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
+// Replaced returns false: a stub can only be stopped.
+func (u *Upgrader) Replaced() bool {
+	return false
+}
+
 // Hurry returns a channel that is never closed.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return nil

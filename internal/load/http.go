@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"time"
 )
@@ -97,7 +98,10 @@ func (c *httpClient) exchange(_ context.Context, w *Worker, began time.Time) {
 		e.Idle = time.Since(c.last)
 	}
 	c.mu.Unlock()
-	e.By, e.Latency, e.Err = c.answer(c.Ask(w.Random), began)
+	// It may be one that was used less recently: net/http dials a spare connection if
+	// a request comes before the last one's has been put back.
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { e.Idle = max(e.Idle, info.IdleTime) }}
+	e.By, e.Latency, e.Err = c.answer(httptrace.WithClientTrace(context.Background(), trace), c.Ask(w.Random), began)
 	c.mu.Lock()
 	c.last = time.Now()
 	c.mu.Unlock()
@@ -106,23 +110,23 @@ func (c *httpClient) exchange(_ context.Context, w *Worker, began time.Time) {
 
 // request returns a request with a body of which net/http does not know what it is,
 // unless it may repeat it.
-func (c *httpClient) request(ask Request) (*http.Request, error) {
+func (c *httpClient) request(ctx context.Context, ask Request) (*http.Request, error) {
 	if ask.Body == nil {
-		return http.NewRequest(http.MethodGet, c.base+"/"+ask.Query, nil)
+		return http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/"+ask.Query, nil)
 	}
 	var body io.Reader = bytes.NewReader(ask.Body)
 	if !c.Replayable {
 		body = struct{ io.Reader }{body}
 	}
-	req, err := http.NewRequest(http.MethodPost, c.base+"/"+ask.Query, body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/"+ask.Query, body)
 	if err == nil && ask.Sized {
 		req.ContentLength = int64(len(ask.Body))
 	}
 	return req, err
 }
 
-func (c *httpClient) answer(ask Request, began time.Time) (by int, latency time.Duration, err error) {
-	req, err := c.request(ask)
+func (c *httpClient) answer(ctx context.Context, ask Request, began time.Time) (by int, latency time.Duration, err error) {
+	req, err := c.request(ctx, ask)
 	if err != nil {
 		return 0, 0, err
 	}

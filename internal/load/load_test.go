@@ -66,7 +66,7 @@ func TestBodiesReplay(t *testing.T) {
 	for _, sized := range []bool{false, true} {
 		for _, replayable := range []bool{false, true} {
 			c := &httpClient{HTTP: HTTP{Replayable: replayable}, base: "http://host"}
-			req, err := c.request(Request{Body: []byte("content"), Sized: sized})
+			req, err := c.request(t.Context(), Request{Body: []byte("content"), Sized: sized})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -311,4 +311,48 @@ func TestCertificateFiles(t *testing.T) {
 	if !bytes.Equal(read(BothFile), append(read(CertFile), read(KeyFile)...)) {
 		t.Errorf("%s is not %s and %s", BothFile, CertFile, KeyFile)
 	}
+}
+
+// A client with a spare connection may have been busy on another while that was idle.
+func TestIdleOfSpareConnection(t *testing.T) {
+	arrived, release := make(chan bool), make(chan bool)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("hold") {
+			arrived <- true
+			<-release
+		}
+	}))
+	defer server.Close()
+	query := "?hold"
+	h := HTTP{Addr: server.Listener.Addr().String(), Ask: func(*rand.Rand) Request {
+		return Request{Query: query, Check: func(*http.Response, []byte) (int, error) { return 0, nil }}
+	}}
+	exchange := h.New()
+	var all sync.WaitGroup
+	hold := func(n int) {
+		for range n {
+			all.Go(func() { do(t, exchange) })
+		}
+		for range n {
+			<-arrived
+		}
+	}
+
+	hold(2) // so that there are two connections
+	release <- true
+	release <- true
+	all.Wait()
+	began := time.Now()
+	hold(1)
+	time.Sleep(50 * time.Millisecond)
+	release <- true
+	all.Wait()
+	busy := time.Since(began)
+	hold(1)
+	query = "?"
+	if got := do(t, exchange).Idle; got < busy {
+		t.Errorf("the spare connection was idle for %v, want at least %v", got, busy)
+	}
+	release <- true
+	all.Wait()
 }

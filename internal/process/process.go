@@ -59,6 +59,9 @@ func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Pr
 	if err := refuse(cmd); err != nil {
 		return nil, err
 	}
+	if cmd.Err != nil { // of exec.Command, which then leaves a name in Path
+		return nil, fmt.Errorf("tableflip: can't start %s, which Options.Command chose: %w", cmd.Path, cmd.Err)
+	}
 	streams, err := duplicateStreams(cmd)
 	defer func() {
 		for _, file := range streams {

@@ -101,3 +101,17 @@ func TestStartWithContextOfCommand(t *testing.T) {
 		t.Errorf("got %v, want an error that names exec.CommandContext", err)
 	}
 }
+
+// What exec.Command could not find is not looked for in the working directory.
+func TestStartNotFound(t *testing.T) {
+	path := program(t, "#!/bin/sh\nexit 7\n", 0o700)
+	t.Chdir(filepath.Dir(path))
+	for _, test := range []struct {
+		path string
+		want error
+	}{{"/", exec.ErrNotFound}, {".", exec.ErrDot}} {
+		t.Setenv("PATH", test.path)
+		_, err := process.Start(t.Context(), exec.Command(filepath.Base(path)), nil, false)
+		proctest.WantError(t, "Start with PATH="+test.path, err, test.want)
+	}
+}

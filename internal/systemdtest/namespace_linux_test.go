@@ -28,10 +28,15 @@ import (
 // and systemd's user manager, which treats services as the system manager does, so
 // that the unit files need no change. The kernel ends all processes of the machine
 // with its init process, and that one with the outer test.
+//
+// SYSTEMDTEST_ROOT may name a directory with another Debian, such as debootstrap makes.
+// The machines then have its systemd.
 
 // binariesVariable holds, in the inner test binary, the directory of the service's
 // binary.
 const binariesVariable = "SYSTEMDTEST_BINARIES"
+
+const rootVariable = "SYSTEMDTEST_ROOT"
 
 const systemdBinary = "/usr/lib/systemd/systemd"
 
@@ -72,10 +77,6 @@ func TestMain(m *testing.M) {
 }
 
 func build() (err error) {
-	// The result of the tests depends on web, which go test learns from this.
-	if _, err := os.ReadDir("web"); err != nil {
-		return err
-	}
 	binaries, err = os.MkdirTemp("", "systemdtest")
 	if err != nil {
 		return err
@@ -89,7 +90,7 @@ func build() (err error) {
 
 // missing says what the machine lacks.
 func missing() string {
-	if _, err := os.Stat(systemdBinary); err != nil {
+	if _, err := os.Stat(filepath.Join(os.Getenv(rootVariable), systemdBinary)); err != nil {
 		return "no systemd here: " + err.Error()
 	}
 	if os.Geteuid() != 0 {
@@ -139,6 +140,10 @@ func onMachine(t *testing.T, test func(*testing.T)) {
 		t.Skip(whyNot)
 	}
 	t.Parallel()
+	// The result depends on both, which go test learns from this.
+	os.Getenv(rootVariable)
+	_, err := os.ReadDir("web")
+	proctest.OK(t, err)
 	parent, err := ownCgroup()
 	proctest.OK(t, err)
 	cgroup, err := os.MkdirTemp(parent, "systemdtest")
@@ -224,17 +229,45 @@ func mountAll() error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("make a cgroup namespace: %w", err)
 	}
+	root := os.Getenv(rootVariable)
+	if root != "" {
+		for _, dir := range []string{"/dev", "/sys"} {
+			if err := unix.Mount(dir, filepath.Join(root, dir), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("mount %s in %s: %w", dir, root, err)
+			}
+		}
+	}
 	for _, mount := range []struct{ target, kind, options string }{
 		{"/proc", "proc", ""},
 		{"/run", "tmpfs", "mode=755"},
 		{filepath.Dir(installed), "tmpfs", "mode=755"},
 		{"/sys/fs/cgroup", "cgroup2", ""},
 	} {
-		if err := unix.Mount(mount.kind, mount.target, mount.kind, 0, mount.options); err != nil {
+		if err := unix.Mount(mount.kind, filepath.Join(root, mount.target), mount.kind, 0, mount.options); err != nil {
 			return fmt.Errorf("mount %s: %w", mount.target, err)
 		}
 	}
-	return nil
+	if root == "" {
+		return nil
+	}
+	return enter(root)
+}
+
+// enter makes root the root directory of this machine.
+func enter(root string) error {
+	inside := "/run/binaries"
+	target := filepath.Join(root, inside)
+	if err := os.Mkdir(target, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(binaries, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	binaries = inside
+	if err := unix.Chroot(root); err != nil {
+		return fmt.Errorf("enter %s: %w", root, err)
+	}
+	return os.Chdir("/")
 }
 
 func raiseLoopback() error {

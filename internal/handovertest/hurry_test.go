@@ -1,0 +1,73 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"bytes"
+	"os"
+	"runtime/pprof"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+)
+
+// When a process that drains learns that nobody has taken its place.
+
+func init() {
+	// successor stays in charge until SIGTERM, and then ends in a way.
+	proctest.Role("successor", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Report("ready")
+		<-terminated
+		switch proctest.Arg() {
+		case "stop":
+			upg.Stop()
+		case "fail":
+			os.Exit(1)
+		}
+	})
+}
+
+func TestHurry(t *testing.T) {
+	for _, test := range []struct {
+		name, way string
+		signal    syscall.Signal
+		hurries   bool
+	}{
+		{"killed", "", syscall.SIGKILL, true},
+		{"failed", "fail", syscall.SIGTERM, true},
+		{"returned without Stop", "return", syscall.SIGTERM, true},
+		{"stopped", "stop", syscall.SIGTERM, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			upg, s := NewParent(t, tableflip.Options{}, "successor", proctest.WithArg(test.way))
+			Upgrade(t, upg)
+			child := s.Await("ready")
+			if proctest.IsClosed(upg.Hurry()) {
+				t.Error("Hurry is closed while the successor lives")
+			}
+			proctest.AwaitThat(t, "the end of the successor is awaited", isAwaitingSuccessor)
+			proctest.Kill(t, child.PID, test.signal)
+			if test.hurries {
+				proctest.Within(t, "Hurry", upg.Hurry())
+				return
+			}
+			proctest.AwaitThat(t, "the end of the successor is noticed", func() bool { return !isAwaitingSuccessor() })
+			if proctest.IsClosed(upg.Hurry()) {
+				t.Error("Hurry is closed, and nobody waits for the end of this process")
+			}
+		})
+	}
+}
+
+// isAwaitingSuccessor reports whether the goroutine that closes Hurry still runs: what
+// does not happen has no event.
+func isAwaitingSuccessor() bool {
+	var stacks bytes.Buffer
+	proctest.Must(0, pprof.Lookup("goroutine").WriteTo(&stacks, 2))
+	return bytes.Contains(stacks.Bytes(), []byte("tableflip.(*Upgrader).retire.func"))
+}
