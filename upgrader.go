@@ -23,7 +23,7 @@ import (
 // This file owns the states of an Upgrader and the transitions between them.
 
 // DefaultUpgradeTimeout is how long a new process may take to become ready if
-// Options.UpgradeTimeout is zero.
+// Options.UpgradeTimeout is zero or negative.
 const DefaultUpgradeTimeout = time.Minute
 
 var (
@@ -37,16 +37,17 @@ var (
 	// ErrNotReady is returned by Upgrade before Ready.
 	ErrNotReady = errors.New("process is not ready yet")
 
-	// ErrUpgradeInProgress is returned by Upgrade during another one.
+	// ErrUpgradeInProgress is returned by Upgrade while another upgrade is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade while the previous process drains.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
-	// ErrUpgraded is returned once the process has been replaced.
+	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
+	// been replaced.
 	ErrUpgraded = errors.New("already upgraded")
 
-	// ErrStopped is returned after Stop.
+	// ErrStopped is returned by Ready, Upgrade and the methods of Fds after Stop.
 	ErrStopped = errors.New("terminating")
 )
 
@@ -100,10 +101,10 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives warnings: inherited descriptors that nobody
-	// claimed, errors of cleaning up, a new process that dies before the old one, and
-	// messages that the service manager did not take. It may call the Upgrader: what a
-	// method has to log, it logs when it returns.
+	// Logger, if not nil, receives warnings: inherited descriptors that nobody claimed,
+	// errors of cleaning up, a new process that dies before the old one, and messages
+	// that the service manager did not take. Its handler may call methods of the
+	// Upgrader, which log when they return.
 	Logger *slog.Logger
 }
 
@@ -121,9 +122,8 @@ const (
 	stopped
 )
 
-// An Upgrader replaces this process by a new one, and passes descriptors to it.
-// Its Fds, whose methods it has, holds those. All methods are safe for concurrent
-// use.
+// An Upgrader replaces this process by a new one, and passes descriptors on to it. They
+// are in its Fds, whose methods it has. All methods are safe for concurrent use.
 type Upgrader struct {
 	*Fds
 
@@ -248,9 +248,9 @@ func (u *Upgrader) Replaced() bool {
 }
 
 // Hurry returns a channel that is closed when this process, which has been replaced and
-// drains, should end soon: when its successor has died without Stop. A supervisor such as
-// systemd starts the service again only when no process of it is left. After a successor
-// that was stopped the service is to end, and this process has its time.
+// drains, should end soon because its successor has died without Stop. A supervisor such
+// as systemd starts the service again only when no process of it is left. If the
+// successor was stopped, the service is to end, and this process has its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -402,9 +402,10 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
-// WaitForParent blocks until the parent's process has ended, or ctx is done, whose cause
-// it then wraps. Without a parent it returns at once. If the parent has refused this
-// process, it returns an error. Call it after Ready: the parent does not exit before.
+// WaitForParent blocks until the parent's process has ended, or ctx is done. In that
+// case the error wraps the cause of ctx. Without a parent it returns at once. If the
+// parent has refused this process, it returns an error. Call it after Ready: the parent
+// does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -412,7 +413,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	return u.parent.wait(ctx)
 }
 
-// Upgrade is UpgradeContext without a context of its own.
+// Upgrade is [Upgrader.UpgradeContext] with [context.Background].
 func (u *Upgrader) Upgrade() error {
 	return u.UpgradeContext(context.Background())
 }
@@ -433,7 +434,8 @@ func (u *Upgrader) Upgrade() error {
 // so. Then upgrades are refused with [ErrUpgradeInProgress] until it has ended, or has
 // taken charge after all.
 //
-// An error that does not just say in words what the new process did is, or wraps,
+// If its cause is one of the following, the error is or wraps it. Otherwise it says in
+// words what the new process did.
 //
 //   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
