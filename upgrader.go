@@ -334,6 +334,9 @@ func (u *Upgrader) askParent() error {
 	case <-u.stop:
 	}
 	if isClosed(u.stop) {
+		if u.parent.diedUndecided() {
+			u.pidFile.Abandon() // which the parent would do
+		}
 		return ErrStopped
 	}
 	step.Reached(step.VerdictReceived)
@@ -718,6 +721,7 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	wasReady := u.state != starting
 	if u.state == upgrading {
 		u.attempt.undecided.forget()
 	}
@@ -728,7 +732,7 @@ func (u *Upgrader) Stop() {
 		u.notifier.Stopping()
 	}
 	u.registry.Stop(inCharge, ErrStopped)
-	if inCharge {
+	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
 	}
 	close(u.exit)
