@@ -443,7 +443,7 @@ func (u *Upgrader) Upgrade() error {
 //     passed;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is;
+//     child it is, and in a program that waits for all its children itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
