@@ -335,6 +335,9 @@ func (u *Upgrader) askParent() error {
 	case <-u.stop:
 	}
 	if isClosed(u.stop) {
+		if u.parent.diedUndecided() {
+			u.pidFile.Abandon() // which the parent would do
+		}
 		return ErrStopped
 	}
 	step.Reached(step.VerdictReceived)
@@ -443,7 +446,7 @@ func (u *Upgrader) Upgrade() error {
 //     passed;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is;
+//     child it is, and in a program that waits for all its children itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
@@ -722,6 +725,7 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	wasReady := u.state != starting
 	if u.state == upgrading {
 		u.attempt.undecided.forget()
 	}
@@ -735,7 +739,7 @@ func (u *Upgrader) Stop() {
 		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)
-	if inCharge {
+	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
 	}
 	close(u.exit)

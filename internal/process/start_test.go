@@ -115,3 +115,15 @@ func TestStartNotFound(t *testing.T) {
 		proctest.WantError(t, "Start with PATH="+test.path, err, test.want)
 	}
 }
+
+// A program may have its children reaped without its knowing.
+func TestStartReapedByOthers(t *testing.T) {
+	p, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "exit 0"}}, nil, false)
+	proctest.OK(t, err)
+	if pid, err := syscall.Wait4(p.PID(), nil, 0, nil); pid != p.PID() {
+		t.Fatalf("waiting for %d: %v", p.PID(), err)
+	}
+	proctest.Within(t, "the process to exit", p.Exited())
+	proctest.WantError(t, "its status", p.Err(), process.ErrStatusUnknown)
+	proctest.OK(t, p.Kill(0))
+}

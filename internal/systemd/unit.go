@@ -15,14 +15,18 @@ import (
 // learn of another main process: the unit is over when this process ends. It returns
 // false where that is not certain.
 func (e Env) WatchesFirst() bool {
+	return e.watchesFirst("/proc/self/cgroup", unitPath())
+}
+
+func (e Env) watchesFirst(cgroup string, unitPath []string) bool {
 	if e["NOTIFY_SOCKET"] != "" || e["SYSTEMD_EXEC_PID"] != strconv.Itoa(os.Getpid()) {
 		return false
 	}
-	unit := unitOf("/proc/self/cgroup")
+	unit := unitOf(cgroup)
 	if unit == "" {
 		return false
 	}
-	has, err := hasSetting(unitPath(), unit, "PIDFile")
+	has, err := hasSetting(unitPath, unit, "PIDFile")
 	return !has && err == nil
 }
 

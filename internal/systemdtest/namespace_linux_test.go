@@ -40,8 +40,8 @@ const rootVariable = "SYSTEMDTEST_ROOT"
 
 const systemdBinary = "/usr/lib/systemd/systemd"
 
-// units is where a machine has its unit files.
-const units = "/run/units"
+// units is where a machine has its unit files. The package looks for them there, too.
+const units = "/run/systemd/system"
 
 var binaries = os.Getenv(binariesVariable)
 
@@ -198,7 +198,7 @@ func boot() error {
 	if err := raiseLoopback(); err != nil {
 		return err
 	}
-	for _, dir := range []string{"/run/systemd/system", "/run/systemd/journal", "/run/user"} {
+	for _, dir := range []string{"/run/systemd/journal", "/run/user"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

@@ -35,7 +35,16 @@ type kind struct {
 
 	notifies     bool // so that MainPID changes with the commit
 	keepsSockets bool // systemd has them, too
+	supervised   bool // the main process is tableflip-supervise
 }
+
+var (
+	notify     = kind{service: "notify.service", notifies: true}
+	pidFile    = kind{service: "pidfile.service"}
+	activated  = kind{service: "activated.service", socket: "activated.socket", notifies: true, keepsSockets: true}
+	stored     = kind{service: "store.service", notifies: true, keepsSockets: true}
+	supervised = kind{service: "supervised.service", notifies: true, supervised: true}
+)
 
 func (k kind) units() []string {
 	if k.socket != "" {
@@ -63,6 +72,16 @@ func newService(t *testing.T, k kind) *service {
 		s.systemctl(append([]string{"stop"}, k.units()...)...)
 	})
 	return s
+}
+
+// change has a drop-in add these lines to the unit's section [Service].
+func (s *service) change(lines ...string) {
+	s.t.Helper()
+	dir := filepath.Join(units, s.service+".d")
+	proctest.OK(s.t, os.MkdirAll(dir, 0o755))
+	content := "[Service]\n" + strings.Join(lines, "\n") + "\n"
+	proctest.OK(s.t, os.WriteFile(filepath.Join(dir, "test.conf"), []byte(content), 0o644))
+	s.systemctl("daemon-reload")
 }
 
 func (s *service) systemctl(args ...string) {

@@ -20,19 +20,19 @@ import (
 )
 
 func TestNotify(t *testing.T) {
-	onMachine(t, kind{service: "notify.service", notifies: true}.run)
+	onMachine(t, notify.run)
 }
 
 func TestPIDFile(t *testing.T) {
-	onMachine(t, kind{service: "pidfile.service"}.run)
+	onMachine(t, pidFile.run)
 }
 
 func TestActivated(t *testing.T) {
-	onMachine(t, kind{service: "activated.service", socket: "activated.socket", notifies: true, keepsSockets: true}.run)
+	onMachine(t, activated.run)
 }
 
 func TestStore(t *testing.T) {
-	onMachine(t, kind{service: "store.service", notifies: true, keepsSockets: true}.run)
+	onMachine(t, stored.run)
 }
 
 // A new process need not be the one that the upgrade has started.
@@ -43,7 +43,7 @@ func TestWrapper(t *testing.T) {
 			{"Background", `"$@" &`},
 		} {
 			t.Run(wrapper.name, func(t *testing.T) {
-				s := newService(t, kind{service: "notify.service", notifies: true})
+				s := newService(t, notify)
 				s.systemctl("set-environment", "WRAPPER="+wrapper.script)
 				s.phase("Start", tolerance{}, s.start)
 				s.load = startLoad(t)
@@ -82,7 +82,7 @@ func (k kind) run(t *testing.T) {
 		}
 	})
 	s.phase("ReloadFails", tolerance{}, func() {
-		s.failReload("fail", "exited before it was ready: (exit status 1|with a status that only the service manager knows)")
+		s.failReload("fail", "exited before it was ready: (exit status 1|with a status that only whoever has reaped it knows)")
 		s.reload()
 	})
 	s.phase("ReloadHangs", tolerance{}, func() {
@@ -118,6 +118,10 @@ const exited = "Main process exited|Failed with result '(exit-code|signal)'"
 
 // start starts the service, by its first connection if it is activated.
 func (s *service) start() {
+	if s.supervised {
+		s.startSupervised()
+		return
+	}
 	s.version = s.install("good")
 	s.systemctl("start", s.units()[0])
 	if s.socket != "" {

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,8 +25,9 @@ import (
 )
 
 // version is "version-NUMBER-BEHAVIOUR". The behaviour is what this version does
-// when it takes over from another: "good", "fail" or "hang" before it is ready, or
-// "quit" as soon as it is in charge. The tests write over it in the binary, so that
+// when it takes over from another: "good", "fail" or "hang" before it is ready, "tell"
+// the service manager that it is the main process and then hang, or "quit" as soon as it
+// is in charge. The tests write over it in the binary, so that
 // it must be set by -ldflags -X.
 var version = "version-000000-good"
 
@@ -35,8 +37,14 @@ const upgradeTimeout = 4 * time.Second
 func main() {
 	pidFile := flag.String("pid-file", "", "`file` for the process ID")
 	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
+	forget := flag.Bool("forget", false, "clear the environment at the start")
 	flag.Parse()
 	log.SetFlags(0)
+	pingWatchdog()
+	manager := os.Getenv("NOTIFY_SOCKET")
+	if *forget {
+		os.Clearenv()
+	}
 
 	upg, err := tableflip.New(tableflip.Options{
 		PIDFile:         *pidFile,
@@ -56,6 +64,15 @@ func main() {
 	case "fail":
 		log.Fatal("this version fails")
 	case "hang":
+		select {}
+	case "tell":
+		notifier, err := dialManager(manager)
+		if err == nil {
+			_, err = fmt.Fprintf(notifier, "MAINPID=%d\nREADY=1", os.Getpid())
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
 		select {}
 	}
 
@@ -81,6 +98,28 @@ func main() {
 		log.Fatal(err)
 	}
 }
+
+// pingWatchdog does so if the service manager wants it of this process
+// (sd_watchdog_enabled(3)), with what it finds at the start.
+func pingWatchdog() {
+	pid := os.Getenv("WATCHDOG_PID")
+	if os.Getenv("WATCHDOG_USEC") == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return
+	}
+	notifier, err := dialManager(os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		for range time.Tick(50 * time.Millisecond) {
+			if _, err := io.WriteString(notifier, "WATCHDOG=1"); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}()
+}
+
+func dialManager(socket string) (net.Conn, error) { return net.Dial("unixgram", socket) }
 
 // wrap has the next version started by the script in the variable WRAPPER, if it is
 // set, which gets the command as its arguments.
