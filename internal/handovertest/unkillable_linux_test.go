@@ -118,8 +118,11 @@ func TestUnkillableLeaves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pause := step.AfterCommit
-			if isBefore(test.at, step.ReadySaid) {
+			switch {
+			case isBefore(test.at, step.ReadySaid):
 				pause = step.Step{}
+			case test.suspended:
+				pause = step.BeforeCommit
 			}
 			c, parent := startUnkillable(t, pause)
 			parent.Order("upgrade", c.PauseAt(test.at))
