@@ -1,6 +1,7 @@
 package tableflip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -600,13 +601,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 
 // retire makes way for a child that is in charge.
 func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
-	u.mu.Lock()
-	a.answered = true
-	again := a.reloadAgain
-	u.mu.Unlock()
-	if again {
-		u.notifier.Reloading()
-	}
+	u.beginAnswer(a)
 	if mainPID.Notify(c.pid) {
 		_ = c.say(wordNotified)
 	}
@@ -638,13 +633,15 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
 	a.stop(nil)
 	u.mu.Lock()
-	stays := u.state == upgrading && a.undecided == nil
+	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
-	if stays {
-		if err == nil {
-			err = errors.New("tableflip: Options.Command has panicked")
-		}
-		u.stayInCharge(a, err)
+	switch {
+	case !failed:
+	case undecided: // the manager does not wait for the child's death
+		u.beginAnswer(a)
+		u.notifier.ReloadFailed(err)
+	default:
+		u.stayInCharge(a, cmp.Or(err, errors.New("tableflip: Options.Command has panicked")))
 	}
 	close(a.returned)
 }
@@ -652,15 +649,8 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 // stayInCharge ends an attempt that has failed because of err.
 func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	u.registry.Unfreeze()
-
-	u.mu.Lock()
-	a.answered = true
-	again := a.reloadAgain
-	u.mu.Unlock()
-	if again {
-		u.notifier.Reloading()
-	}
 	// While the state is upgrading, no other attempt can speak.
+	u.beginAnswer(a)
 	u.notifier.ReloadFailed(err)
 
 	u.mu.Lock()
@@ -690,6 +680,19 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	}
 	u.restorePIDFile(before)
 	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+}
+
+// beginAnswer is called before the manager is told how an attempt went, which answers
+// all reloads that it has asked for.
+func (u *Upgrader) beginAnswer(a *attempt) {
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	a.reloadAgain = false
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
 }
 
 func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
