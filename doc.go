@@ -1,13 +1,13 @@
-// Package tableflip restarts a network service without losing anything: it starts
-// the service's new binary, hands every listener over to it, waits until it says
-// that it serves, and then has the old process drain and exit.
+// Package tableflip restarts a network service without losing a request. It starts the
+// service's new binary, passes every listener on to it, waits until the new process is
+// ready, and then tells the old one to drain and exit.
 //
 // # The model
 //
-// Each process of the service is a generation. A generation calls New, takes its
-// listeners from the Upgrader by Listen, and calls Ready when it can serve. From
-// then on it is in charge, and accepts. It calls Upgrade when it is told to, on
-// SIGHUP by custom, and drains and exits when Exit is closed:
+// Each process of the service is a generation. A generation calls [New], gets its
+// listeners from [Fds.Listen], and calls [Upgrader.Ready] when it can serve. From then
+// on it is in charge, and accepts. When it is told to, usually by SIGHUP, it calls
+// [Upgrader.Upgrade]. When [Upgrader.Exit] is closed, it drains and exits:
 //
 //	upg, err := tableflip.New(tableflip.Options{PIDFile: "/run/service.pid"})
 //	ln, err := upg.Listen("tcp", "localhost:8080")
@@ -17,11 +17,10 @@
 //	<-upg.Exit()
 //	// close ln, finish what has begun, return from main
 //
-// Upgrade starts the binary that os.Args[0] names, with the same arguments, as the
-// next generation. That one finds the old one's listeners in its own registry, so
-// that its Listen returns the same socket, with all connections that wait in its
-// queue, instead of creating one. At any time, at most one generation is in
-// charge:
+// Upgrade starts the binary that argv[0] named at the start, with the same arguments.
+// The new process, the child, inherits the listeners of this one, the parent: its
+// Listen does not create a socket, but returns the same one, with all connections that
+// wait in the queue. At any time at most one generation is in charge:
 //
 //	parent                                   child
 //	Upgrade: starts the child ─────────────▶ init: takes variables, descriptors
@@ -39,25 +38,23 @@
 // and the flags of its descriptors. Upgrade returns an error, and the next one works.
 // If instead the parent dies before it commits, the child is in charge.
 //
-// The two sides speak in lines of words, and ignore those that they do not know, so
-// that a binary can be replaced by one with a later or an earlier version of this
-// package.
+// Either side of the handover ignores messages that it does not know, so that a binary
+// can be replaced by one with a later or an earlier version of this package.
 //
 // # What is lost, and by whom
 //
-// The library itself loses no connection and no datagram: a socket's queue outlives
-// the processes that have it open. What the old process has accepted is its own to
-// finish. Note that the Shutdown method of net/http.Server loses requests that
-// arrive while it runs; package httpdrain, in this repository, does not. A UDP
-// server should answer the datagrams that it has read before it exits, and read no
-// more once Exit is closed.
+// The library itself loses no connection and no datagram: a socket's queue outlives the
+// processes that have it open. What the old process has accepted is its own to finish.
+// The Shutdown method of [net/http.Server] loses requests that arrive while it runs.
+// Package httpdrain, in this module, does not. A UDP server should answer the datagrams
+// that it has read before it exits, and read no more once Exit is closed.
 //
-// Connections can be passed on by AddConn, but what a process has read from one
-// and has not used is known to that process only.
+// [Fds.AddConn] passes connections on. What a process has read from one, and has not
+// used, is not passed on with it.
 //
 // # systemd
 //
-// A unit of Type=notify needs nothing but what a reload does:
+// A unit of Type=notify needs only an ExecReload= that sends SIGHUP:
 //
 //	[Service]
 //	Type=notify
@@ -66,21 +63,22 @@
 //
 // Where there is a NOTIFY_SOCKET, the Upgrader speaks the protocol of sd_notify(3).
 // Ready of the first generation sends READY=1. An upgrade begins with RELOADING=1 and
-// MONOTONIC_USEC, which is what Type=notify-reload waits for. When it has succeeded
-// the old process, still the main one, so that NotifyAccess=main suffices, sends
-// MAINPID and READY=1, and waits until systemd has read them (BARRIER=1); one that
-// failed is ended by READY=1 and a STATUS that says why. Stop sends STOPPING=1. A
-// manager that does not listen fails no upgrade: Options.Logger is told.
+// MONOTONIC_USEC, which is what Type=notify-reload waits for. After a successful one
+// the old process sends MAINPID and READY=1, and waits until systemd has read them
+// (BARRIER=1). It is still the main process then, so that NotifyAccess=main suffices. A
+// failed upgrade ends with READY=1 and a STATUS that says why. Stop sends STOPPING=1.
+// If the manager does not read, the upgrade succeeds all the same, and [Options].Logger
+// receives a warning.
 //
-// Sockets of a .socket unit (LISTEN_FDS, sd_listen_fds(3)) are inherited by the first
-// generation, as a child inherits its parent's: see Fds. With
-// Options.DescriptorStore, systemd keeps copies of the sockets over a crash:
+// The first generation inherits the sockets of a .socket unit (LISTEN_FDS,
+// sd_listen_fds(3)): see [Fds]. With [Options].DescriptorStore, systemd keeps copies of
+// the sockets, which outlive a crash:
 //
 //	FileDescriptorStoreMax=16
 //	Restart=always
 //
-// Restart=always, as systemd may see nothing but the successful end of the old process
-// if the new one fails right after the commit.
+// It is Restart=always because, if the new process fails right after the commit, the
+// successful end of the old one can be all that systemd sees.
 //
 // If the new process dies while the old one drains, systemd starts the service again once
 // the old one has ended. So that this takes no longer than it must, end soon when
@@ -94,9 +92,9 @@
 //
 // # Other supervisors
 //
-// To containers, runit, supervisord, launchd and shells the end of the first
-// generation is the end of the service. Package supervise, and the command
-// tableflip-supervise, both in this repository, stay in its place.
+// Containers, runit, supervisord, launchd and shells take the end of the first
+// generation for the end of the service. Package supervise and the command
+// tableflip-supervise, both in this module, are a process that stays in its place.
 //
 // # What an upgrade applies
 //
@@ -144,12 +142,11 @@
 // A child that is killed after it has acknowledged the commit was in charge: a
 // supervisor has to start the service again.
 //
-// The new process must keep the network namespace, or at least the descriptors, of
-// the old one. It runs as the same user unless Options.Command chooses another. The
-// names of the descriptors travel in the environment, which systems limit: on
-// Linux, to about 2 MiB in all with the usual stack limit, room for tens of
-// thousands of listeners. The limit of open files must allow for two descriptors
-// per listener. A new process starts
+// The new process must keep the network namespace, or at least the descriptors, of the
+// old one. It runs as the same user unless Options.Command chooses another. The names
+// of the descriptors travel in the environment, which systems limit: on Linux, to about
+// 2 MiB in all with the usual stack limit, room for tens of thousands of listeners. The
+// limit of open files must allow for two descriptors per listener. A new process starts
 // with the soft limit that the first generation was started with, because the Go
 // runtime restores it. On Linux, if the descriptors do not fit under that, the new
 // process gets this process's limit, and keeps it for what it starts itself; on other

@@ -84,15 +84,15 @@ type Conn interface {
 // the inherited one any more. It is then not claimed, a warning is logged, and Listen
 // binds the path anew, which fails if another process has it.
 //
-// When a child gets in charge, clients of a Unix listener see its credentials
-// (SO_PEERCRED), and the queue is as long as the system allows then.
+// Once a child is in charge, clients of a Unix listener see its credentials
+// (SO_PEERCRED), and the queue is as long as the system allows at that time.
 //
 // # Limits
 //
 // Sockets that share an address (SO_REUSEPORT) each have a queue. If a new version
 // creates more of them than it inherits, the kernel gives them their part before the
-// new process is in charge. If the upgrade then fails, that is lost. The registry logs
-// a warning. Create them after Ready to avoid that.
+// new process is in charge. If the upgrade then fails, the connections in these queues
+// are lost. The registry logs a warning. Create them after Ready to avoid that.
 //
 // What package net can't open, such as a vsock listener, is refused, because no child
 // could open it. Pass its descriptor on as a file.
@@ -147,22 +147,21 @@ func (f *Fds) Listener(network, addr string) (net.Listener, error) {
 	return f.registry.Listener(network, addr)
 }
 
-// AddListener passes ln on to the next child under the given name. It takes the
-// place of all claimed listeners that were added by this name, also if the name leaves
-// the port open. The caller keeps ln and may close it: a duplicate is passed on. If ln
-// is a Unix listener, its Close no longer unlinks the socket file; Stop does. A
-// listener that was replaced is what RemoveListener makes of it.
+// AddListener passes ln on to the next child under the given name. It takes the place
+// of all claimed listeners that were added by this name, also if the name leaves the
+// port open. The caller keeps ln and may close it: a duplicate is passed on. If ln is a
+// Unix listener, its Close no longer unlinks the socket file; Stop does. What it
+// replaces is removed as by [Fds.RemoveListener].
 func (f *Fds) AddListener(network, addr string, ln Listener) error {
 	return f.registry.AddListener(network, addr, ln, true)
 }
 
-// RemoveListener stops passing a listener on. It does not close the caller's. It
-// gives a Unix listener back the duty to unlink its socket file when it is
-// closed. If it was closed already, RemoveListener unlinks the file. Of several listeners with this name the one added first is removed. If
-// there is none, the error is os.ErrNotExist.
+// RemoveListener stops passing a listener on. It does not close the caller's. It gives
+// a Unix listener back the duty to unlink its socket file when it is closed. If it was
+// closed already, RemoveListener unlinks the file. Of several listeners with this name
+// the one added first is removed. If there is none, the error is os.ErrNotExist.
 //
-// In a child whose Ready has not returned, an inherited listener counts as not
-// claimed again.
+// In a child whose Ready has not returned, an inherited listener is unclaimed again.
 func (f *Fds) RemoveListener(network, addr string) error {
 	return f.registry.RemoveListener(network, addr)
 }

@@ -261,12 +261,15 @@ var errAbandoned = errors.New("tableflip: the upgrade that started this process 
 func (p *parent) abandon() (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.inCharge || isClosed(p.decided) && p.orphan {
+	if p.inCharge || p.diedUndecided() {
 		return true
 	}
 	p.abandonLocked(errAbandoned)
 	return false
 }
+
+// diedUndecided reports whether this process is an orphan.
+func (p *parent) diedUndecided() bool { return isClosed(p.decided) && p.orphan }
 
 func (p *parent) abandonLocked(why error) {
 	p.abandoned = why

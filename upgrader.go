@@ -1,6 +1,7 @@
 package tableflip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ import (
 // This file owns the states of an Upgrader and the transitions between them.
 
 // DefaultUpgradeTimeout is how long a new process may take to become ready if
-// Options.UpgradeTimeout is zero.
+// Options.UpgradeTimeout is zero or negative.
 const DefaultUpgradeTimeout = time.Minute
 
 var (
@@ -37,16 +38,17 @@ var (
 	// ErrNotReady is returned by Upgrade before Ready.
 	ErrNotReady = errors.New("process is not ready yet")
 
-	// ErrUpgradeInProgress is returned by Upgrade during another one.
+	// ErrUpgradeInProgress is returned by Upgrade while another upgrade is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade while the previous process drains.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
-	// ErrUpgraded is returned once the process has been replaced.
+	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
+	// been replaced.
 	ErrUpgraded = errors.New("already upgraded")
 
-	// ErrStopped is returned after Stop.
+	// ErrStopped is returned by Ready, Upgrade and the methods of Fds after Stop.
 	ErrStopped = errors.New("terminating")
 )
 
@@ -100,10 +102,10 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives warnings: inherited descriptors that nobody
-	// claimed, errors of cleaning up, a new process that dies before the old one, and
-	// messages that the service manager did not take. It may call the Upgrader: what a
-	// method has to log, it logs when it returns.
+	// Logger, if not nil, receives warnings: inherited descriptors that nobody claimed,
+	// errors of cleaning up, a new process that dies before the old one, and messages
+	// that the service manager did not take. Its handler may call methods of the
+	// Upgrader, which log when they return.
 	Logger *slog.Logger
 }
 
@@ -121,9 +123,8 @@ const (
 	stopped
 )
 
-// An Upgrader replaces this process by a new one, and passes descriptors to it.
-// Its Fds, whose methods it has, holds those. All methods are safe for concurrent
-// use.
+// An Upgrader replaces this process by a new one, and passes descriptors on to it. They
+// are in its Fds, whose methods it has. All methods are safe for concurrent use.
 type Upgrader struct {
 	*Fds
 
@@ -248,9 +249,9 @@ func (u *Upgrader) Replaced() bool {
 }
 
 // Hurry returns a channel that is closed when this process, which has been replaced and
-// drains, should end soon: when its successor has died without Stop. A supervisor such as
-// systemd starts the service again only when no process of it is left. After a successor
-// that was stopped the service is to end, and this process has its time.
+// drains, should end soon because its successor has died without Stop. A supervisor such
+// as systemd starts the service again only when no process of it is left. If the
+// successor was stopped, the service is to end, and this process has its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -335,6 +336,9 @@ func (u *Upgrader) askParent() error {
 	case <-u.stop:
 	}
 	if isClosed(u.stop) {
+		if u.parent.diedUndecided() {
+			u.pidFile.Abandon() // which the parent would do
+		}
 		return ErrStopped
 	}
 	step.Reached(step.VerdictReceived)
@@ -402,9 +406,10 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
-// WaitForParent blocks until the parent's process has ended, or ctx is done, whose cause
-// it then wraps. Without a parent it returns at once. If the parent has refused this
-// process, it returns an error. Call it after Ready: the parent does not exit before.
+// WaitForParent blocks until the parent's process has ended, or ctx is done. In that
+// case the error wraps the cause of ctx. Without a parent it returns at once. If the
+// parent has refused this process, it returns an error. Call it after Ready: the parent
+// does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -412,7 +417,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	return u.parent.wait(ctx)
 }
 
-// Upgrade is UpgradeContext without a context of its own.
+// Upgrade is [Upgrader.UpgradeContext] with [context.Background].
 func (u *Upgrader) Upgrade() error {
 	return u.UpgradeContext(context.Background())
 }
@@ -433,7 +438,8 @@ func (u *Upgrader) Upgrade() error {
 // so. Then upgrades are refused with [ErrUpgradeInProgress] until it has ended, or has
 // taken charge after all.
 //
-// An error that does not just say in words what the new process did is, or wraps,
+// If its cause is one of the following, the error is or wraps it. Otherwise it says in
+// words what the new process did.
 //
 //   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
@@ -441,7 +447,7 @@ func (u *Upgrader) Upgrade() error {
 //     passed;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is;
+//     child it is, and in a program that waits for all its children itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
@@ -595,13 +601,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 
 // retire makes way for a child that is in charge.
 func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
-	u.mu.Lock()
-	a.answered = true
-	again := a.reloadAgain
-	u.mu.Unlock()
-	if again {
-		u.notifier.Reloading()
-	}
+	u.beginAnswer(a)
 	if mainPID.Notify(c.pid) {
 		_ = c.say(wordNotified)
 	}
@@ -633,13 +633,15 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
 	a.stop(nil)
 	u.mu.Lock()
-	stays := u.state == upgrading && a.undecided == nil
+	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
-	if stays {
-		if err == nil {
-			err = errors.New("tableflip: Options.Command has panicked")
-		}
-		u.stayInCharge(a, err)
+	switch {
+	case !failed:
+	case undecided: // the manager does not wait for the child's death
+		u.beginAnswer(a)
+		u.notifier.ReloadFailed(err)
+	default:
+		u.stayInCharge(a, cmp.Or(err, errors.New("tableflip: Options.Command has panicked")))
 	}
 	close(a.returned)
 }
@@ -647,15 +649,8 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 // stayInCharge ends an attempt that has failed because of err.
 func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	u.registry.Unfreeze()
-
-	u.mu.Lock()
-	a.answered = true
-	again := a.reloadAgain
-	u.mu.Unlock()
-	if again {
-		u.notifier.Reloading()
-	}
 	// While the state is upgrading, no other attempt can speak.
+	u.beginAnswer(a)
 	u.notifier.ReloadFailed(err)
 
 	u.mu.Lock()
@@ -685,6 +680,19 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	}
 	u.restorePIDFile(before)
 	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+}
+
+// beginAnswer is called before the manager is told how an attempt went, which answers
+// all reloads that it has asked for.
+func (u *Upgrader) beginAnswer(a *attempt) {
+	u.mu.Lock()
+	a.answered = true
+	again := a.reloadAgain
+	a.reloadAgain = false
+	u.mu.Unlock()
+	if again {
+		u.notifier.Reloading()
+	}
 }
 
 func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
@@ -720,6 +728,7 @@ func (u *Upgrader) Stop() {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	wasReady := u.state != starting
 	if u.state == upgrading {
 		u.attempt.undecided.forget()
 	}
@@ -733,7 +742,7 @@ func (u *Upgrader) Stop() {
 		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)
-	if inCharge {
+	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
 	}
 	close(u.exit)

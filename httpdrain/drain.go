@@ -27,10 +27,10 @@ const DefaultIdleGrace = 5 * time.Second
 //
 // All methods are safe for concurrent use.
 type Drainer struct {
-	// IdleGrace is how long a connection must have been silent before Shutdown
-	// closes it: no request being answered, and nothing received. Zero means
-	// DefaultIdleGrace, less than zero not to wait. It must not be changed after
-	// the call of Shutdown.
+	// IdleGrace is how long a connection must have been silent before Shutdown closes
+	// it: no request being answered, and nothing received. If zero, [DefaultIdleGrace]
+	// is used. If negative, Shutdown does not wait. It must not be changed after the
+	// call of Shutdown.
 	//
 	// A client that is just sending a request on a connection that the server
 	// closes cannot know whether the request was processed, and must not repeat
@@ -127,11 +127,11 @@ func (d *Drainer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 	return d.listener(ln).serveTLS(certFile, keyFile)
 }
 
-// Context returns a context that is cancelled when the first call of Shutdown
-// begins. Handlers of long-lived responses and users of hijacked connections
-// watch it to say goodbye: Shutdown waits for the former, and with WaitHijacked for
-// the latter. A function that used to be called by Server.RegisterOnShutdown in
-// time for that is called in time by
+// Context returns a context that is cancelled when the first call of Shutdown begins.
+// Handlers of long-lived responses and users of hijacked connections watch it to say
+// goodbye: Shutdown waits for the former, and with WaitHijacked for the latter.
+// Functions of Server.RegisterOnShutdown are called too late for that. This calls f in
+// time:
 //
 //	context.AfterFunc(d.Context(), f)
 func (d *Drainer) Context() context.Context { return d.ctx }

@@ -6,14 +6,14 @@ import (
 	"sync/atomic"
 )
 
-// A Health answers the health checks of load balancers, as an http.Handler. It must
-// be given to Run by Options.Health, and can be asked by any server of the process.
+// A Health answers the health checks of load balancers, as an http.Handler. Pass it to
+// [Run] in [Options].Health, and have any server of the process serve it.
 //
-// It answers 200 as soon as the process is ready, and 503 before, and once the
-// process was told to stop: SIGTERM has arrived, and DrainDelay begins. It does not
-// fail because the process was replaced by an upgrade: the check is for the address,
-// where the new process serves by then, and a check that still reaches the old one,
-// by a connection that was kept, must not take the new one out of the rotation.
+// It answers 503 until the process is ready, then 200, and 503 again once the process
+// has been told to stop, which is when Options.DrainDelay begins. An upgrade does not
+// make it fail. The check is for the address, where the new process serves by then: if
+// it reaches the old one on a kept connection, it must not take the new one out of
+// rotation.
 //
 // The zero value is ready to use. Its method is safe for concurrent use.
 type Health struct{ state atomic.Int32 }

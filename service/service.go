@@ -21,7 +21,7 @@ import (
 
 // This file owns the life of the process: set-up, Ready, service, delay, drain.
 
-// DefaultDrainTimeout is used if Options.DrainTimeout is zero.
+// DefaultDrainTimeout is used if Options.DrainTimeout is zero or negative.
 const DefaultDrainTimeout = 30 * time.Second
 
 // hurryTimeout takes the place of DrainTimeout once the process that has replaced this
@@ -38,26 +38,27 @@ type Options struct {
 	// starts the service again.
 	DrainTimeout time.Duration
 
-	// DrainDelay is how long the process goes on to serve, new connections too,
-	// after it was told to stop: until the load balancer has looked away. It
-	// precedes DrainTimeout. A process that was replaced drains at once, because
-	// its successor accepts on the same sockets. The zero value is right if
+	// DrainDelay is how long the process still accepts connections and serves after it
+	// was told to stop, so that load balancers have the time to notice that Health
+	// fails. DrainTimeout begins after it. A process that was replaced drains at once,
+	// because its successor accepts on the same sockets. The zero value is right if
 	// clients connect directly.
 	DrainDelay time.Duration
 
 	// Health, if not nil, fails as soon as the process is told to stop.
 	Health *Health
 
-	// IdleGrace is how long a connection must have been silent until the drain
-	// closes it: see httpdrain.Drainer. Zero means httpdrain.DefaultIdleGrace.
+	// IdleGrace is how long a connection must have been silent before the drain closes
+	// it: see [httpdrain.Drainer]. If zero, [httpdrain.DefaultIdleGrace] is used.
 	IdleGrace time.Duration
 
-	// Logger is told of upgrades, and of the drain. Nil means slog.Default().
+	// Logger receives records of upgrades and of the drain. If nil, slog.Default() is
+	// used.
 	Logger *slog.Logger
 }
 
-// Upgrader is what Run needs of a *tableflip.Upgrader. The stub in package
-// tableflip/testing has it too.
+// Upgrader is the part of [tableflip.Upgrader] that Run uses. The stub in package
+// tableflip/testing implements it, too.
 type Upgrader interface {
 	Listen(network, addr string) (net.Listener, error)
 	Ready() error
@@ -74,10 +75,10 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // SIGHUP upgrades the process; SIGTERM and SIGINT (Ctrl-C) stop it. Once the process
 // has been replaced or stopped, Run drains the servers, and returns when that is done.
 //
-// Any number of SIGTERMs is one, because supervisors send more than one in everyday
-// use, to replaced processes too: DrainTimeout limits the drain. The second SIGINT
-// ends Run at once, and cuts what is in progress. Sending SIGINT to the process and
-// its group, as timeout -s INT does, sends two.
+// Further SIGTERMs change nothing, because supervisors send more than one in everyday
+// use, also to processes that have been replaced. DrainTimeout limits the drain. The
+// second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
+// process and its group, as timeout -s INT does, sends two.
 //
 // An Addr is HOST:PORT, as for net/http (":http" if it is empty, ":https" with TLS),
 // or the path of a Unix socket, which begins with a slash. A server whose TLSConfig
@@ -94,9 +95,9 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // Hijacked connections are not waited for.
 //
 // The error is nil if nothing went wrong and nothing was cut, also if a signal stopped
-// the process before it was ready. Otherwise it says why the service could not start
-// or go on, or wraps the *httpdrain.CutError of a drain that took too long. A failed
-// upgrade is logged, and is no reason to return.
+// the process before it was ready. Otherwise it says why the service could not start or
+// go on, or wraps the [*httpdrain.CutError] of a drain that took too long. A failed
+// upgrade is only logged, and Run goes on.
 //
 // Run stops upg. A program that calls upg.Stop itself has no DrainDelay. The servers
 // cannot be used again.

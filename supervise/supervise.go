@@ -1,22 +1,24 @@
-// Package supervise keeps a process in place while the generations of a service
-// come and go: for containers, which end with the process that they started, and
-// for supervisors and shells, which watch that one. Command tableflip-supervise
-// runs any program underneath it; a program that calls Self runs itself so.
+// Package supervise keeps a process in place while the generations of a service come
+// and go. Containers need it because they end with the process that they started,
+// supervisors and shells because they watch no other. The command tableflip-supervise
+// runs any program below such a process. A program that calls [Self] runs itself below
+// one.
 //
 // # What it follows
 //
-// It is to the service what systemd is to one of Type=notify: it offers
-// NOTIFY_SOCKET, and learns from MAINPID which process is the main one, as
-// sd_notify(3) says. A service on package tableflip says so without any code for it.
-// While the main process lives only that is heard, as systemd does by default: a
-// start script must exec the server. Processes that are not the service's are never
-// heard; on Linux the kernel tells who writes, elsewhere only this user can.
-// Signals that the supervisor gets go to the main process of the moment: HUP, TERM,
-// INT, QUIT, USR1, USR2, WINCH, CONT and TSTP. While the main process has died in an
-// upgrade, and its child may be about to take over, they wait for that one, which
-// also gets those that the old one got in the upgrade and may not have lived to
-// obey. After an upgrade that succeeded, TERM, INT and QUIT go to the new process
-// too: the old one, having handed over, does not stop the service by them.
+// The supervisor acts like systemd with Type=notify: it offers NOTIFY_SOCKET, and
+// learns from MAINPID which process is the main one (sd_notify(3)). Package tableflip
+// sends that without any code in the service. While the main process lives, only its
+// messages count, which is systemd's default, too: a start script must exec the server.
+// Messages from processes that are not the service's are ignored. On Linux the kernel
+// names the sender; elsewhere only this user can write.
+//
+// The supervisor forwards HUP, TERM, INT, QUIT, USR1, USR2, WINCH, CONT and TSTP to the
+// main process of the moment. If the main process has died in an upgrade, and its child
+// may be about to take over, signals wait for the child. The child also gets those that
+// the old process got during the upgrade, because that may not have lived to obey them.
+// TERM, INT and QUIT that reached the old process during an upgrade go to the new one
+// when the upgrade has succeeded, because the old one no longer stops the service.
 //
 // If it runs under a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
 // STATUS and the watchdog's messages on, with itself as the main process. Sockets
@@ -25,8 +27,9 @@
 // service from an init function of this package. The descriptors of FDSTORE are
 // closed.
 //
-// Neither the log nor the outer NOTIFY_SOCKET holds it up: what is not read in time is
-// dropped. The log says how much; of the messages the last are kept.
+// Neither the log nor the outer NOTIFY_SOCKET can block the supervisor. What is not
+// read in time is dropped. The log says how many records are missing, and of the
+// messages the last ones are kept.
 //
 // # How it ends
 //
@@ -57,11 +60,11 @@
 // and the supervisor does not repeat them. When Ctrl-Z stops the service, the
 // supervisor's own job stops with it; the shell's fg and bg continue both.
 //
-// New generations are in the group of the old, unless they leave it, as Self has
-// them do; the foreground follows. So without Self, Ctrl-C also reaches an older
-// generation while it drains, which service.Run ignores once. With Self, Ctrl-Z
-// while one drains gives the prompt back only when that has ended: until then, it
-// is the one that the kernel tells.
+// New generations are in the group of the old, unless they leave it, as Self has them
+// do; the foreground follows. So without Self, Ctrl-C also reaches an older generation
+// while it drains; service.Run ignores the first one. With Self, Ctrl-Z while an older
+// generation drains returns to the prompt only when that has ended, because until then
+// the kernel reports only that process to the shell.
 //
 // If the terminal is not its standard input, the supervisor keeps the foreground,
 // and passes on what it gets.
@@ -105,20 +108,20 @@ const (
 	StatusNotFound      = 127
 )
 
-// A Supervisor says what to supervise. Only Command must be set.
+// A Supervisor describes what to supervise, and how. Only Command must be set.
 type Supervisor struct {
 	// Command is the service's program, which is looked up in PATH if it has no
 	// slash, and its arguments.
 	Command []string
 
-	// TakeoverTimeout is how long the new process may take to say that it is the
-	// main one if the old one has died in the middle of an upgrade. Zero, and less, means
-	// DefaultTakeoverTimeout.
+	// TakeoverTimeout limits how long the new process may take to report that it is the
+	// main one if the old one has died during an upgrade. If zero or negative,
+	// [DefaultTakeoverTimeout] is used.
 	TakeoverTimeout time.Duration
 
-	// StopTimeout is how long older generations, and processes that the service
-	// left behind, may live on once the main process has ended. Zero, and less, means
-	// DefaultStopTimeout.
+	// StopTimeout limits how long older generations, and processes that the service
+	// left behind, may live once the main process has ended. If zero or negative,
+	// [DefaultStopTimeout] is used.
 	StopTimeout time.Duration
 
 	// PIDFile, if not empty, is for services that know nothing of NOTIFY_SOCKET:
@@ -126,14 +129,14 @@ type Supervisor struct {
 	// next, if it is alive and the service's.
 	PIDFile string
 
-	// Logger is told of generations and signals. Nil means silence.
+	// Logger, if not nil, receives records of generations and signals.
 	Logger *slog.Logger
 }
 
 // Run starts the service and returns when all of it has ended, with the exit status
-// that the calling process should end with. The error is not nil only if the
-// service was not started: it then wraps what exec.LookPath or the kernel said, or
-// errors.ErrUnsupported. Signals that arrive before the start wait for it.
+// that the calling process should end with. If the service was not started, the error
+// wraps that of [exec.LookPath], that of the kernel, or [errors.ErrUnsupported].
+// Otherwise it is nil. Signals that arrive before the start wait for it.
 //
 // Run takes all signals and waits for all children of the process, and must be
 // alone in it.
@@ -152,13 +155,14 @@ func (s Supervisor) Run() (status int, err error) {
 	return s.start(path, false)
 }
 
-// Self makes the program its own supervisor. It is to be called first in main: it
-// starts the program again, with the same arguments, and returns nil only there and
-// in all generations after that; the first process exits from within it, with the
-// status that Run tells. Underneath tableflip-supervise, too, it returns at once.
+// Self makes the program its own supervisor. Call it first in main. It starts the
+// program again, with the same arguments, and supervises that. The first process does
+// not return from Self: it exits with the status that Run returns. In the process that
+// it has started, in all later generations, and below tableflip-supervise, Self returns
+// nil at once.
 //
-// An error says why the program cannot be supervised; nothing was started then. It
-// wraps errors.ErrUnsupported where that is so of any program.
+// If Self returns an error, it has started nothing. The error wraps
+// [errors.ErrUnsupported] on systems where no program can be supervised.
 //
 // A child that calls Self is taken for a new generation. Start other programs that
 // call it without the environment variable TABLEFLIP_SUPERVISOR.

@@ -179,19 +179,11 @@ func exchange(client *http.Client, method, url string) error {
 	return nil
 }
 
+// Without the delay, some requests fail, which depends on the machine's speed.
 func TestHAProxyWithDelay(t *testing.T) {
 	sent, failed := startFarm(t, "-delay", "1s", "-grace", "200ms").restartUnderLoad()
 	t.Logf("%d of %d requests failed", failed, sent)
 	if failed > 0 {
 		t.Error("requests failed")
-	}
-}
-
-// What the delay is for.
-func TestHAProxyWithoutDelay(t *testing.T) {
-	sent, failed := startFarm(t, "-grace", "200ms").restartUnderLoad()
-	t.Logf("%d of %d requests failed", failed, sent)
-	if failed == 0 {
-		t.Error("no request failed: this test shows nothing")
 	}
 }

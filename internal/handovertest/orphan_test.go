@@ -19,6 +19,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
 )
 
 // A child whose parent dies before Ready, as a program sees it.
@@ -59,6 +60,16 @@ func TestOrphan(t *testing.T) {
 	}
 }
 
+func killParent() {
+	parent := os.Getppid()
+	syscall.Kill(parent, syscall.SIGKILL)
+	// By the time that a process gets another parent, the descriptors of the old one
+	// are closed.
+	for os.Getppid() == parent {
+		runtime.Gosched()
+	}
+}
+
 func init() {
 	proctest.Role("orphan", func() {
 		terminated := proctest.Terminated()
@@ -68,13 +79,7 @@ func init() {
 			if !isChild || now != moment {
 				return
 			}
-			parent := os.Getppid()
-			syscall.Kill(parent, syscall.SIGKILL)
-			// By the time that a process gets another parent, the descriptors of
-			// the old one are closed.
-			for os.Getppid() == parent {
-				runtime.Gosched()
-			}
+			killParent()
 		}
 
 		killParentAt("before New")
@@ -110,5 +115,36 @@ func init() {
 		}
 		<-terminated
 		upg.Stop()
+	})
+}
+
+// Ready leaves nothing behind that it has made when Stop is called.
+func TestOrphanReadyStop(t *testing.T) {
+	dir := proctest.SocketDir(t)
+	s, _ := proctest.Start(t, "stopped orphan", proctest.WithArg(dir))
+	if m := s.Await("left"); m.Text != "[]" {
+		t.Errorf("Ready and Stop have left %s", m.Text)
+	}
+	s.AwaitEnd()
+}
+
+func init() {
+	proctest.Role("stopped orphan", func() {
+		dir := proctest.Arg()
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
+		if !upg.HasParent() {
+			MustBeReady(upg)
+			upg.Upgrade()
+			panic("the parent lives on")
+		}
+		killParent()
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		step.SetHook(func(s step.Step) {
+			if s == step.PIDFilePrepared {
+				upg.Stop()
+			}
+		})
+		upg.Ready()
+		proctest.Report("left", proctest.Must(filepath.Glob(filepath.Join(dir, "*.tmp"))))
 	})
 }

@@ -115,3 +115,22 @@ func TestSiblingHangs(t *testing.T) {
 		t.Errorf("Upgrade returned %q, want os.ErrDeadlineExceeded", got)
 	}
 }
+
+// systemd may be busy, and reap late. Kernels before Linux 6.9 tell nobody but the parent
+// when it does.
+func TestSiblingReapedLate(t *testing.T) {
+	for _, test := range []struct{ way, want string }{
+		{"exits", "exited before it was ready"},
+		{"hangs", "was not ready after 2s"},
+	} {
+		t.Run(test.way, func(t *testing.T) {
+			s := startUnderSystemd(t, test.way)
+			child := s.Await("started")
+			got := s.Await("upgraded").Text
+			reap(t, child.PID)
+			if !strings.Contains(got, test.want) || strings.Contains(got, "has not ended") || strings.Contains(got, "gave up") {
+				t.Errorf("Upgrade returned %q, want one that just says %q", got, test.want)
+			}
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package handovertest
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -24,7 +25,7 @@ const nobody = "65534"
 
 // startUnkillable starts a first generation whose children belong to nobody. It is
 // impatient, and pauses at a step.
-func startUnkillable(t *testing.T, pause step.Step) (*chain, *proctest.Process) {
+func startUnkillable(t *testing.T, pause step.Step, env ...string) (*chain, *proctest.Process) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can start a process of another user")
@@ -37,7 +38,8 @@ func startUnkillable(t *testing.T, pause step.Step) (*chain, *proctest.Process) 
 	copyBinary(t, filepath.Join(bin, "service"))
 	c.program = filepath.Join(bin, "service")
 	dropCapKill(t)
-	parent, _ := c.start(acknowledgeVariable+"=100ms", childUserVariable+"="+nobody, c.PauseAt(pause))
+	env = append(env, acknowledgeVariable+"=100ms", childUserVariable+"="+nobody, c.PauseAt(pause))
+	parent, _ := c.start(env...)
 	parent.AwaitStep(alone)
 	return c, parent
 }
@@ -116,8 +118,11 @@ func TestUnkillableLeaves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pause := step.AfterCommit
-			if isBefore(test.at, step.ReadySaid) {
+			switch {
+			case isBefore(test.at, step.ReadySaid):
 				pause = step.Step{}
+			case test.suspended:
+				pause = step.BeforeCommit
 			}
 			c, parent := startUnkillable(t, pause)
 			parent.Order("upgrade", c.PauseAt(test.at))
@@ -190,4 +195,29 @@ func TestUnkillableStop(t *testing.T) {
 			c.AwaitEnd()
 		})
 	}
+}
+
+// The manager is told at once that its reload has failed, and so is one that asks again.
+func TestUnkillableManager(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	c, parent := startUnkillable(t, step.Step{}, m.variable())
+	m.want(parent.PID, "READY=1")
+	parent.Order("upgrade", c.PauseAt(step.HereSaid))
+	child := c.Next()
+	child.AwaitStep(step.HereSaid)
+	parent.Order("cancel")
+	wantUnconfirmed(t, parent, child, parent.Await("upgraded"))
+	m.want(parent.PID, reloading)
+	if n := m.next(); n.PID != parent.PID || !strings.HasPrefix(n.Text, failed(errors.New(""))) {
+		t.Errorf("%d told systemd %q, want that the upgrade has failed", n.PID, n.Text)
+	}
+	m.want(parent.PID, reloading, "READY=1")
+	m.wantNoMore()
+
+	child.Resume()
+	child.Await("refused")
+	child.AwaitEnd()
+	c.wantCharge(parent.PID)
+	c.wantStop(parent)
 }

@@ -15,3 +15,5 @@ func binaryPath(cmd *exec.Cmd) string { return cmd.Path }
 func isBusy(error) bool { return false }
 
 func IsMounted(error) bool { return false }
+
+func isNoChild(error) bool { return false }

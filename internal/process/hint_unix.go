@@ -21,6 +21,8 @@ import (
 
 func isBusy(err error) bool { return errors.Is(err, unix.ETXTBSY) }
 
+func isNoChild(err error) bool { return errors.Is(err, unix.ECHILD) }
+
 // startHint returns what the reader of err, which came from starting cmd, can do about
 // it. It is empty where the error says it all.
 func startHint(cmd *exec.Cmd, err error) string {

@@ -15,9 +15,10 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// ErrStatusUnknown is the error of a sibling whose exit status the kernel tells
-// nobody but its parent.
-var ErrStatusUnknown = errors.New("with a status that only the service manager knows")
+// ErrStatusUnknown is the error of a process whose exit status the kernel tells
+// somebody else: the parent of a sibling or, in a program that waits for all its
+// children itself (wait4 of -1) or ignores SIGCHLD, that.
+var ErrStatusUnknown = errors.New("with a status that only whoever has reaped it knows")
 
 // busyPatience bounds how long Start tries to execute a file that is open for
 // writing, and restartPatience how long a process may take to end that is started
@@ -43,7 +44,16 @@ type control struct {
 	kill func() error // returns os.ErrProcessDone if it has ended
 }
 
-func childControl(cmd *exec.Cmd) control { return control{cmd.Wait, cmd.Process.Kill} }
+func childControl(cmd *exec.Cmd) control {
+	wait := func() error {
+		err := cmd.Wait()
+		if isNoChild(err) {
+			return ErrStatusUnknown
+		}
+		return err
+	}
+	return control{wait, cmd.Process.Kill}
+}
 
 // Start starts cmd, which must not have been started, with fds as its descriptors from
 // 3 on. The caller keeps those. A sibling is a child of this process's parent, where the
@@ -58,6 +68,9 @@ func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Pr
 	}
 	if err := refuse(cmd); err != nil {
 		return nil, err
+	}
+	if cmd.Err != nil { // of exec.Command, which then leaves a name in Path
+		return nil, fmt.Errorf("tableflip: can't start %s, which Options.Command chose: %w", cmd.Path, cmd.Err)
 	}
 	streams, err := duplicateStreams(cmd)
 	defer func() {

@@ -15,8 +15,9 @@ import (
 
 const (
 	// statusGrace is how long the parent of a sibling gets to reap it. Its status
-	// is not known before.
-	statusGrace = time.Second
+	// is not known before. A sibling that has ended counts as ended only after that,
+	// which is well within the time that a process gets to end.
+	statusGrace = 500 * time.Millisecond
 
 	// pollInterval is how often a sibling is looked at on a kernel without pidfds.
 	pollInterval = 50 * time.Millisecond
@@ -120,15 +121,18 @@ func waitPidfd(pidfd int) error {
 	}
 
 	// Since Linux 6.15 others than the parent learn the status, once the parent has.
-	file.SetReadDeadline(time.Now().Add(statusGrace))
-	if err := awaitPoll(file, unix.POLLHUP); err != nil {
-		return ErrStatusUnknown
+	// Kernels that tell nothing may not even tell when that is (before 6.9).
+	info, err := exitInfo(file)
+	if err == nil && !hasExitStatus(info) {
+		file.SetReadDeadline(time.Now().Add(statusGrace))
+		if err := awaitPoll(file, unix.POLLHUP); err != nil {
+			return ErrStatusUnknown
+		}
+		info, err = exitInfo(file)
 	}
-	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
-	err := descriptor.Control(file, func(fd uintptr) error { return unix.IoctlPidfdInfo(int(fd), &info) })
 	status := syscall.WaitStatus(info.Exit_code)
 	switch {
-	case err != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0:
+	case err != nil || !hasExitStatus(info):
 		return ErrStatusUnknown
 	case status.Signaled():
 		return fmt.Errorf("signal: %v", status.Signal())
@@ -137,6 +141,15 @@ func waitPidfd(pidfd int) error {
 	}
 	return nil
 }
+
+// exitInfo returns an error where the kernel tells nothing about the process of a pidfd.
+func exitInfo(file *os.File) (info unix.PidfdInfo, err error) {
+	info.Mask = unix.PIDFD_INFO_EXIT
+	err = descriptor.Control(file, func(fd uintptr) error { return unix.IoctlPidfdInfo(int(fd), &info) })
+	return info, err
+}
+
+func hasExitStatus(info unix.PidfdInfo) bool { return info.Mask&unix.PIDFD_INFO_EXIT != 0 }
 
 func awaitPoll(file *os.File, events int16) error {
 	raw, err := file.SyscallConn()

@@ -101,3 +101,29 @@ func TestStartWithContextOfCommand(t *testing.T) {
 		t.Errorf("got %v, want an error that names exec.CommandContext", err)
 	}
 }
+
+// What exec.Command could not find is not looked for in the working directory.
+func TestStartNotFound(t *testing.T) {
+	path := program(t, "#!/bin/sh\nexit 7\n", 0o700)
+	t.Chdir(filepath.Dir(path))
+	for _, test := range []struct {
+		path string
+		want error
+	}{{"/", exec.ErrNotFound}, {".", exec.ErrDot}} {
+		t.Setenv("PATH", test.path)
+		_, err := process.Start(t.Context(), exec.Command(filepath.Base(path)), nil, false)
+		proctest.WantError(t, "Start with PATH="+test.path, err, test.want)
+	}
+}
+
+// A program may have its children reaped without its knowing.
+func TestStartReapedByOthers(t *testing.T) {
+	p, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "exit 0"}}, nil, false)
+	proctest.OK(t, err)
+	if pid, err := syscall.Wait4(p.PID(), nil, 0, nil); pid != p.PID() {
+		t.Fatalf("waiting for %d: %v", p.PID(), err)
+	}
+	proctest.Within(t, "the process to exit", p.Exited())
+	proctest.WantError(t, "its status", p.Err(), process.ErrStatusUnknown)
+	proctest.OK(t, p.Kill(0))
+}
