@@ -121,7 +121,7 @@
 //
 //   - A program that talks to systemd itself must stop sending MAINPID, and READY after
 //     an upgrade: this package sends both from the old process, so that
-//     NotifyAccess=main, the default, suffices. Under that systemd ignores a child that
+//     NotifyAccess=main, the default, suffices. With that, systemd ignores a child that
 //     sends MAINPID before Ready. With NotifyAccess=all it follows the child, and if that
 //     then fails, it ends the service and starts it again. WATCHDOG=1 may be sent as
 //     before.

@@ -33,7 +33,7 @@ const hurryTimeout = time.Second
 type Options struct {
 	// DrainTimeout limits how long the process may take to finish its requests
 	// once it has been replaced or stopped. What is left then is cut. If zero or
-	// negative, DefaultDrainTimeout is used. A process whose successor dies while it
+	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
 	// drains has one more second, because a supervisor waits for its end before it
 	// starts the service again.
 	DrainTimeout time.Duration
