@@ -116,7 +116,7 @@ func findTable() (*nametable.Table, error) {
 	if variables == nil {
 		if inherit.Lost() {
 			return nil, errors.New("tableflip: this process has executed its program anew, after the package had taken " +
-				"what the parent passed on: execute the program before that (name it by Options.Command), or after New")
+				"what the parent passed on: have Options.Command start what is to be executed")
 		}
 		return nil, nil
 	}

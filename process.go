@@ -100,6 +100,9 @@ func (u *Upgrader) warnOf(cmd *exec.Cmd) {
 	if process.IsStaleMount(cmd.Path) {
 		u.logger.Warn("tableflip: the binary is mounted by itself, and the file that was mounted has been replaced: this starts the old one; mount its directory", "path", cmd.Path)
 	}
+	if name := process.ContainerInit(); name != "" {
+		u.logger.Warn("tableflip: PID 1 ends the container with the process that it has started, which may be this one: have tableflip-supervise start the service", "init", name)
+	}
 	if u.notifier == nil && u.pidFile.IsNone() && u.managerEnv.IsParent() {
 		u.logger.Warn("tableflip: systemd may end the service with this process, because it can't learn of the next one: set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
 	}

@@ -174,11 +174,13 @@ type attempt struct {
 //
 // What a parent passes on is taken when the package is initialised: the variables that
 // describe it leave the environment, and the descriptors get close-on-exec, so that no
-// process that is started before New can get them. A program that executes itself
-// (syscall.Exec) must do so after New, which otherwise returns an error.
+// process that is started before New can get them. So a program cannot hand them on by
+// executing itself (syscall.Exec): if it does before New, New returns an error. Have
+// Options.Command start what was to be executed.
 //
 // There is one Upgrader per process at a time: New may be called again after
-// Stop, or after an error. It returns [ErrNotSupported] where upgrades are not
+// Stop, or after an error. A process that was replaced must not call it again for the
+// same service, which is the new process's. New returns [ErrNotSupported] where upgrades are not
 // possible. If what a parent passed on is unreadable, or was lost on the way while the
 // parent waits, New fails every time: the process should exit, which leaves the parent
 // as it was.
@@ -435,8 +437,8 @@ func (u *Upgrader) Upgrade() error {
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
 // [ErrStopped]. If the death of the new process cannot be confirmed in a second,
 // because it belongs to another user or the kernel does not let it go, the error says
-// so. Then upgrades are refused with [ErrUpgradeInProgress] until it has ended, or has
-// taken charge after all.
+// so. Until it has ended, or has taken charge after all, upgrades are refused with
+// [ErrUpgradeInProgress], and methods that add or remove descriptors block.
 //
 // If its cause is one of the following, the error is or wraps it. Otherwise it says in
 // words what the new process did.
@@ -709,8 +711,8 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // successful upgrade there is nothing to do.
 //
 // When Stop returns, all of this is done and Exit is closed. It blocks for as long as it
-// takes to kill a new process that is starting, at most a second, or until the service
-// manager knows the process that has just taken charge, at most six.
+// takes to kill a new process that is starting, or until the service manager knows the
+// process that has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
 	if !u.beginStop() {

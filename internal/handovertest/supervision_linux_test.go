@@ -100,3 +100,29 @@ func TestSupervisionStaleMount(t *testing.T) {
 		t.Errorf("the log says %q, want %q", logged, warning)
 	}
 }
+
+// An init of containers ends with the process that it has started.
+func TestSupervisionContainerInit(t *testing.T) {
+	mustBeRoot(t)
+	t.Parallel()
+	for _, name := range []string{"tini", "sh"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := proctest.NewService(t)
+			cmd := s.Command("told", s.Wire())
+			initProgram := filepath.Join(t.TempDir(), name)
+			content, err := os.ReadFile("/bin/sh")
+			proctest.OK(t, err)
+			proctest.OK(t, os.WriteFile(initProgram, content, 0o755))
+			proctest.Shell(`exec unshare --pid --fork --mount-proc --kill-child "` + initProgram + `" -c '"$0"; exit' "$0"`)(cmd)
+			s.Start(cmd)
+			p := s.Next()
+			p.Await("alone")
+			p.Order("upgrade")
+			warned := strings.Contains(p.Await("logged").Text, "PID 1 ends the container")
+			if warned != (name == "tini") {
+				t.Errorf("with PID 1 called %s, warned: %v", name, warned)
+			}
+		})
+	}
+}
