@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"slices"
@@ -121,7 +121,7 @@ func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) er
 	} else if descriptor.UniquePipes {
 		return nil
 	}
-	t.Token = rand.Text()
+	t.Token = strconv.FormatUint(rand.Uint64(), 36) // to tell pipes apart, not to keep a secret
 	_, err := io.WriteString(verdictWrite, t.Token)
 	return err
 }

@@ -138,11 +138,12 @@ type Upgrader struct {
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu sync.Mutex    // held by Ready, so that calls at once all return one result
-	stop    chan struct{} // closed when Stop begins
-	ended   chan struct{} // closed when Stop ends
-	exit    chan struct{} // closed when the process is to drain and exit
-	hurry   chan struct{} // closed when it should end soon
+	readyMu   sync.Mutex     // held by Ready, so that calls at once all return one result
+	preparing sync.WaitGroup // what Ready does beside asking the parent
+	stop      chan struct{}  // closed when Stop begins
+	ended     chan struct{}  // closed when Stop ends
+	exit      chan struct{}  // closed when the process is to drain and exit
+	hurry     chan struct{}  // closed when it should end soon
 
 	// Under mu nothing blocks.
 	mu       sync.Mutex
@@ -332,7 +333,7 @@ func (u *Upgrader) askParent() error {
 	}
 	u.parent.sayReady()
 
-	process.Prepare() // for the next upgrade, while there is nothing else to do
+	u.preparing.Go(process.Prepare) // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -365,6 +366,7 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
+		u.preparing.Wait()
 		go u.afterParent()
 		return nil
 	}
