@@ -2,10 +2,10 @@ package registry
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,7 +195,7 @@ func unlinkDead(path string) bool {
 // (unix_bind_bsd). If it turns out to be somebody's, it is put back.
 func unlinkAside(path string) bool {
 	// Hardly longer than the path, because a socket's is limited to about 100 bytes.
-	aside := filepath.Dir(path) + "/." + rand.Text()[:7]
+	aside := fmt.Sprintf("%s/.%07x", filepath.Dir(path), rand.Uint32()>>4)
 	if err := os.Rename(path, aside); err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
