@@ -3,7 +3,6 @@
 package service_test
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,11 +15,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
@@ -63,20 +62,13 @@ var flaws = map[string]flaw{
 }
 
 func newKey() *ecdsa.PrivateKey {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	return key
+	return proctest.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 }
 
 func tlsConfig() *tls.Config {
 	key := newKey()
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"service"}}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
+	certificate := proctest.Must(x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key))
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
 }
 
@@ -139,55 +131,31 @@ func TestGoodTLSIsAccepted(t *testing.T) {
 }
 
 func TestFlawedVersionIsRefused(t *testing.T) {
-	directory := t.TempDir()
-	var stderr lines
-	first := startProcess(t, directory, &stderr)
+	directory := proctest.SocketDir(t)
+	read, write, err := os.Pipe()
+	proctest.OK(t, err)
+	log := proctest.NewOutput(t)
+	go log.Read(read)
+	s, first := startService(t, directory, write)
+	write.Close()
 	client := unixClient(directory, false)
 	for _, name := range []string{"no certificate", "cipher list that HTTP/2 refuses", "http2.ConfigureServer without TLS"} {
-		if err := os.WriteFile(filepath.Join(directory, "flaw"), []byte(name), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		stderr.reset()
-		syscall.Kill(first, syscall.SIGHUP)
-		until(t, "the upgrade has failed", func() bool { return stderr.contain("upgrade failed") })
-		if !stderr.contain(flaws[name].says) {
-			t.Errorf("%s: logged %s", name, stderr.text.String())
-		}
+		proctest.OK(t, os.WriteFile(filepath.Join(directory, "flaw"), []byte(name), 0o600))
+		proctest.Kill(t, first.PID, syscall.SIGHUP)
+		s.Next().AwaitEnd()
+		log.Await(flaws[name].says) // the new process is the first to say so
+		log.Await("upgrade failed")
 		answer, err := post(t.Context(), client, "hello")
-		if err != nil || answer != strconv.Itoa(first)+" hello" {
+		if err != nil || answer != strconv.Itoa(first.PID)+" hello" {
 			t.Errorf("%s: answer %q, error %v", name, answer, err)
 		}
 	}
-	os.Remove(filepath.Join(directory, "flaw"))
-	syscall.Kill(first, syscall.SIGHUP)
-	until(t, "a version without a flaw is in charge", func() bool { return pidIn(directory) != first })
-	last := pidIn(directory)
-	syscall.Kill(last, syscall.SIGTERM)
-	until(t, "it has ended", func() bool { return syscall.Kill(last, 0) != nil })
-}
-
-// lines are what a process has written.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) contain(part string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), part)
-}
-
-func (l *lines) reset() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text.Reset()
+	proctest.OK(t, os.Remove(filepath.Join(directory, "flaw")))
+	proctest.Kill(t, first.PID, syscall.SIGHUP)
+	last := s.Next() // a version without a flaw
+	awaitCharge(t, directory, last)
+	proctest.Terminate(t, last.PID)
+	last.AwaitEnd()
 }
 
 func quiet() service.Options {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -21,22 +20,19 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
 
-// The tests' services are this binary, started again with the directory of their
-// socket and PID file.
-const directoryVariable = "SERVICE_TEST_DIRECTORY"
+func TestMain(m *testing.M) { proctest.Main(m) }
 
-// patience bounds every wait for an event. No test passes because of it.
-const patience = 30 * time.Second
+func init() { proctest.Role("serve", serveRole) }
 
-func TestMain(m *testing.M) {
-	directory := os.Getenv(directoryVariable)
-	if directory == "" {
-		os.Exit(m.Run())
-	}
+// serveRole is a server whose Arg is the directory of its socket and PID file.
+func serveRole() {
+	proctest.OpenWire()
+	directory := proctest.Arg()
 	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid")})
 	if err == nil {
 		server := &http.Server{
@@ -56,22 +52,6 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// until calls done until it reports true.
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(patience)
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatalf("waited too long until %s", what)
-		}
 	}
 }
 
@@ -101,29 +81,26 @@ func post(ctx context.Context, client *http.Client, body string) (answer string,
 	return string(content), err
 }
 
-// startProcess starts a first generation, and waits until it serves.
-func startProcess(t *testing.T, directory string, stderr io.Writer) (first int) {
+// startService starts a first generation, and waits until it serves. Without stderr,
+// what the service logs is dropped.
+func startService(t *testing.T, directory string, stderr *os.File) (*proctest.Service, *proctest.Process) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), directoryVariable+"="+directory, "GORACE=atexit_sleep_ms=0")
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	s := proctest.NewService(t)
+	cmd := s.Command("serve", s.Wire(), proctest.WithArg(directory))
+	cmd.Stderr = nil
+	if stderr != nil {
+		cmd.Stderr = stderr
 	}
-	ended := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(ended)
-	}()
-	t.Cleanup(func() {
-		if pid := pidIn(directory); pid != 0 {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
-		cmd.Process.Kill()
-		<-ended
-	})
-	until(t, "the first generation serves", func() bool { return pidIn(directory) == cmd.Process.Pid })
-	return cmd.Process.Pid
+	s.Start(cmd)
+	first := s.Next()
+	awaitCharge(t, directory, first)
+	return s, first
+}
+
+// awaitCharge waits until a generation has taken over.
+func awaitCharge(t *testing.T, directory string, p *proctest.Process) {
+	t.Helper()
+	proctest.AwaitThat(t, "the generation is in charge", func() bool { return pidIn(directory) == p.PID })
 }
 
 // unixClient returns a client of the service in a directory.
@@ -137,12 +114,12 @@ func unixClient(directory string, keepAlive bool) *http.Client {
 }
 
 func TestUpgradesUnderLoadAndStops(t *testing.T) {
-	directory := t.TempDir()
-	stderr := io.Discard
+	directory := proctest.SocketDir(t)
+	var stderr *os.File
 	if testing.Verbose() {
 		stderr = os.Stderr
 	}
-	startProcess(t, directory, stderr)
+	s, current := startService(t, directory, stderr)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -168,19 +145,19 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 		})
 	}
 	for range 3 {
-		old := pidIn(directory)
 		before := answered.Load()
-		until(t, "requests are answered", func() bool { return answered.Load() > before+20 })
-		syscall.Kill(old, syscall.SIGHUP)
-		until(t, "the next generation is in charge", func() bool { return pidIn(directory) != old })
-		until(t, "the old generation has ended", func() bool { return syscall.Kill(old, 0) != nil })
+		proctest.AwaitThat(t, "requests are answered", func() bool { return answered.Load() > before+20 })
+		proctest.Kill(t, current.PID, syscall.SIGHUP)
+		next := s.Next()
+		awaitCharge(t, directory, next)
+		current.AwaitEnd()
+		current = next
 	}
 	cancel()
 	clients.Wait()
 
-	last := pidIn(directory)
-	syscall.Kill(last, syscall.SIGTERM)
-	until(t, "the last generation has ended", func() bool { return syscall.Kill(last, 0) != nil })
+	proctest.Terminate(t, current.PID)
+	current.AwaitEnd()
 	if left, err := os.ReadDir(directory); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -188,14 +165,10 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 
 func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	taken, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer taken.Close()
 	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	socket := filepath.Join(t.TempDir(), "socket")
 	err = service.Run(upg, service.Options{}, &http.Server{Addr: socket}, &http.Server{Addr: taken.Addr().String()})
 	if !errors.Is(err, syscall.EADDRINUSE) {
@@ -223,9 +196,7 @@ func (upg brokenUpgrader) Listen(network, addr string) (net.Listener, error) {
 
 func TestServeErrorStopsTheService(t *testing.T) {
 	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	server := &http.Server{Addr: "localhost:0", ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	err = service.Run(brokenUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, server)
 	if !errors.Is(err, errBroken) {
@@ -239,9 +210,7 @@ func (unreadyUpgrader) Ready() error { return errBroken }
 
 func TestReadyErrorStopsTheService(t *testing.T) {
 	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	err = service.Run(unreadyUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, &http.Server{Addr: "localhost:0"})
 	if !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)

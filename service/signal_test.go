@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
@@ -27,9 +28,7 @@ import (
 func newStub(t *testing.T) *stub.Upgrader {
 	t.Helper()
 	upg, err := stub.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	return upg
 }
 
@@ -115,9 +114,7 @@ func startRun(t *testing.T, opts service.Options, server *http.Server) *run {
 // signal returns when this process has got a signal, Run in particular.
 func (r *run) signal(sig syscall.Signal) {
 	r.t.Helper()
-	if err := syscall.Kill(os.Getpid(), sig); err != nil {
-		r.t.Fatal(err)
-	}
+	proctest.OK(r.t, syscall.Kill(os.Getpid(), sig))
 	if got := <-r.heard; got != sig {
 		r.t.Fatalf("heard %v, sent %v", got, sig)
 	}
@@ -153,9 +150,7 @@ func converse(w http.ResponseWriter, r *http.Request) {
 func (r *run) begin() *conversation {
 	r.t.Helper()
 	conn, err := net.Dial("unix", r.socket)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	proctest.OK(r.t, err)
 	r.t.Cleanup(func() { conn.Close() })
 	// An HTTP/1.0 response ends with its connection, and has no chunks.
 	head := "POST / HTTP/1.0\r\nHost: service\r\nContent-Length: 1000\r\n\r\n"
@@ -165,9 +160,7 @@ func (r *run) begin() *conversation {
 	}
 	conn.Write([]byte("hello\n"))
 	response, err := http.ReadResponse(c.lines, httptest.NewRequest(http.MethodPost, "/", nil))
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	proctest.OK(r.t, err)
 	c.lines = bufio.NewReader(response.Body)
 	if line, err := c.lines.ReadString('\n'); line != "hello\n" {
 		r.t.Fatalf("got %q, %v", line, err)
@@ -178,7 +171,7 @@ func (r *run) begin() *conversation {
 // goesOn checks that the request is being answered.
 func (c *conversation) goesOn() {
 	c.t.Helper()
-	c.conn.SetDeadline(time.Now().Add(patience))
+	c.conn.SetDeadline(time.Now().Add(proctest.Patience))
 	if _, err := c.conn.Write([]byte("still\n")); err != nil {
 		c.t.Fatal(err)
 	}
@@ -193,13 +186,7 @@ func (c *conversation) end() { c.conn.(*net.UnixConn).CloseWrite() }
 // returns waits for the end of Run.
 func (r *run) returns() error {
 	r.t.Helper()
-	select {
-	case err := <-r.ran:
-		return err
-	case <-time.After(patience):
-		r.t.Fatal("Run does not return")
-		panic("unreachable")
-	}
+	return proctest.Within(r.t, "the end of Run", r.ran)
 }
 
 // isCutBy waits until a drain has been cut, and checks why.
@@ -223,7 +210,7 @@ func TestTermsAreOne(t *testing.T) {
 			r := startRun(t, quiet(), conversations())
 			request := r.begin()
 			end(r)
-			until(t, "it accepts no more", func() bool { return !r.accepts() })
+			proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
 			for range 20 {
 				r.signal(syscall.SIGTERM)
 				request.goesOn()
@@ -240,13 +227,13 @@ func TestInterruptTwiceIsNow(t *testing.T) {
 	for name, end := range map[string]func(*run){
 		"replaced": func(r *run) {
 			r.upg.end()
-			until(r.t, "it accepts no more", func() bool { return !r.accepts() })
+			proctest.AwaitThat(r.t, "it accepts no more", func() bool { return !r.accepts() })
 			r.signal(syscall.SIGTERM)
 			r.signal(syscall.SIGINT)
 		},
 		"stopped": func(r *run) {
 			r.signal(syscall.SIGINT)
-			until(r.t, "it accepts no more", func() bool { return !r.accepts() })
+			proctest.AwaitThat(r.t, "it accepts no more", func() bool { return !r.accepts() })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -276,7 +263,7 @@ func TestDrainHurries(t *testing.T) {
 	r := startRun(t, quiet(), conversations())
 	request := r.begin()
 	r.upg.end()
-	until(t, "it accepts no more", func() bool { return !r.accepts() })
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
 	request.goesOn()
 	close(r.upg.hurry)
 	r.isCutBy("new process has died")
@@ -312,9 +299,7 @@ func (r *run) get(path string) (status int) {
 	r.t.Helper()
 	client := unixClient(filepath.Dir(r.socket), false)
 	response, err := client.Get("http://service" + path)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	proctest.OK(r.t, err)
 	response.Body.Close()
 	return response.StatusCode
 }
@@ -322,7 +307,7 @@ func (r *run) get(path string) (status int) {
 // delayed is a server with a health check.
 func delayed(t *testing.T, delay time.Duration) *run {
 	opts := quiet()
-	opts.DrainDelay, opts.Health, opts.IdleGrace = delay, new(service.Health), patience
+	opts.DrainDelay, opts.Health, opts.IdleGrace = delay, new(service.Health), proctest.Patience
 	mux := http.NewServeMux()
 	mux.Handle("/health", opts.Health)
 	mux.HandleFunc("/", converse)
@@ -332,14 +317,14 @@ func delayed(t *testing.T, delay time.Duration) *run {
 		t.Errorf("status %d before it is ready", recorder.Code)
 	}
 	r := startRun(t, opts, &http.Server{Handler: mux})
-	until(t, "it is healthy", func() bool { return r.get("/health") == http.StatusOK })
+	proctest.AwaitThat(t, "it is healthy", func() bool { return r.get("/health") == http.StatusOK })
 	return r
 }
 
 func TestHealthFailsFirst(t *testing.T) {
 	r := delayed(t, time.Hour)
 	r.signal(syscall.SIGTERM)
-	until(t, "it is not healthy", func() bool { return r.get("/health") == http.StatusServiceUnavailable })
+	proctest.AwaitThat(t, "it is not healthy", func() bool { return r.get("/health") == http.StatusServiceUnavailable })
 	// It serves on, whatever comes, until it is to end now.
 	request := r.begin()
 	for range 20 {
@@ -363,16 +348,12 @@ func TestHealthFailsFirst(t *testing.T) {
 func TestHealthOfTheReplaced(t *testing.T) {
 	r := delayed(t, time.Hour)
 	kept, err := net.Dial("unix", r.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer kept.Close()
 	request := r.begin()
 	r.upg.end()
-	until(t, "it drains without a delay", func() bool { return !r.accepts() })
-	if err := httptest.NewRequest(http.MethodGet, "/health", nil).Write(kept); err != nil {
-		t.Fatal(err)
-	}
+	proctest.AwaitThat(t, "it drains without a delay", func() bool { return !r.accepts() })
+	proctest.OK(t, httptest.NewRequest(http.MethodGet, "/health", nil).Write(kept))
 	response, err := http.ReadResponse(bufio.NewReader(kept), nil)
 	if err != nil || response.StatusCode != http.StatusOK {
 		t.Errorf("got %v, %v", response, err)
@@ -403,11 +384,7 @@ func TestTermCancelsUpgrade(t *testing.T) {
 	r.signal(syscall.SIGHUP)
 	upgrade := <-r.upg.upgrades
 	r.signal(syscall.SIGTERM)
-	select {
-	case <-upgrade.Done():
-	case <-time.After(patience):
-		t.Error("the upgrade goes on")
-	}
+	proctest.Within(t, "the end of the upgrade", upgrade.Done())
 	r.upg.end()
 	if err := r.returns(); err != nil {
 		t.Error(err)

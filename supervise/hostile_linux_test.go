@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // These are about those who mean harm, do not listen, or do not know better.
@@ -22,8 +24,8 @@ func (b *bed) keepsMain(main, other *puppet) {
 	b.t.Helper()
 	main.barrier()
 	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-	other.getsNoMore()
+	main.wantSignals("SIGUSR1")
+	other.wantNoMoreSignals()
 }
 
 func TestStrangerIsIgnored(t *testing.T) {
@@ -31,16 +33,16 @@ func TestStrangerIsIgnored(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
 	other := main.spawn(b)
-	claim := fmt.Sprintf("MAINPID=%d", other.pid)
+	address, claim := main.do("environment", "NOTIFY_SOCKET"), fmt.Sprintf("MAINPID=%d", other.PID)
 	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	for range 1000 {
-		notify(main.address, claim)
+		notify(address, claim)
 	}
 	b.keepsMain(main, other)
-	b.log.await("ignored messages", "strangers")
+	b.log.Await("ignored messages", "strangers")
 
 	if os.Getuid() == 0 {
-		stranger := exec.Command(os.Args[0], "stranger", main.address, claim)
+		stranger := command(proctest.Arguments("stranger", address, claim))
 		if output, err := stranger.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, output)
 		}
@@ -48,21 +50,21 @@ func TestStrangerIsIgnored(t *testing.T) {
 	} else {
 		t.Log("needs root to send as another user")
 	}
-	other.tell("exit", "0")
-	other.ends()
-	main.tell("exit", "0")
-	b.log.await("msg=ended")
+	other.Order("exit", "0")
+	other.AwaitEnd()
+	main.Order("exit", "0")
+	b.log.Await("msg=ended")
 	// The first, and the rest.
-	if n := b.log.count("ignored messages"); n != 2 {
+	if n := b.log.Count("ignored messages"); n != 2 {
 		t.Errorf("logged %d times", n)
 	}
 }
 
 func init() {
-	roles["stranger"] = func(arguments []string) {
-		must(0, syscall.Setuid(65534))
-		notify(arguments[0], arguments[1])
-	}
+	proctest.Role("stranger", func() {
+		proctest.Must(0, syscall.Setuid(65534))
+		notify(os.Args[2], os.Args[3])
+	})
 }
 
 // To the supervisor, whoever is in another PID namespace is process 0.
@@ -71,14 +73,15 @@ func TestStrangerOfAnotherPIDNamespace(t *testing.T) {
 	b := startPID1(t, nil, "puppet")
 	main := b.next()
 	other := main.spawn(b)
-	notify(main.address, fmt.Sprintf("MAINPID=%d", other.pid))
+	address := main.do("environment", "NOTIFY_SOCKET")
+	notify(address, fmt.Sprintf("MAINPID=%d", other.PID))
 	main.barrier()
 	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-	b.log.await("ignored messages", "strangers")
-	notify(main.address, "STOPPING=1")
+	main.wantSignals("SIGUSR1")
+	b.log.Await("ignored messages", "strangers")
+	notify(address, "STOPPING=1")
 	main.barrier()
-	if n := b.log.count("msg=stopping"); n != 0 {
+	if n := b.log.Count("msg=stopping"); n != 0 {
 		t.Error("a stranger has said that the service stops")
 	}
 }
@@ -88,9 +91,9 @@ func TestLongMessageIsIgnored(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
 	other := main.spawn(b)
-	main.do("notify", fmt.Sprintf("MAINPID=%d\nSTATUS=%s", other.pid, strings.Repeat("x", 5000)))
+	main.do("notify", fmt.Sprintf("MAINPID=%d\nSTATUS=%s", other.PID, strings.Repeat("x", 5000)))
 	b.keepsMain(main, other)
-	b.log.await("ignored messages", "too long")
+	b.log.Await("ignored messages", "too long")
 }
 
 // The pipe of the log is full, and nobody reads it.
@@ -98,28 +101,26 @@ func TestFullLogHoldsNothing(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer write.Close()
 	fill(write, strings.Repeat("x", 1<<16))
-	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
+	cmd := supervisor(nil, "puppet")
 	cmd.Stderr = blocking(t, write)
 	b.run(cmd)
 	main := b.next()
 	for range 400 { // more records than are kept
 		b.signal(syscall.SIGUSR1)
-		main.gets("SIGUSR1")
+		main.wantSignals("SIGUSR1")
 	}
 	child := main.upgrade(b)
 	b.signal(syscall.SIGTERM)
-	child.gets("SIGTERM")
-	go b.log.read(read)
-	b.log.await("records are missing")
-	main.tell("exit", "0")
-	main.ends()
-	child.tell("exit", "8")
-	b.ends(8)
+	child.wantSignals("SIGTERM")
+	go b.log.Read(read)
+	b.log.Await("records are missing")
+	main.Order("exit", "0")
+	main.AwaitEnd()
+	child.Order("exit", "8")
+	b.wantStatus(8)
 }
 
 // fill writes until nothing fits any more.
@@ -137,16 +138,12 @@ func fill(to interface {
 func blocking(t *testing.T, pipe *os.File) *os.File {
 	t.Helper()
 	raw, err := pipe.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	var fd int
 	raw.Control(func(old uintptr) {
 		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", old), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	file := os.NewFile(uintptr(fd), "blocking")
 	t.Cleanup(func() { file.Close() })
 	return file
@@ -157,36 +154,25 @@ func TestFullLogEnds(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	defer read.Close()
 	defer write.Close()
 	fill(write, strings.Repeat("x", 1<<16))
-	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
+	cmd := supervisor(nil, "puppet")
 	cmd.Stderr = blocking(t, write)
 	b.run(cmd)
-	b.next().tell("exit", "8")
-	b.ends(8)
+	b.next().Order("exit", "8")
+	b.wantStatus(8)
 }
 
 func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	address := filepath.Join(b.dir, "notify")
-	outer, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer outer.Close()
-	filler, err := net.Dial("unixgram", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer filler.Close()
+	outer := newManager(b)
+	filler := proctest.Opened[net.Conn](t)(net.Dial("unixgram", outer.address))
 	fill(filler, "x")
-	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+address)
+	cmd := supervisor(nil, "puppet")
+	cmd.Env = append(os.Environ(), outer.environment())
 	b.start(cmd)
 	main := b.next()
 	for i := range 40 { // more than are kept
@@ -194,16 +180,15 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 		main.barrier()
 	}
 	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-	b.log.await("NOTIFY_SOCKET is not read")
+	main.wantSignals("SIGUSR1")
+	b.log.Await("NOTIFY_SOCKET is not read")
 
 	// The last is what counts.
 	text := make([]byte, 1000)
-	outer.SetReadDeadline(time.Now().Add(patience))
+	outer.SetReadDeadline(time.Now().Add(proctest.Patience))
 	for !strings.HasPrefix(string(text), "STATUS=39\n") {
-		if _, err := outer.Read(text); err != nil {
-			t.Fatal(err)
-		}
+		_, err := outer.Read(text)
+		proctest.OK(t, err)
 	}
 
 	// Nor does it hold up the end.
@@ -211,8 +196,8 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	for range 20 {
 		main.do("notify", "STATUS=")
 	}
-	main.tell("exit", "8")
-	b.ends(8)
+	main.Order("exit", "8")
+	b.wantStatus(8)
 }
 
 // The main process has handed over, and could not say so.
@@ -223,22 +208,22 @@ func TestUnannouncedIsFollowed(t *testing.T) {
 	helper := first.spawn(b)
 	second := first.spawn(b)
 	part := second.spawn(b)
-	second.do("listen", "")
-	part.do("listen", "")
-	first.tell("exit", "0")
-	b.log.await("nobody has announced", fmt.Sprint("pid=", second.pid))
+	second.do("listen")
+	part.do("listen")
+	first.Order("exit", "0")
+	b.log.Await("nobody has announced", fmt.Sprint("pid=", second.PID))
 	b.signal(syscall.SIGUSR1)
-	second.gets("SIGUSR1")
-	part.getsNoMore()
-	helper.getsNoMore()
-	second.tell("exit", "7")
-	part.gets("SIGTERM")
-	helper.gets("SIGTERM")
+	second.wantSignals("SIGUSR1")
+	part.wantNoMoreSignals()
+	helper.wantNoMoreSignals()
+	second.Order("exit", "7")
+	part.wantSignals("SIGTERM")
+	helper.wantSignals("SIGTERM")
 	for _, p := range []*puppet{part, helper} {
-		p.tell("exit", "0")
-		p.ends()
+		p.Order("exit", "0")
+		p.AwaitEnd()
 	}
-	b.ends(7)
+	b.wantStatus(7)
 }
 
 // What listens is no successor of a main process that was told to stop, has said
@@ -251,7 +236,7 @@ func TestUnannouncedIsNot(t *testing.T) {
 	}{
 		"told": {func(b *bed, main *puppet) {
 			b.signal(syscall.SIGTERM)
-			main.gets("SIGTERM")
+			main.wantSignals("SIGTERM")
 		}, 0},
 		"stops":   {func(_ *bed, main *puppet) { main.do("notify", "STOPPING=1") }, 0},
 		"crashed": {func(*bed, *puppet) {}, 3},
@@ -260,12 +245,12 @@ func TestUnannouncedIsNot(t *testing.T) {
 			b := startBed(t, nil, "puppet")
 			main := b.next()
 			helper := main.spawn(b)
-			helper.do("listen", "")
+			helper.do("listen")
 			test.before(b, main)
-			main.tell("exit", fmt.Sprint(test.exit))
-			helper.gets("SIGTERM")
-			helper.tell("exit", "0")
-			b.ends(test.exit)
+			main.Order("exit", fmt.Sprint(test.exit))
+			helper.wantSignals("SIGTERM")
+			helper.Order("exit", "0")
+			b.wantStatus(test.exit)
 		})
 	}
 }
@@ -276,8 +261,8 @@ func TestUnfinishedUpgradeIsNoSuccess(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
 	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
-	main.tell("exit", "0")
-	b.ends(1)
+	main.Order("exit", "0")
+	b.wantStatus(1)
 }
 
 // The service is down, and is restarted only when the supervisor has ended.
@@ -290,23 +275,22 @@ func TestCrashDoesNotWaitForDraining(t *testing.T) {
 			helper := first.spawn(b)
 			second := first.upgrade(b)
 			stray := second.spawn(b)
-			second.tell("exit", "3")
-			stray.gets("SIGTERM")
-			helper.gets("SIGTERM")
-			stray.tell("exit", "0")
-			stray.ends()
+			second.Order("exit", "3")
+			stray.wantSignals("SIGTERM")
+			helper.wantSignals("SIGTERM")
+			stray.Order("exit", "0")
+			stray.AwaitEnd()
 			for began := time.Now(); time.Since(began) < 20*time.Millisecond; {
 				first.barrier() // the helper has its time
 			}
 			if hangs { // and does not wait for its children
-				syscall.Kill(first.pid, syscall.SIGSTOP)
-				until(t, "the older generation is stopped", func() bool { return stateOf(first.pid) == "T" })
+				proctest.Suspend(t, first.PID)
 			}
-			helper.tell("exit", "0") // of which nobody tells the supervisor
-			b.log.await("not waiting for older generations")
-			b.log.await("msg=ended")
+			helper.Order("exit", "0") // of which nobody tells the supervisor
+			b.log.Await("not waiting for older generations")
+			b.log.Await("msg=ended")
 			if !hangs { // else the kernel continues it: its group is nobody's
-				first.getsNoMore()
+				first.wantNoMoreSignals()
 			}
 		})
 	}
@@ -318,10 +302,10 @@ func TestPID1Crash(t *testing.T) {
 	b := startPID1(t, []string{"-stop", "1h"}, "puppet")
 	first := b.next()
 	second := first.upgrade(b)
-	second.tell("exit", "3")
-	first.ends()
-	b.log.await("not waiting for older generations")
-	if status := <-b.status; status == 0 {
+	second.Order("exit", "3")
+	first.AwaitEnd()
+	b.log.Await("not waiting for older generations")
+	if b.awaitStatus() == 0 {
 		t.Error("exit status 0")
 	}
 }
@@ -332,17 +316,17 @@ func TestStopWaitsForDraining(t *testing.T) {
 	first := b.next()
 	second := first.upgrade(b)
 	b.signal(syscall.SIGTERM)
-	second.gets("SIGTERM")
-	second.tell("exit", "0")
-	b.log.await("waiting for what is left")
+	second.wantSignals("SIGTERM")
+	second.Order("exit", "0")
+	b.log.Await("waiting for what is left")
 	for began := time.Now(); time.Since(began) < 50*time.Millisecond; {
 		first.barrier()
 	}
-	first.getsNoMore()
-	first.tell("exit", "0")
-	first.ends()
-	b.log.await("msg=ended")
-	if n := b.log.count("not waiting"); n != 0 {
+	first.wantNoMoreSignals()
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	b.log.Await("msg=ended")
+	if n := b.log.Count("not waiting"); n != 0 {
 		t.Error("it has not waited")
 	}
 }
@@ -351,10 +335,8 @@ func TestActivatedServiceIsNotStarted(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	broken := filepath.Join(b.dir, "broken")
-	if err := os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	b.start(exec.Command("/bin/sh", "-c", `LISTEN_FDS=0 LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0], "supervise", "--", broken))
-	b.log.await("can't start the service", broken)
-	b.ends(127)
+	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
+	b.start(exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=0 LISTEN_PID=$$ exec "$0" "$@"`}, proctest.Arguments("supervise", "--", broken)...)...))
+	b.log.Await("can't start the service", broken)
+	b.wantStatus(127)
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 // These run the supervisor under those of others, with the recipes of examples/deploy.
@@ -21,12 +23,8 @@ func TestUnderRunit(t *testing.T) {
 	}
 	b := newBed(t)
 	dir := filepath.Join(b.dir, "service")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(recipe(t, "runit/run"), filepath.Join(dir, "run")); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.Mkdir(dir, 0o755))
+	proctest.OK(t, os.Symlink(recipe(t, "runit/run"), filepath.Join(dir, "run")))
 	sv := func(command string) string {
 		t.Helper()
 		output, err := exec.Command("sv", command, dir).CombinedOutput()
@@ -37,12 +35,12 @@ func TestUnderRunit(t *testing.T) {
 	}
 	b.startRecipe(runsv, dir)
 	b.upgradeUnderLoad(manyUpgrades, func() { sv("hup") })
-	if starts := b.log.count("msg=started"); starts != 1 {
+	if starts := b.log.Count("msg=started"); starts != 1 {
 		t.Errorf("started %d times", starts)
 	}
 	sv("exit")
-	b.ends(0)
-	b.log.await("msg=ended", "status=0")
+	b.wantStatus(0)
+	b.log.Await("msg=ended", "status=0")
 }
 
 func TestUnderSupervisord(t *testing.T) {
@@ -76,12 +74,12 @@ func TestUnderSupervisord(t *testing.T) {
 			t.Fatalf("supervisorctl: %v: %s", err, output)
 		}
 	})
-	if starts := b.log.count("spawned: 'web'"); starts != 1 {
+	if starts := b.log.Count("spawned: 'web'"); starts != 1 {
 		t.Errorf("started %d times", starts)
 	}
 	b.signal(syscall.SIGTERM)
-	b.log.await("stopped: web (exit status 0)")
-	b.ends(0)
+	b.log.Await("stopped: web (exit status 0)")
+	b.wantStatus(0)
 }
 
 func TestInForeground(t *testing.T) {
@@ -90,16 +88,14 @@ func TestInForeground(t *testing.T) {
 	b.startRecipe(recipe(t, "foreground.sh"))
 	b.upgradeUnderLoad(manyUpgrades, func() { b.signal(syscall.SIGHUP) })
 	b.signal(syscall.SIGTERM)
-	b.ends(0)
+	b.wantStatus(0)
 }
 
 // recipe returns the path of one that is there.
 func recipe(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs(filepath.Join("../examples/deploy", name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
 	}
@@ -111,21 +107,10 @@ func recipe(t *testing.T, name string) string {
 func (b *bed) startRecipe(name string, arguments ...string) {
 	b.t.Helper()
 	bin, err := filepath.Abs("testdata/bin")
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	proctest.OK(b.t, err)
 	cmd := exec.Command(name, arguments...)
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "SUPERVISE_TEST_BINARY="+os.Args[0])
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"),
+		"SUPERVISE_TEST_SUPERVISE="+strings.Join(proctest.Arguments("supervise"), " "),
+		"SUPERVISE_TEST_WEB="+strings.Join(proctest.Arguments("serve"), " "))
 	b.start(cmd)
-}
-
-func (j *journal) count(part string) (n int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, line := range j.lines {
-		if strings.Contains(line, part) {
-			n++
-		}
-	}
-	return n
 }

@@ -21,33 +21,29 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	"example.com/tableflip/supervise"
 )
 
 func init() {
-	roles["serve"] = serveRole
-	roles["serve-self"] = func(arguments []string) {
-		if err := supervise.Self(); err != nil {
-			panic(err)
-		}
-		serveRole(arguments)
-	}
+	proctest.Role("serve", serveRole)
+	proctest.Role("serve-self", func() {
+		proctest.Must(0, supervise.Self())
+		serveRole()
+	})
 }
 
 // serveRole is a real server on a socket in a directory. As long as the file hold
 // is there, no process becomes ready.
-func serveRole(arguments []string) {
-	dir := arguments[0]
-	go obey(false)
-	upg := must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "hold")); err != nil {
-			break
-		}
+func serveRole() {
+	dir := proctest.Arg()
+	go obey(proctest.OpenWire())
+	upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
+	for proctest.Exists(filepath.Join(dir, "hold")) {
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(upg, service.Options{IdleGrace: patience}, &http.Server{
+	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, &http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -131,15 +127,15 @@ func post(client *http.Client, body string) error {
 func (b *bed) upgradeUnderLoad(upgrades int, hangUp func()) *puppet {
 	b.t.Helper()
 	current := b.next()
-	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == current.pid })
+	proctest.AwaitThat(b.t, "the service is ready", func() bool { return mainPID(b.dir) == current.PID })
 	l := startLoad(b.t, b.dir)
 	for range upgrades {
 		before := l.answered.Load()
-		until(b.t, "requests are answered", func() bool { return l.answered.Load() > before+10 })
+		proctest.AwaitThat(b.t, "requests are answered", func() bool { return l.answered.Load() > before+10 })
 		hangUp()
 		child := b.next()
-		until(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.pid })
-		current.ends() // until then, it refuses to be upgraded
+		proctest.AwaitThat(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.PID })
+		current.AwaitEnd() // until then, it refuses to be upgraded
 		current = child
 	}
 	l.stop()
@@ -149,16 +145,16 @@ func (b *bed) upgradeUnderLoad(upgrades int, hangUp func()) *puppet {
 func TestUpgradesUnderLoad(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.start(supervisor(nil, "serve"))
 	b.upgradeUnderLoad(3, func() { b.signal(syscall.SIGHUP) })
 	b.signal(syscall.SIGTERM)
-	b.ends(0)
+	b.wantStatus(0)
 }
 
 func TestTermWhileUpgrading(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.start(supervisor(nil, "serve"))
 	b.isStoppedWhileUpgrading()
 }
 
@@ -167,10 +163,8 @@ func TestTermWhileUpgrading(t *testing.T) {
 func (b *bed) isUpgrading() (first, child *puppet) {
 	b.t.Helper()
 	first = b.next()
-	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
-	if err := os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644); err != nil {
-		b.t.Fatal(err)
-	}
+	proctest.AwaitThat(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.PID })
+	proctest.OK(b.t, os.WriteFile(filepath.Join(b.dir, "hold"), nil, 0o644))
 	b.signal(syscall.SIGHUP)
 	return first, b.next()
 }
@@ -179,14 +173,14 @@ func (b *bed) isStoppedWhileUpgrading() {
 	b.t.Helper()
 	_, child := b.isUpgrading()
 	b.signal(syscall.SIGTERM)
-	child.ends()
-	b.ends(0)
+	child.AwaitEnd()
+	b.wantStatus(0)
 }
 
 func TestStopWhileDraining(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	b.start(exec.Command(os.Args[0], superviseArguments(nil, []string{"serve", b.dir})...))
+	b.start(supervisor(nil, "serve"))
 	b.isStoppedWhileDraining()
 }
 
@@ -195,15 +189,13 @@ func TestStopWhileDraining(t *testing.T) {
 func (b *bed) isStoppedWhileDraining() {
 	b.t.Helper()
 	first := b.next()
-	until(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.pid })
+	proctest.AwaitThat(b.t, "the service is ready", func() bool { return mainPID(b.dir) == first.PID })
 	transport := transportTo(b.dir)
 	transport.DisableKeepAlives = true
-	transport.ExpectContinueTimeout = patience // what is written has been asked for by the service
+	transport.ExpectContinueTimeout = proctest.Patience // what is written has been asked for by the service
 	body, write := io.Pipe()
 	request, err := http.NewRequest(http.MethodPost, "http://service/", body)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	proctest.OK(b.t, err)
 	request.Header.Set("Expect", "100-continue")
 	answers := make(chan string, 1)
 	go func() {
@@ -221,26 +213,26 @@ func (b *bed) isStoppedWhileDraining() {
 
 	b.signal(syscall.SIGHUP)
 	child := b.next()
-	until(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.pid })
+	proctest.AwaitThat(b.t, "the next generation is in charge", func() bool { return mainPID(b.dir) == child.PID })
 	b.signal(syscall.SIGTERM)
-	child.ends()
+	child.AwaitEnd()
 	time.Sleep(1500 * time.Millisecond) // service would have cut it after a second
 	io.WriteString(write, "lo")
 	write.Close()
-	if got, want := <-answers, fmt.Sprint(first.pid, " hello <nil>"); got != want {
+	if got, want := <-answers, fmt.Sprint(first.PID, " hello <nil>"); got != want {
 		b.t.Errorf("got the answer %q, want %q", got, want)
 	}
-	first.ends()
-	b.ends(0)
+	first.AwaitEnd()
+	b.wantStatus(0)
 }
 
 func TestSelf(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	cmd := exec.Command(os.Args[0], "serve-self", b.dir)
+	cmd := command(proctest.Arguments("serve-self"))
 	if runtime.GOOS == "linux" {
 		// A supervisor that is not an ancestor is not this one's.
-		cmd.Env = append(os.Environ(), "TABLEFLIP_SUPERVISOR="+strconv.Itoa(startSleeper(t)))
+		cmd.Env = append(os.Environ(), "TABLEFLIP_SUPERVISOR="+strconv.Itoa(startSleeper(b)))
 	}
 	b.start(cmd)
 	last := b.upgradeUnderLoad(2, func() { b.signal(syscall.SIGHUP) })
@@ -248,18 +240,12 @@ func TestSelf(t *testing.T) {
 		t.Errorf("supervisor %s, want %d", got, b.pid)
 	}
 	b.signal(syscall.SIGTERM)
-	b.ends(0)
+	b.wantStatus(0)
 }
 
-func startSleeper(t *testing.T) int {
+func startSleeper(b *bed) int {
 	cmd := exec.Command("sleep", "1000")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
+	b.service.Start(cmd)
 	return cmd.Process.Pid
 }
 
@@ -276,16 +262,14 @@ func TestBinaryIsReplaced(t *testing.T) {
 		if err == nil {
 			err = os.Rename(binary+".new", binary)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 	}
 	install()
-	b.start(exec.Command(binary, "serve-self", b.dir))
+	b.start(exec.Command(binary, proctest.Arguments("serve-self")[1:]...))
 	b.upgradeUnderLoad(1, func() {
 		install()
 		b.signal(syscall.SIGHUP)
 	})
 	b.signal(syscall.SIGTERM)
-	b.ends(0)
+	b.wantStatus(0)
 }

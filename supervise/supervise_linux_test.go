@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,11 +16,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/supervise"
 )
 
 // startPID1 starts the supervisor as process 1 of a new PID namespace.
-func startPID1(t *testing.T, flags []string, role ...string) *bed {
+func startPID1(t *testing.T, flags []string, role string) *bed {
 	t.Helper()
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
@@ -32,12 +32,9 @@ func startPID1(t *testing.T, flags []string, role ...string) *bed {
 		t.Skipf("needs to be allowed to create a PID namespace, as root is: %v: %s", err, output)
 	}
 	b := newBed(t)
-	for i := range role {
-		role[i] = strings.ReplaceAll(role[i], "DIR", b.dir)
-	}
-	b.start(exec.Command(unshare, append(append(arguments, os.Args[0]), superviseArguments(flags, role)...)...))
-	until(t, "unshare has started it", func() bool {
-		pids := childrenOf(b.supervisor.Process.Pid)
+	b.start(exec.Command(unshare, append(arguments, superviseArguments(flags, role)...)...))
+	proctest.AwaitThat(t, "unshare has started it", func() bool {
+		pids := proctest.ChildrenOf(b.supervisor.Process.Pid)
 		if len(pids) == 1 {
 			b.pid = pids[0]
 		}
@@ -47,64 +44,16 @@ func startPID1(t *testing.T, flags []string, role ...string) *bed {
 	return b
 }
 
-// stat returns the fields of proc_pid_stat(5) from the third on.
-func stat(pid int) []string {
-	content, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, rest, _ := strings.Cut(string(content), ") ")
-	return strings.Fields(rest)
-}
-
-// stateOf returns one letter, or nothing if there is no such process.
-func stateOf(pid int) string {
-	if fields := stat(pid); len(fields) > 0 {
-		return fields[0]
-	}
-	return ""
-}
-
-// pause stops the supervisor.
-func (b *bed) pause() {
-	b.t.Helper()
-	b.signal(syscall.SIGSTOP)
-	b.isStopped()
-}
-
-func (b *bed) isStopped() {
-	b.t.Helper()
-	until(b.t, "the supervisor is stopped", func() bool {
-		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", b.pid))
-		running := slices.ContainsFunc(threads, func(thread os.DirEntry) bool {
-			id, _ := strconv.Atoi(thread.Name())
-			return stateOf(id) != "T"
-		})
-		return err == nil && !running
-	})
-}
-
-func childrenOf(parent int) (pids []int) {
-	entries, _ := os.ReadDir("/proc")
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if fields := stat(pid); len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 func TestPID1UpgradesUnderLoad(t *testing.T) {
 	t.Parallel()
-	b := startPID1(t, nil, "serve", "DIR")
+	b := startPID1(t, nil, "serve")
 	last := b.upgradeUnderLoad(3, func() { b.signal(syscall.SIGHUP) })
-	orphan := last.do("orphan", "")
+	orphan := last.do("orphan")
 	if orphan == "" {
 		t.Error("no orphan")
 	}
 	b.signal(syscall.SIGTERM)
-	b.ends(0)
+	b.wantStatus(0)
 }
 
 func TestPID1ExitStatus(t *testing.T) {
@@ -118,40 +67,38 @@ func TestPID1ExitStatus(t *testing.T) {
 	} {
 		b := startPID1(t, nil, "puppet")
 		first := b.next()
-		if first.parent != 1 {
-			t.Errorf("started by process %d", first.parent)
+		if parent := first.do("parent"); parent != "1" {
+			t.Errorf("started by process %s", parent)
 		}
 		second := first.upgrade(b)
-		first.tell("exit", "0")
-		first.ends()
-		second.tell(test.command, test.argument)
-		b.ends(test.status)
+		first.Order("exit", "0")
+		first.AwaitEnd()
+		second.Order(test.command, test.argument)
+		b.wantStatus(test.status)
 	}
 }
 
 func TestPID1TermWhileUpgrading(t *testing.T) {
 	t.Parallel()
-	startPID1(t, nil, "serve", "DIR").isStoppedWhileUpgrading()
+	startPID1(t, nil, "serve").isStoppedWhileUpgrading()
 }
 
 func TestPID1StopWhileDraining(t *testing.T) {
 	t.Parallel()
-	startPID1(t, nil, "serve", "DIR").isStoppedWhileDraining()
+	startPID1(t, nil, "serve").isStoppedWhileDraining()
 }
 
 func TestPID1MainProcessDiesWhileUpgrading(t *testing.T) {
 	t.Parallel()
-	b := startPID1(t, nil, "serve", "DIR")
+	b := startPID1(t, nil, "serve")
 	first, child := b.isUpgrading()
-	first.tell("die", "")
-	b.log.await("waiting for a new main process")
+	first.Order("die")
+	b.log.Await("waiting for a new main process")
 	b.signal(syscall.SIGTERM)
-	b.log.await("holding")
-	if err := os.Remove(filepath.Join(b.dir, "hold")); err != nil {
-		t.Fatal(err)
-	}
-	b.log.await("new main process", fmt.Sprint("pid=", child.pid))
-	b.ends(0)
+	b.log.Await("holding")
+	proctest.OK(t, os.Remove(filepath.Join(b.dir, "hold")))
+	b.log.Await("new main process", fmt.Sprint("pid=", child.PID))
+	b.wantStatus(0)
 }
 
 func TestOrphansAreReaped(t *testing.T) {
@@ -166,11 +113,11 @@ func TestOrphansAreReaped(t *testing.T) {
 			}
 			main := b.next()
 			for range 3 {
-				main.do("orphan", "")
+				main.do("orphan")
 			}
 			var orphans []int
-			until(t, "they are the supervisor's", func() bool {
-				orphans = childrenOf(b.pid)
+			proctest.AwaitThat(t, "they are the supervisor's", func() bool {
+				orphans = proctest.ChildrenOf(b.pid)
 				return len(orphans) == 4
 			})
 			for _, pid := range orphans {
@@ -178,8 +125,8 @@ func TestOrphansAreReaped(t *testing.T) {
 					syscall.Kill(pid, syscall.SIGKILL)
 				}
 			}
-			until(t, "nothing is left of them", func() bool { return len(childrenOf(b.pid)) == 1 })
-			main.do("environment", "")
+			proctest.AwaitThat(t, "nothing is left of them", func() bool { return len(proctest.ChildrenOf(b.pid)) == 1 })
+			main.do("environment")
 		})
 	}
 }
@@ -190,16 +137,16 @@ func TestMainProcessDiesBeforeItsParent(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	first := b.next()
 	second := first.upgrade(b)
-	second.tell("exit", "6")
-	b.log.await("main process ended")
-	first.getsNoMore() // it may finish its drain
-	first.tell("exit", "0")
+	second.Order("exit", "6")
+	b.log.Await("main process ended")
+	first.wantNoMoreSignals() // it may finish its drain
+	first.Order("exit", "0")
 	want := 6
 	if !tellsExitStatus() {
 		t.Log("before Linux 6.15, only the parent learns the status")
 		want = 1
 	}
-	b.ends(want)
+	b.wantStatus(want)
 }
 
 func tellsExitStatus() bool {
@@ -223,16 +170,16 @@ func TestWhatIsLeftIsStopped(t *testing.T) {
 	first := b.next()
 	helper := first.spawn(b)
 	second := first.upgrade(b)
-	second.tell("exit", "3")
-	helper.gets("SIGTERM")
-	first.getsNoMore()
+	second.Order("exit", "3")
+	helper.wantSignals("SIGTERM")
+	first.wantNoMoreSignals()
 	b.signal(syscall.SIGTERM)
-	first.gets("SIGTERM")
-	helper.gets("SIGTERM")
-	first.tell("exit", "0")
-	first.ends()
-	helper.tell("exit", "0")
-	b.log.await("msg=ended")
+	first.wantSignals("SIGTERM")
+	helper.wantSignals("SIGTERM")
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	helper.Order("exit", "0")
+	b.log.Await("msg=ended")
 }
 
 func TestWhatDoesNotStopIsKilled(t *testing.T) {
@@ -240,9 +187,9 @@ func TestWhatDoesNotStopIsKilled(t *testing.T) {
 	b := startBed(t, []string{"-stop", "10ms"}, "puppet")
 	first := b.next()
 	second := first.spawn(b).spawn(b)
-	first.tell("exit", "3")
-	second.ends()
-	b.ends(3)
+	first.Order("exit", "3")
+	second.AwaitEnd()
+	b.wantStatus(3)
 }
 
 func TestTakeoverByNobody(t *testing.T) {
@@ -252,13 +199,13 @@ func TestTakeoverByNobody(t *testing.T) {
 	second := first.upgrade(b)
 	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	third := second.spawn(b)
-	second.tell("exit", "3")
-	b.log.await("waiting for a new main process")
-	third.tell("exit", "0") // no other process is left that could
-	b.log.await("nobody is left")
-	first.tell("exit", "0")
-	first.ends()
-	b.log.await("msg=ended")
+	second.Order("exit", "3")
+	b.log.Await("waiting for a new main process")
+	third.Order("exit", "0") // no other process is left that could
+	b.log.Await("nobody is left")
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	b.log.Await("msg=ended")
 }
 
 // A part of the service that upgrades itself is not the service.
@@ -268,11 +215,11 @@ func TestOnlyTheMainProcessHandsOver(t *testing.T) {
 	main := b.next()
 	part := main.spawn(b)
 	next := part.spawn(b)
-	part.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", next.pid))
+	part.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", next.PID))
 	part.barrier()
 	b.signal(syscall.SIGUSR1)
-	main.gets("SIGUSR1")
-	next.getsNoMore()
+	main.wantSignals("SIGUSR1")
+	next.wantNoMoreSignals()
 }
 
 // A signal that arrives with the news that the main process is another is not for
@@ -283,12 +230,12 @@ func TestSignalsMeetHandOvers(t *testing.T) {
 	main := b.next()
 	for range 5 {
 		child := main.spawn(b)
-		b.pause()
-		main.do("notify", fmt.Sprintf("MAINPID=%d", child.pid))
+		proctest.Suspend(t, b.pid)
+		main.do("notify", fmt.Sprintf("MAINPID=%d", child.PID))
 		b.signal(syscall.SIGUSR1)
 		b.signal(syscall.SIGCONT)
-		child.getsBoth("SIGUSR1", "SIGCONT")
-		main.getsNoMore()
+		child.wantBothSignals("SIGUSR1", "SIGCONT")
+		main.wantNoMoreSignals()
 		main = child
 	}
 }
@@ -302,11 +249,11 @@ func TestSignalsMeetDeaths(t *testing.T) {
 		main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 		child := main.spawn(b)
 		main.barrier()
-		main.tell("exit", "0")
+		main.Order("exit", "0")
 		b.signal(syscall.SIGHUP)
-		child.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", child.pid))
-		child.gets("SIGHUP")
-		child.getsNoMore()
+		child.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", child.PID))
+		child.wantSignals("SIGHUP")
+		child.wantNoMoreSignals()
 		main = child
 	}
 }
@@ -314,9 +261,7 @@ func TestSignalsMeetDeaths(t *testing.T) {
 // Who calls Self may go on without a supervisor, and is no reaper then.
 func TestNotStartedIsNoReaper(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken")
-	if err := os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
 	if _, err := (supervise.Supervisor{Command: []string{broken}}).Run(); err == nil {
 		t.Fatal("started")
 	}
@@ -331,25 +276,23 @@ func TestLastWords(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	for name, handOver := range map[string]func(from, to *puppet) error{
 		"message": func(from, to *puppet) error {
-			from.do("notify", fmt.Sprintf("MAINPID=%d", to.pid))
+			from.do("notify", fmt.Sprintf("MAINPID=%d", to.PID))
 			return nil
 		},
-		"PID file": func(_, to *puppet) error { return os.WriteFile(pidFile, fmt.Append(nil, to.pid), 0o644) },
+		"PID file": func(_, to *puppet) error { return os.WriteFile(pidFile, fmt.Append(nil, to.PID), 0o644) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := startBed(t, []string{"-pid-file", pidFile}, "puppet")
 			first := b.next()
 			second := first.spawn(b)
-			b.pause()
-			if err := handOver(first, second); err != nil {
-				t.Fatal(err)
-			}
-			first.tell("exit", "0")
-			until(t, "it has ended", func() bool { return stateOf(first.pid) == "Z" })
-			second.tell("exit", "9")
-			until(t, "it has ended", func() bool { return stateOf(second.pid) == "Z" })
+			proctest.Suspend(t, b.pid)
+			proctest.OK(t, handOver(first, second))
+			first.Order("exit", "0")
+			proctest.AwaitThat(t, "it has ended", func() bool { return proctest.IsZombie(first.PID) })
+			second.Order("exit", "9")
+			proctest.AwaitThat(t, "it has ended", func() bool { return proctest.IsZombie(second.PID) })
 			b.signal(syscall.SIGCONT)
-			b.ends(9)
+			b.wantStatus(9)
 		})
 	}
 }
@@ -358,89 +301,104 @@ func TestLogIsNotRead(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, err)
 	read.Close()
 	defer write.Close()
-	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
+	cmd := supervisor(nil, "puppet")
 	cmd.Stderr = write
 	b.run(cmd)
 	main := b.next()
 	b.signal(syscall.SIGTERM)
-	main.gets("SIGTERM")
-	main.tell("exit", "8")
-	b.ends(8)
+	main.wantSignals("SIGTERM")
+	main.Order("exit", "8")
+	b.wantStatus(8)
+}
+
+// A manager stands in for the one that has started the supervisor, and is notified.
+type manager struct {
+	*net.UnixConn
+	t       *testing.T
+	address string
+}
+
+func newManager(b *bed) manager {
+	b.t.Helper()
+	address := filepath.Join(b.dir, "notify")
+	conn := proctest.Opened[*net.UnixConn](b.t)(net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"}))
+	return manager{conn, b.t, address}
+}
+
+// environment returns the variable for the supervisor.
+func (m manager) environment() string { return "NOTIFY_SOCKET=" + m.address }
+
+// wantMessage expects these fields, and no message before them.
+func (m manager) wantMessage(fields ...string) {
+	m.t.Helper()
+	text := make([]byte, 1000)
+	m.SetReadDeadline(time.Now().Add(proctest.Patience))
+	n, err := m.Read(text)
+	if want := strings.Join(fields, "\n"); err != nil || string(text[:n]) != want {
+		m.t.Fatalf("got %q, %v, want %q", text[:n], err, want)
+	}
 }
 
 func TestPassesOn(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	address := filepath.Join(b.dir, "notify")
-	own, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	cmd := exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+address, "WATCHDOG_PID=1", "WATCHDOG_USEC=2")
+	outer := newManager(b)
+	cmd := supervisor(nil, "puppet")
+	cmd.Env = append(os.Environ(), outer.environment(), "WATCHDOG_PID=1", "WATCHDOG_USEC=2")
 	b.start(cmd)
-	expect := func(fields ...string) {
+	wantPassedOn := func(fields ...string) {
 		t.Helper()
-		text := make([]byte, 1000)
-		n, err := own.Read(text)
-		if want := fmt.Sprint(strings.Join(fields, "\n"), "\nMAINPID=", b.pid); err != nil || string(text[:n]) != want {
-			t.Fatalf("got %q, %v, want %q", text[:n], err, want)
-		}
+		outer.wantMessage(append(fields, fmt.Sprint("MAINPID=", b.pid))...)
 	}
 	first := b.next()
-	if first.address == address || first.do("environment", "WATCHDOG_PID") != "" || first.do("environment", "WATCHDOG_USEC") != "2" {
+	if first.do("environment", "NOTIFY_SOCKET") == outer.address || first.do("environment", "WATCHDOG_PID") != "" || first.do("environment", "WATCHDOG_USEC") != "2" {
 		t.Error("the service's environment is the supervisor's")
 	}
 	first.do("notify", "STATUS=a=b\nREADY=1\nFDSTORE=1")
-	expect("READY=1", "STATUS=a=b")
+	wantPassedOn("READY=1", "STATUS=a=b")
 	second := first.upgrade(b)
-	expect("RELOADING=1", "MONOTONIC_USEC=1")
-	expect("READY=1", "STATUS=")
+	wantPassedOn("RELOADING=1", "MONOTONIC_USEC=1")
+	wantPassedOn("READY=1", "STATUS=")
 	first.do("notify", "STOPPING=1") // no longer its business
 	first.do("notify", "STATUS=old")
 	second.do("notify", "WATCHDOG=1")
-	expect("WATCHDOG=1")
+	wantPassedOn("WATCHDOG=1")
 	second.do("notify", "STOPPING=1")
-	expect("STOPPING=1")
+	wantPassedOn("STOPPING=1")
 }
 
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
 	for _, role := range []string{"supervise", "self"} {
 		b := newBed(t)
-		arguments := []string{"self"}
+		arguments := proctest.Arguments("self")
 		if role == "supervise" {
-			arguments = superviseArguments(nil, []string{"puppet"})
+			arguments = superviseArguments(nil, "puppet")
 		}
 		socket, err := os.CreateTemp(b.dir, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		proctest.OK(t, err)
 		defer socket.Close()
-		cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0]}, arguments...)...)
+		cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`}, arguments...)...)
 		cmd.ExtraFiles = []*os.File{socket}
 		b.start(cmd)
 		main := b.next()
 		if got := main.do("environment", "TABLEFLIP_SUPERVISOR_EXEC"); got != "" {
 			t.Errorf("%s: left in the environment: %s", role, got)
 		}
-		if got := main.do("environment", "LISTEN_PID"); got != strconv.Itoa(main.pid) {
-			t.Errorf("%s: LISTEN_PID=%s in process %d", role, got, main.pid)
+		if got := main.do("environment", "LISTEN_PID"); got != strconv.Itoa(main.PID) {
+			t.Errorf("%s: LISTEN_PID=%s in process %d", role, got, main.PID)
 		}
-		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", main.pid)); got != socket.Name() {
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", main.PID)); got != socket.Name() {
 			t.Errorf("%s: got %s, %v", role, got, err)
 		}
 		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", b.pid)); got == socket.Name() {
 			t.Errorf("%s: the supervisor keeps it open: %v", role, err)
 		}
-		main.tell("exit", "0")
-		b.ends(0)
+		main.Order("exit", "0")
+		b.wantStatus(0)
 	}
 }
 
@@ -485,8 +443,8 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 	}
 	turn := func() {
 		child := current.upgrade(b)
-		current.tell("exit", "0")
-		current.ends()
+		current.Order("exit", "0")
+		current.AwaitEnd()
 		current = child
 		current.do("attach", "FDSTORE=1")
 	}

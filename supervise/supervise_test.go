@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/supervise"
 )
 
@@ -26,21 +27,17 @@ func TestExitStatus(t *testing.T) {
 		t.Run(test.command+test.argument, func(t *testing.T) {
 			t.Parallel()
 			b := startBed(t, nil, "puppet")
-			b.next().tell(test.command, test.argument)
-			b.ends(test.status)
+			b.next().Order(test.command, test.argument)
+			b.wantStatus(test.status)
 		})
 	}
 }
 
 func TestNotStarted(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "script")
-	if err := os.WriteFile(script, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.WriteFile(script, []byte("#!/nowhere/interpreter\n"), 0o755))
 	plain := filepath.Join(t.TempDir(), "plain")
-	if err := os.WriteFile(plain, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.WriteFile(plain, nil, 0o644))
 	for _, test := range []struct {
 		command []string
 		status  int
@@ -71,20 +68,20 @@ func TestSignalsGoToTheMainProcess(t *testing.T) {
 		syscall.SIGWINCH: "SIGWINCH", syscall.SIGCONT: "SIGCONT",
 	} {
 		b.signal(sig)
-		second.gets(name)
+		second.wantSignals(name)
 	}
-	first.getsNoMore()
-	first.tell("exit", "0")
-	first.ends()
+	first.wantNoMoreSignals()
+	first.Order("exit", "0")
+	first.AwaitEnd()
 	third := second.upgrade(b)
 	b.signal(syscall.SIGTERM)
-	third.gets("SIGTERM")
-	second.getsNoMore()
-	second.tell("exit", "0")
-	second.ends()
+	third.wantSignals("SIGTERM")
+	second.wantNoMoreSignals()
+	second.Order("exit", "0")
+	second.AwaitEnd()
 	third.do("notify", "STOPPING=1")
-	third.tell("exit", "0")
-	b.ends(0)
+	third.Order("exit", "0")
+	b.wantStatus(0)
 }
 
 func TestFailedUpgradeChangesNothing(t *testing.T) {
@@ -93,16 +90,16 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	child := main.spawn(b)
 	b.signal(syscall.SIGTERM)
-	main.gets("SIGTERM")
-	child.tell("exit", "1")
-	child.ends()
+	main.wantSignals("SIGTERM")
+	child.Order("exit", "1")
+	child.AwaitEnd()
 	main.do("notify", "READY=1\nSTATUS=upgrade failed: exit status 1")
 	main.barrier()
 	// What it was told then is its own business, also if a later upgrade works.
 	second := main.upgrade(b)
-	second.getsNoMore()
+	second.wantNoMoreSignals()
 	b.signal(syscall.SIGUSR1)
-	second.gets("SIGUSR1")
+	second.wantSignals("SIGUSR1")
 }
 
 // The old process has committed, and no longer stops the service by a signal.
@@ -110,21 +107,21 @@ func TestSignalsToStopDuringTheHandOver(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	first := b.next()
 	b.signal(syscall.SIGTERM)
-	first.gets("SIGTERM") // before the upgrade: its own
+	first.wantSignals("SIGTERM") // before the upgrade: its own
 	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	second := first.spawn(b)
 	b.signal(syscall.SIGTERM)
-	first.gets("SIGTERM")
+	first.wantSignals("SIGTERM")
 	b.signal(syscall.SIGHUP)
-	first.gets("SIGHUP")
-	first.do("notify", fmt.Sprintf("READY=1\nMAINPID=%d", second.pid))
-	second.gets("SIGTERM")
-	second.getsNoMore()
+	first.wantSignals("SIGHUP")
+	first.do("notify", fmt.Sprintf("READY=1\nMAINPID=%d", second.PID))
+	second.wantSignals("SIGTERM")
+	second.wantNoMoreSignals()
 	// It does not say when an upgrade begins.
 	third := second.spawn(b)
-	second.do("notify", fmt.Sprintf("MAINPID=%d", third.pid))
+	second.do("notify", fmt.Sprintf("MAINPID=%d", third.PID))
 	second.barrier()
-	third.getsNoMore()
+	third.wantNoMoreSignals()
 }
 
 func TestTakeover(t *testing.T) {
@@ -132,18 +129,18 @@ func TestTakeover(t *testing.T) {
 	first := b.next()
 	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	second := first.spawn(b)
-	first.tell("die", "")
-	b.log.await("waiting for a new main process")
+	first.Order("die")
+	b.log.Await("waiting for a new main process")
 	b.signal(syscall.SIGHUP)
-	b.log.await("holding", "SIGHUP")
+	b.log.Await("holding", "SIGHUP")
 	b.signal(syscall.SIGTERM)
-	b.log.await("holding", "SIGTERM")
-	second.getsNoMore()
-	second.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", second.pid))
-	second.getsBoth("SIGHUP", "SIGTERM")
+	b.log.Await("holding", "SIGTERM")
+	second.wantNoMoreSignals()
+	second.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", second.PID))
+	second.wantBothSignals("SIGHUP", "SIGTERM")
 	second.do("notify", "STOPPING=1")
-	second.tell("exit", "0")
-	b.ends(0)
+	second.Order("exit", "0")
+	b.wantStatus(0)
 }
 
 func TestTakeoverThatDoesNotHappen(t *testing.T) {
@@ -151,10 +148,10 @@ func TestTakeoverThatDoesNotHappen(t *testing.T) {
 	first := b.next()
 	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	second := first.spawn(b)
-	first.tell("exit", "5")
-	second.gets("SIGTERM")
-	second.tell("exit", "0")
-	b.ends(5)
+	first.Order("exit", "5")
+	second.wantSignals("SIGTERM")
+	second.Order("exit", "0")
+	b.wantStatus(5)
 }
 
 func TestPIDFile(t *testing.T) {
@@ -162,24 +159,22 @@ func TestPIDFile(t *testing.T) {
 	b := startBed(t, []string{"-pid-file", pidFile}, "puppet")
 	first := b.next()
 	second := first.spawn(b)
-	if err := os.WriteFile(pidFile, fmt.Appendln(nil, second.pid), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	proctest.OK(t, os.WriteFile(pidFile, fmt.Appendln(nil, second.PID), 0o644))
 	b.signal(syscall.SIGTERM)
-	first.gets("SIGTERM")
-	first.tell("exit", "0")
-	second.gets("SIGTERM") // which the first got after it was replaced
+	first.wantSignals("SIGTERM")
+	first.Order("exit", "0")
+	second.wantSignals("SIGTERM") // which the first got after it was replaced
 	b.signal(syscall.SIGUSR1)
-	second.gets("SIGUSR1")
-	second.tell("exit", "0")
-	second.ends()
-	b.log.await("msg=ended")
+	second.wantSignals("SIGUSR1")
+	second.Order("exit", "0")
+	second.AwaitEnd()
+	b.log.Await("msg=ended")
 }
 
 func TestDescriptorsOfMessagesAreClosed(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
 	main.do("attach", "FDSTORE=1\nFDNAME=listener")
-	main.do("attach", "")
+	main.do("attach")
 	main.do("attach", "BARRIER=1")
 }

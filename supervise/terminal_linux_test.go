@@ -6,11 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 const (
@@ -43,7 +46,7 @@ func startConsole(t *testing.T, cmd *exec.Cmd) *console {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	c.run(cmd)
-	go c.log.read(master)
+	go c.log.Read(master)
 	return c
 }
 
@@ -55,9 +58,7 @@ func (c *console) ioctl(call func(fd int) (int, error)) (result int) {
 		controlErr := raw.Control(func(fd uintptr) { result, err = call(int(fd)) })
 		err = errors.Join(err, controlErr)
 	}
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	proctest.OK(c.t, err)
 	return result
 }
 
@@ -77,9 +78,9 @@ func (c *console) press(keys string) {
 // reads checks that p reads from the terminal.
 func (c *console) reads(p *puppet) {
 	c.t.Helper()
-	p.tell("read", "")
+	p.Order("read")
 	c.press("text\n")
-	if got := p.done(); got != "text\n" {
+	if got := p.Take("done").Text; got != "text\n" {
 		c.t.Fatalf("read %q", got)
 	}
 }
@@ -87,57 +88,57 @@ func (c *console) reads(p *puppet) {
 // As a container's process 1 with a terminal: nobody can continue what Ctrl-Z stops.
 func TestTerminal(t *testing.T) {
 	t.Parallel()
-	c := startConsole(t, exec.Command(os.Args[0], superviseArguments(nil, []string{"puppet"})...))
+	c := startConsole(t, supervisor(nil, "puppet"))
 	first := c.next()
 	c.press(ctrlC)
-	first.gets("SIGINT")
+	first.wantSignals("SIGINT")
 	c.press(ctrlZ)
-	first.gets("SIGCONT")
+	first.wantSignals("SIGCONT")
 	c.reads(first)
-	first.getsNoMore()
+	first.wantNoMoreSignals()
 
 	second := first.upgrade(c.bed)
 	c.reads(second)
 	c.press(ctrlC)
-	second.gets("SIGINT")
-	first.gets("SIGINT") // it is in the same group
-	first.getsNoMore()
-	first.tell("exit", "0")
-	first.ends()
+	second.wantSignals("SIGINT")
+	first.wantSignals("SIGINT") // it is in the same group
+	first.wantNoMoreSignals()
+	first.Order("exit", "0")
+	first.AwaitEnd()
 	c.press(ctrlC)
-	second.gets("SIGINT")
+	second.wantSignals("SIGINT")
 	c.press(ctrlZ)
-	second.gets("SIGCONT")
+	second.wantSignals("SIGCONT")
 	c.signal(syscall.SIGINT)
-	second.gets("SIGINT")
+	second.wantSignals("SIGINT")
 	c.reads(second)
-	second.getsNoMore()
-	second.tell("exit", "4")
-	c.bed.ends(4)
+	second.wantNoMoreSignals()
+	second.Order("exit", "4")
+	c.bed.wantStatus(4)
 }
 
 // A generation that calls Self is in a group of its own.
 func TestTerminalOfSelf(t *testing.T) {
 	t.Parallel()
-	c := startConsole(t, exec.Command(os.Args[0], "self"))
+	c := startConsole(t, command(proctest.Arguments("self")))
 	first := c.next()
 	c.press(ctrlC)
-	first.gets("SIGINT")
+	first.wantSignals("SIGINT")
 	second := first.upgrade(c.bed)
 	third := second.spawn(c.bed) // which is not in charge
 	c.press(ctrlC)
-	second.gets("SIGINT")
+	second.wantSignals("SIGINT")
 	c.reads(second)
-	third.getsNoMore()
-	second.getsNoMore()
-	first.getsNoMore()
+	third.wantNoMoreSignals()
+	second.wantNoMoreSignals()
+	first.wantNoMoreSignals()
 	// The supervisor leaves the terminal as it found it.
-	first.tell("exit", "0")
-	first.ends()
-	third.tell("exit", "0")
-	third.ends()
-	second.tell("exit", "0")
-	c.bed.ends(0)
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	third.Order("exit", "0")
+	third.AwaitEnd()
+	second.Order("exit", "0")
+	c.bed.wantStatus(0)
 }
 
 // startShell starts a supervisor from a shell with job control.
@@ -149,20 +150,25 @@ func startShell(t *testing.T, suffix string) *console {
 	}
 	cmd := exec.Command(bash, "--norc", "--noprofile", "--noediting", "-i")
 	c := startConsole(t, cmd)
-	c.press(strings.Join(append([]string{os.Args[0]}, superviseArguments(nil, []string{"puppet"})...), " ") + suffix + "\n")
+	c.press(strings.Join(superviseArguments(nil, "puppet"), " ") + suffix + "\n")
 	return c
 }
 
 // supervisorOf finds the supervisor from the shell's point of view.
-func (c *console) supervisorOf(p *puppet) { c.pid = p.parent }
+func (c *console) supervisorOf(p *puppet) {
+	c.t.Helper()
+	pid, err := strconv.Atoi(p.do("parent"))
+	proctest.OK(c.t, err)
+	c.pid = pid
+}
 
 // suspends presses Ctrl-Z and waits for the shell's prompt.
 func (c *console) suspends() {
 	c.t.Helper()
 	c.press(ctrlZ)
-	c.isStopped()
+	proctest.AwaitStop(c.t, c.pid)
 	c.press("echo prom''pt\n")
-	c.log.await("prompt")
+	c.log.Await("prompt")
 }
 
 func TestShellJob(t *testing.T) {
@@ -173,32 +179,32 @@ func TestShellJob(t *testing.T) {
 	for _, p := range []*puppet{first, nil} {
 		if p == nil {
 			p = first.upgrade(c.bed)
-			first.tell("exit", "0")
-			first.ends()
+			first.Order("exit", "0")
+			first.AwaitEnd()
 		}
 		c.press(ctrlC)
-		p.gets("SIGINT")
+		p.wantSignals("SIGINT")
 		c.suspends()
 		c.press("fg\n")
-		p.gets("SIGCONT")
+		p.wantSignals("SIGCONT")
 		c.reads(p)
 		c.press(ctrlC)
-		p.gets("SIGINT")
+		p.wantSignals("SIGINT")
 		c.suspends()
 		c.press("bg\n")
-		p.gets("SIGCONT")
+		p.wantSignals("SIGCONT")
 		c.press("fg\n") // which tells the job nothing if it runs
-		until(t, "the shell has given it the terminal", func() bool { return c.foreground() == c.pid })
+		proctest.AwaitThat(t, "the shell has given it the terminal", func() bool { return c.foreground() == c.pid })
 		c.reads(p)
 		c.press(ctrlC)
-		p.getsBoth("SIGCONT", "SIGINT") // continued when it tried to read
-		p.getsNoMore()
+		p.wantBothSignals("SIGCONT", "SIGINT") // continued when it tried to read
+		p.wantNoMoreSignals()
 		if p != first {
-			p.tell("exit", "5")
+			p.Order("exit", "5")
 		}
 	}
 	c.press("echo status $?\n")
-	c.log.await("status 5")
+	c.log.Await("status 5")
 }
 
 func TestShellJobInTheBackground(t *testing.T) {
@@ -208,7 +214,7 @@ func TestShellJobInTheBackground(t *testing.T) {
 	c.supervisorOf(first)
 	c.suspends()
 	c.press("bg\n")
-	first.gets("SIGCONT")
+	first.wantSignals("SIGCONT")
 	first.upgrade(c.bed)
 	if group := c.foreground(); group != c.supervisor.Process.Pid {
 		t.Errorf("group %d has the terminal, not the shell", group)
@@ -222,37 +228,36 @@ func TestShellJobStopsOnce(t *testing.T) {
 	first := c.next()
 	c.supervisorOf(first)
 	second, helper := first.spawn(c.bed), first.spawn(c.bed)
-	first.do("notify", fmt.Sprintf("MAINPID=%d", second.pid))
-	first.tell("exit", "0")
-	first.ends()
-	syscall.Kill(second.pid, syscall.SIGSTOP)
-	c.isStopped()
-	syscall.Kill(helper.pid, syscall.SIGSTOP)
+	first.do("notify", fmt.Sprintf("MAINPID=%d", second.PID))
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	proctest.Kill(t, second.PID, syscall.SIGSTOP)
+	proctest.AwaitStop(c.t, c.pid)
+	proctest.Kill(t, helper.PID, syscall.SIGSTOP)
 	c.press("fg\n")
-	second.gets("SIGCONT")
-	helper.gets("SIGCONT")
+	second.wantSignals("SIGCONT")
+	helper.wantSignals("SIGCONT")
 	c.reads(second)
 	c.signal(syscall.SIGUSR1)
-	second.gets("SIGUSR1") // the supervisor goes on, too
+	second.wantSignals("SIGUSR1") // the supervisor goes on, too
 }
 
 // A script goes on with the terminal that it had.
 func TestScript(t *testing.T) {
 	t.Parallel()
 	broken := filepath.Join(t.TempDir(), "broken")
-	if err := os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	c := startConsole(t, exec.Command("/bin/sh", "-c", `"$@"; read line; echo "and then $line"; `+os.Args[0]+` supervise -- `+broken+`; read line; echo "at last $line"`,
-		"sh", os.Args[0], "supervise", "--", os.Args[0], "puppet"))
+	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
+	fails := strings.Join(proctest.Arguments("supervise", "--", broken), " ")
+	c := startConsole(t, exec.Command("/bin/sh", append([]string{"-c", `"$@"; read line; echo "and then $line"; ` + fails + `; read line; echo "at last $line"`, "sh"},
+		superviseArguments(nil, "puppet")...)...))
 	main := c.next()
-	main.tell("exit", "0")
-	main.ends()
+	main.Order("exit", "0")
+	main.AwaitEnd()
 	c.press("one\n")
-	c.log.await("and then one")
-	c.log.await("run:", "can't start")
+	c.log.Await("and then one")
+	c.log.Await("run:", "can't start")
 	c.press("two\n")
-	c.log.await("at last two")
+	c.log.Await("at last two")
 }
 
 // The service's input is not the terminal: Ctrl-C goes to the supervisor, which
@@ -262,10 +267,10 @@ func TestShellJobWithoutInput(t *testing.T) {
 	c := startShell(t, " </dev/null")
 	first := c.next()
 	c.press(ctrlC)
-	first.gets("SIGINT")
+	first.wantSignals("SIGINT")
 	second := first.upgrade(c.bed)
 	c.press(ctrlC)
-	second.gets("SIGINT")
-	second.getsNoMore()
-	first.getsNoMore()
+	second.wantSignals("SIGINT")
+	second.wantNoMoreSignals()
+	first.wantNoMoreSignals()
 }

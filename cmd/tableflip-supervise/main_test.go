@@ -8,18 +8,13 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"example.com/tableflip/internal/proctest"
 )
 
-// The command is this binary, started again with this variable.
-const commandVariable = "TABLEFLIP_SUPERVISE_TEST"
+func TestMain(m *testing.M) { proctest.Main(m) }
 
-func TestMain(m *testing.M) {
-	if os.Getenv(commandVariable) != "" {
-		os.Unsetenv(commandVariable)
-		main()
-	}
-	os.Exit(m.Run())
-}
+func init() { proctest.Role("command", main) }
 
 func TestCommand(t *testing.T) {
 	for _, test := range []struct {
@@ -38,7 +33,7 @@ func TestCommand(t *testing.T) {
 		{"-stop-timeout 1s -takeover-timeout 1s -pid-file / -quiet sh -c kill${IFS}-9${IFS}$$", 128 + 9, "", ""},
 	} {
 		cmd := exec.Command(os.Args[0], strings.Fields(test.arguments)...)
-		cmd.Env = append(os.Environ(), commandVariable+"=1")
+		cmd.Env = append(os.Environ(), proctest.Environment("command"))
 		var stdout, stderr strings.Builder
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		var exit *exec.ExitError

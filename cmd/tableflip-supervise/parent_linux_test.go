@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/proctest"
 )
 
 func TestParentDeath(t *testing.T) {
@@ -17,23 +19,17 @@ func TestParentDeath(t *testing.T) {
 			// The shell's input ends it, and its end stops the service, which is the
 			// last to have the pipe open.
 			cmd := exec.Command("sh", "-c", `"$@" </dev/null & read line`, "sh", os.Args[0], "-parent-death", signal, "--", "sleep", "60")
-			cmd.Env = append(os.Environ(), commandVariable+"=1")
+			cmd.Env = append(os.Environ(), proctest.Environment("command"))
 			cmd.WaitDelay = time.Second
 			input, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			read, write, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			defer read.Close()
 			cmd.Stderr = write
 			err = cmd.Start()
 			write.Close()
-			if err != nil {
-				t.Fatal(err)
-			}
+			proctest.OK(t, err)
 			defer cmd.Wait()
 			defer input.Close()
 			output := bufio.NewReader(read)
@@ -43,7 +39,7 @@ func TestParentDeath(t *testing.T) {
 				}
 			}
 			input.Close()
-			read.SetReadDeadline(time.Now().Add(30 * time.Second)) // sleep ends later
+			read.SetReadDeadline(time.Now().Add(proctest.Patience)) // sleep ends later
 			rest, err := io.ReadAll(output)
 			if err != nil || !strings.Contains(string(rest), "signal=SIGTERM") {
 				t.Errorf("%v\n%s", err, rest)

@@ -3,7 +3,10 @@
 package proctest
 
 import (
+	"encoding/json"
+	"net"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -32,4 +35,24 @@ func TestPIDsKillNoOthers(t *testing.T) {
 		status, _, ended := Ended(pid)
 		return ended && status.Signal() == syscall.SIGKILL
 	})
+}
+
+// To the test, the PID of a process in another PID namespace is that of a stranger.
+func TestPIDsOfAnotherNamespace(t *testing.T) {
+	stranger := exec.Command("sleep", "1000")
+	OK(t, stranger.Start())
+	pid := stranger.Process.Pid
+	defer stranger.Wait()
+	defer stranger.Process.Kill()
+
+	t.Run("service", func(t *testing.T) {
+		s := NewService(t)
+		_, addr, _ := strings.Cut(s.Wire(), "=")
+		conn := Opened[net.Conn](t)(net.Dial("tcp", addr))
+		OK(t, json.NewEncoder(conn).Encode(Message{PID: pid, Event: "joined", Text: "another"}))
+		p := s.Next()
+		conn.Close()
+		p.AwaitEnd()
+	})
+	Suspend(t, pid) // a dead one would not stop
 }

@@ -55,7 +55,7 @@ func Terminate(t *testing.T, pid int) {
 func Suspend(t *testing.T, pid int) {
 	t.Helper()
 	Kill(t, pid, syscall.SIGSTOP)
-	awaitStop(t, pid)
+	AwaitStop(t, pid)
 }
 
 // Continue ends what Suspend began.
@@ -169,14 +169,21 @@ func WantNoChildren(t *testing.T, pid int) {
 	if runtime.GOOS != "linux" {
 		return
 	}
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	OK(t, err)
-	for _, path := range stats {
-		// One that has ended meanwhile has none.
+	for _, child := range ChildrenOf(pid) {
+		t.Errorf("%d has a child: %d %s", pid, child, procStat(fmt.Sprintf("/proc/%d/stat", child)))
+	}
+}
+
+// ChildrenOf returns the children and zombies of a process, where there is a /proc.
+func ChildrenOf(pid int) []int {
+	var children []int
+	for _, path := range Must(filepath.Glob("/proc/[0-9]*/stat")) {
+		// One that has ended meanwhile has no fields.
 		if fields := procStat(path); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
-			t.Errorf("%d has a child: %s %s", pid, path, fields)
+			children = append(children, Must(strconv.Atoi(filepath.Base(filepath.Dir(path)))))
 		}
 	}
+	return children
 }
 
 // OpenDescriptors counts the descriptors of this process. Counts are compared

@@ -35,8 +35,8 @@ func AwaitDeath(t *testing.T, pid int) {
 	}
 }
 
-// awaitStop waits until all threads of a process have stopped.
-func awaitStop(t *testing.T, pid int) {
+// AwaitStop waits until all threads of a process have stopped.
+func AwaitStop(t *testing.T, pid int) {
 	t.Helper()
 	for late := time.Now().Add(Patience); !hasStopped(t, pid); time.Sleep(time.Millisecond) {
 		if time.Now().After(late) {
@@ -49,7 +49,7 @@ func hasStopped(t *testing.T, pid int) bool {
 	t.Helper()
 	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	OK(t, err)
-	return !slices.ContainsFunc(stats, func(path string) bool {
+	return len(stats) > 0 && !slices.ContainsFunc(stats, func(path string) bool {
 		fields := procStat(path)
 		return len(fields) > 0 && fields[0] != "T"
 	})

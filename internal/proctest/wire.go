@@ -61,7 +61,7 @@ func OpenWire() *Wire {
 		pause:  stepIn(pauseVariable),
 		encode: json.NewEncoder(conn),
 	}
-	w.Report("joined")
+	w.Report("joined", pidNamespace())
 	go w.obey(json.NewDecoder(conn))
 	wire.Store(w)
 	return w
@@ -84,6 +84,12 @@ func (w *Wire) obey(orders *json.Decoder) {
 			w.orders <- o
 		}
 	}
+}
+
+// pidNamespace names that of this process, where there are such.
+func pidNamespace() string {
+	name, _ := os.Readlink("/proc/self/ns/pid")
+	return name
 }
 
 // goroutines returns how many there are, after waiting until there are no more than
@@ -147,9 +153,10 @@ func stepEvent(s step.Step) string { return "step " + s.String() }
 
 // A Process is the test's end of a Wire.
 type Process struct {
-	PID int
+	PID int // as its PID namespace sees it
 
 	t       *testing.T
+	foreign bool // in another PID namespace, where PID is of no use to the test
 	encode  *json.Encoder
 	reports mailbox // ends with the process
 }
@@ -185,8 +192,10 @@ func (s *Service) hear(conn net.Conn) {
 			return
 		}
 		if p.PID == 0 {
-			p.PID = m.PID
-			s.Watch(m.PID)
+			p.PID, p.foreign = m.PID, m.Text != pidNamespace()
+			if !p.foreign {
+				s.Watch(m.PID)
+			}
 			s.joined <- p
 			continue
 		}
@@ -198,7 +207,8 @@ func (s *Service) hear(conn net.Conn) {
 	}
 }
 
-// Next returns the process that has opened its wire next.
+// Next returns the process that has opened its wire next. One in another PID namespace
+// is not killed at the end of the test, which has to see to that.
 func (s *Service) Next() *Process {
 	s.t.Helper()
 	return Within(s.t, "another process", s.joined)
@@ -246,13 +256,16 @@ func (p *Process) await(event string, drop bool) Message {
 	return m
 }
 
-// AwaitEnd waits until the process is dead: the kernel has closed its descriptors.
+// AwaitEnd waits until the process is dead: the kernel has closed its descriptors. Of
+// one in another PID namespace only its wire is known to be closed.
 func (p *Process) AwaitEnd() {
 	p.t.Helper()
 	if !p.reports.AwaitEnd() {
 		p.t.Fatalf("process %d is still running", p.PID)
 	}
-	AwaitDeath(p.t, p.PID)
+	if !p.foreign {
+		AwaitDeath(p.t, p.PID)
+	}
 }
 
 // LimitDescriptors sets the process's limit of open files, to the greatest possible
