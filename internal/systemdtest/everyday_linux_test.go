@@ -52,9 +52,19 @@ func isRunning(pid int) bool {
 	return err == nil && !proctest.IsZombie(pid)
 }
 
+// leaveToLong skips a test in the short form of .ci/run, whose minutes it would take.
+func leaveToLong(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left to .ci/run long")
+	}
+}
+
+
 // What both processes have begun is answered, even what takes longer than a process
 // would drain whose successor has crashed.
 func TestStopWhileDraining(t *testing.T) {
+	leaveToLong(t)
 	eachKind(t, []kind{notify, pidFile, supervised}, func(s *service) {
 		s.phase("Start", tolerance{}, s.start)
 		s.phase("Restart", tolerance{}, func() { s.endWhileDraining("restart") })
@@ -97,6 +107,7 @@ func (s *service) endWhileDraining(verb string) {
 
 // The old process must not make the outage as long as its drain, which is 30 seconds.
 func TestCrashWhileDraining(t *testing.T) {
+	leaveToLong(t)
 	eachKind(t, []kind{notify, pidFile, activated, stored}, func(s *service) {
 		s.phase("Start", tolerance{}, s.start)
 		s.phase("Crash", tolerance{warnings: exited + "|does not exist or is a zombie"}, s.crashWhileDraining)
@@ -105,6 +116,7 @@ func TestCrashWhileDraining(t *testing.T) {
 
 // Programs look for their manager once, at their start.
 func TestWatchdog(t *testing.T) {
+	leaveToLong(t)
 	eachKind(t, []kind{notify, supervised}, func(s *service) {
 		s.change("WatchdogSec=5min")
 		s.phase("Start", tolerance{}, s.start)
@@ -124,6 +136,7 @@ func TestWatchdog(t *testing.T) {
 }
 
 func TestClearedEnvironment(t *testing.T) {
+	leaveToLong(t)
 	eachKind(t, []kind{notify, supervised}, func(s *service) {
 		command := installed
 		if s.supervised {
@@ -147,6 +160,7 @@ func TestClearedEnvironment(t *testing.T) {
 
 // A child says that it is the main process, and never becomes ready.
 func TestMainPIDToldEarly(t *testing.T) {
+	leaveToLong(t)
 	onMachine(t, func(t *testing.T) {
 		s := newService(t, notify)
 		s.phase("Start", tolerance{}, s.start)
@@ -174,6 +188,7 @@ func TestMainPIDToldEarly(t *testing.T) {
 
 // Type=notify-reload waits for the end of the upgrade.
 func TestNotifyReload(t *testing.T) {
+	leaveToLong(t)
 	onMachine(t, func(t *testing.T) {
 		if v := systemdVersion(t); v < 253 {
 			t.Skipf("systemd %d has no Type=notify-reload", v)
@@ -221,6 +236,7 @@ func systemdVersion(t *testing.T) int {
 // A service of which systemd sees the first process alone is not upgraded, because it
 // would end.
 func TestSimple(t *testing.T) {
+	leaveToLong(t)
 	onMachine(t, func(t *testing.T) {
 		s := newService(t, kind{service: "simple.service"})
 		unit := "[Service]\nExecStart=" + installed + "\nExecReload=/bin/kill -HUP $MAINPID\n"

@@ -17,6 +17,7 @@ import (
 //	go test -v -run TestKillMode .
 
 func TestKillMode(t *testing.T) {
+	leaveToLong(t)
 	for _, mode := range []killMode{
 		{name: "control-group", answersAtStop: true},
 		{name: "mixed"},
