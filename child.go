@@ -245,14 +245,29 @@ func (c *child) hearHere(words []string) error {
 	// A wrapper has started it. It is killed with the wrapper if it proves to be
 	// what it says it is.
 	c.pid = pid
-	if handle, err := process.Open(pid); err == nil {
-		if c.isHeldBy(pid) && !handle.Ended() {
-			c.announced = handle
-		} else {
-			handle.Close()
-		}
+	handle, err := process.Open(pid)
+	if errors.Is(err, os.ErrProcessDone) {
+		return c.announcedExited()
+	}
+	if err != nil {
+		return nil // the pipe alone tells of it
+	}
+	held := c.isHeldBy(pid)
+	switch {
+	case handle.Ended(): // one that has ended holds nothing
+		handle.Close()
+		return c.announcedExited()
+	case held:
+		c.announced = handle
+	default:
+		handle.Close()
 	}
 	return nil
+}
+
+// announcedExited is the error of a child that a wrapper has started.
+func (c *child) announcedExited() error {
+	return fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid)
 }
 
 // isHeldBy reports whether a process has the ready pipe open.
@@ -299,7 +314,7 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 		go func() {
 			if handle.Wait() == nil {
 				time.AfterFunc(exitGrace, func() {
-					fail(fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid))
+					fail(c.announcedExited())
 				})
 			}
 		}()

@@ -22,13 +22,17 @@ type Handle struct {
 	pid  int // when it was opened, or 0
 }
 
-// Open returns a Handle of the process that has this ID now.
+// Open returns a Handle of the process that has this ID now, or os.ErrProcessDone if
+// there is none.
 func Open(pid int) (*Handle, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
 		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
 			err = descriptor.SetNonblock(uintptr(fd), true)
 		}
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return nil, os.ErrProcessDone
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)

@@ -60,7 +60,6 @@ func leaveToLong(t *testing.T) {
 	}
 }
 
-
 // What both processes have begun is answered, even what takes longer than a process
 // would drain whose successor has crashed.
 func TestStopWhileDraining(t *testing.T) {
