@@ -184,6 +184,10 @@ func garbled(format string, args ...any) error {
 }
 
 func decodeHeader(text string) (t Table, count, parts uint64, err error) {
+	// No environment holds these. What is decoded can be encoded again.
+	if strings.ContainsRune(text, 0) || len(text) > maxPart {
+		return Table{}, 0, 0, garbled("%d bytes, or a NUL among them, in %.80q", len(text), text)
+	}
 	header := strings.Split(text, " ")
 	if len(header) < 3 {
 		return Table{}, 0, 0, garbled("%d words in %.80q", len(header), text)

@@ -129,6 +129,8 @@ func TestTableGarbled(t *testing.T) {
 		{"no header", map[string]string{part: "fd,a"}, "words"},
 		{"empty header", map[string]string{header: ""}, "words"},
 		{"random text", map[string]string{header: "what is this"}, "not a device and an inode"},
+		{"NUL", map[string]string{header: "1 1:2 3:4 fds=0 parts=0 pid=1 until=2 token=\x00"}, "a NUL"},
+		{"header too long", map[string]string{header: "1 1:2 3:4 fds=0 parts=0 pid=1 until=2 token=" + strings.Repeat("x", maxPart)}, "bytes"},
 		{"header too short", map[string]string{header: "1 1:2 3:4 fds=0 parts=0 pid=1"}, "until"},
 		{"no pipe", map[string]string{header: "1 12 3:4 fds=0 parts=0 pid=1 until=2"}, "not a device and an inode"},
 		{"pipe is text", map[string]string{header: "1 1:a 3:4 fds=0 parts=0 pid=1 until=2"}, "pipes"},
