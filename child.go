@@ -423,10 +423,7 @@ func (c *child) unheard(yield func(words []string) bool) {
 	for {
 		readable := c.lines.Buffered() > 0
 		if !readable {
-			_ = descriptor.Control(c.ready, func(fd uintptr) error {
-				readable, _ = descriptor.Poll(fd)
-				return nil
-			})
+			readable, _, _ = descriptor.PollOf(c.ready)
 		}
 		if !readable {
 			return
@@ -478,11 +475,7 @@ func (c *child) forwardReload() {
 // hasHungUp reports whether the child has closed its end of the ready pipe, as its
 // death does.
 func (c *child) hasHungUp() bool {
-	hungUp := false
-	err := descriptor.Control(c.ready, func(fd uintptr) error {
-		_, hungUp = descriptor.Poll(fd)
-		return nil
-	})
+	_, hungUp, err := descriptor.PollOf(c.ready)
 	return hungUp || err != nil
 }
 

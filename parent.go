@@ -180,11 +180,7 @@ func (p *parent) hearEnd(err error) {
 // unread lets watch go on after the parent's process has ended, if there is something
 // that it said before.
 func (p *parent) unread() bool {
-	readable := false
-	err := descriptor.Control(p.verdict, func(fd uintptr) error {
-		readable, _ = descriptor.Poll(fd)
-		return nil
-	})
+	readable, _, err := descriptor.PollOf(p.verdict)
 	if !readable || err != nil {
 		return false
 	}
@@ -319,11 +315,7 @@ func (p *parent) hasExited() bool {
 	if p.handle != nil && p.handle.Ended() {
 		return true
 	}
-	hungUp := false
-	err := descriptor.Control(p.verdict, func(fd uintptr) error {
-		_, hungUp = descriptor.Poll(fd)
-		return nil
-	})
+	_, hungUp, err := descriptor.PollOf(p.verdict)
 	return hungUp || descriptor.IsClosed(err)
 }
 

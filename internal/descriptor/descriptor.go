@@ -41,6 +41,15 @@ func DuplicateOf(c syscall.Conn) (dup uintptr, err error) {
 	return dup, err
 }
 
+// PollOf is Poll of c's descriptor. Its error says that c was closed.
+func PollOf(c syscall.Conn) (readable, hungUp bool, err error) {
+	err = Control(c, func(fd uintptr) error {
+		readable, hungUp = Poll(fd)
+		return nil
+	})
+	return readable, hungUp, err
+}
+
 // A Socket is what the kernel says about a descriptor.
 type Socket struct {
 	// Network is tcp, udp, ip, unix, unixgram or unixpacket, or empty if package

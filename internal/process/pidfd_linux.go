@@ -54,11 +54,7 @@ func (h *Handle) FD() uintptr { return h.file.Fd() }
 
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {
-	ended := false
-	err := descriptor.Control(h.file, func(fd uintptr) error {
-		ended, _ = descriptor.Poll(fd)
-		return nil
-	})
+	ended, _, err := descriptor.PollOf(h.file)
 	return ended && err == nil
 }
 
