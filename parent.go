@@ -45,7 +45,8 @@ var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	pid     int
+	generation Generation // guarded by Upgrader.mu
+
 	ready   *os.File
 	verdict *os.File
 	handle  *process.Handle // of the parent's process, nil where there are none
@@ -76,7 +77,8 @@ func newParent(t *nametable.Table) (*parent, error) {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		pid:     t.PID,
+		generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
+
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
 		decided: make(chan struct{}),
@@ -86,9 +88,10 @@ func newParent(t *nametable.Table) (*parent, error) {
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := ownPID()
-	if t.PIDNamespace != process.PIDNamespace() {
-		pid = "-"
+	pid := "-"
+	if t.PIDNamespace == process.PIDNamespace() {
+		pid = ownPID()
+		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
 	_ = p.say(wordHere, pid, wordReload)

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"example.com/tableflip"
 )
@@ -22,8 +23,10 @@ import (
 type Upgrader struct {
 	*Fds
 
-	stop sync.Once
-	exit chan struct{} // closed by Stop, shared with Fds
+	created time.Time
+	stop    sync.Once
+	stopped time.Time     // valid once exit is closed
+	exit    chan struct{} // closed by Stop, shared with Fds
 }
 
 // New creates an Upgrader. Unlike tableflip's, it may be called any number of
@@ -32,7 +35,7 @@ type Upgrader struct {
 // started by an upgrade, and its error is always nil.
 func New() (*Upgrader, error) {
 	exit := make(chan struct{})
-	return &Upgrader{Fds: &Fds{stopped: exit}, exit: exit}, nil
+	return &Upgrader{Fds: &Fds{stopped: exit}, created: time.Now(), exit: exit}, nil
 }
 
 // Ready returns nil at once, or tableflip.ErrStopped after Stop. It writes no PID
@@ -54,6 +57,16 @@ func (u *Upgrader) Replaced() bool {
 	return false
 }
 
+// Generations returns this process alone, which is in charge from New to Stop, whether
+// Ready was called or not.
+func (u *Upgrader) Generations() []tableflip.Generation {
+	self := tableflip.Generation{PID: os.Getpid(), Number: 1, Since: u.created, State: "in charge"}
+	if u.isStopped() {
+		self.Since, self.State = u.stopped, "draining"
+	}
+	return []tableflip.Generation{self}
+}
+
 // Hurry returns a channel that is never closed.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return nil
@@ -63,7 +76,10 @@ func (u *Upgrader) Hurry() <-chan struct{} {
 // Listen methods fail. It does not close or unlink what the Listen methods
 // returned, which is the caller's. Further calls do nothing.
 func (u *Upgrader) Stop() {
-	u.stop.Do(func() { close(u.exit) })
+	u.stop.Do(func() {
+		u.stopped = time.Now()
+		close(u.exit)
+	})
 }
 
 // WaitForParent returns nil at once, as there is no parent, even if ctx is done.

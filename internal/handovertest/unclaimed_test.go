@@ -48,7 +48,7 @@ func TestUnclaimed(t *testing.T) {
 			t.Errorf("%s is not logged once: %s", want, logged)
 		}
 	}
-	if strings.Count(logged, "\n") != 5 {
+	if strings.Count(logged, "level=WARN") != 5 {
 		t.Errorf("logged %s", logged)
 	}
 	if proctest.Exists(path) || proctest.Exists(gram) {
