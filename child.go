@@ -56,7 +56,7 @@ type child struct {
 	here      bool
 	isHere    atomic.Bool     // the process that was started said so itself
 	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
-	accepts   []string        // what that understands
+	accepts   []string        // what that accepts of offers
 	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
 }
@@ -85,6 +85,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 		PID:          os.Getpid(),
 		PIDNamespace: process.PIDNamespace(),
 		Until:        until,
+		Offers:       offers,
 		Entries:      entries,
 	}
 	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)

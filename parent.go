@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ import (
 
 // The child's words, on the ready pipe.
 const (
-	wordHere         = "here"         // PID WORD…: New was called, and understands WORDs
+	wordHere         = "here"         // PID WORD…: New was called, and accepts WORDs
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
@@ -38,6 +39,18 @@ const (
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
 )
+
+// offers are the words beyond the handover itself that this version knows. A parent
+// offers them in the table, and a child accepts what it knows of them when it says that
+// it is here. Neither says a word that was not accepted.
+var offers = []string{wordReload}
+
+// accepted returns those of the words that a parent has offered which this version knows.
+func accepted(offered []string) []string {
+	return slices.DeleteFunc(slices.Clone(offered), func(word string) bool {
+		return !slices.Contains(offers, word)
+	})
+}
 
 // parentHandle is the kind and the name under which a parent passes a handle of its
 // own process.
@@ -91,7 +104,7 @@ func newParent(t *nametable.Table) (*parent, error) {
 		pid = "-"
 	}
 	// Whether the parent has heard shows in its verdict.
-	_ = p.say(wordHere, pid, wordReload)
+	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
 	step.Reached(step.HereSaid)
 	return p, nil
 }
