@@ -387,7 +387,7 @@ func (r *Registry) waitUnfrozenLocked() {
 }
 
 // TakeCharge does what can't be undone once this process is in charge: it closes and
-// unlinks what was inherited and not claimed, and has the Unix listeners show this
+// unlinks inherited descriptors that nobody claimed, and has the Unix listeners show this
 // process's credentials. From then on this process unlinks the sockets of all
 // generations.
 func (r *Registry) TakeCharge() {
@@ -400,7 +400,7 @@ func (r *Registry) TakeCharge() {
 	for _, e := range r.index.takeUnclaimed() {
 		r.warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.Name.String())
 		if e.isAddressed() {
-			_, _ = e.socket() // for who asks for it later
+			_, _ = e.socket() // so that a later claim finds it by its address
 		}
 		if r.files.release(e.file) {
 			r.log(e.file.unlink())
@@ -416,9 +416,9 @@ func (r *Registry) TakeCharge() {
 	}
 }
 
-// ForgetUnclaimed is called once the parent has exited. Until then it may serve what
-// this process did not claim, so that who asks for that gets an error. From then on a
-// new socket can be bound.
+// ForgetUnclaimed is called once the parent has exited. Until then the parent may serve
+// the sockets that this process did not claim, and a claim of one is an error. From then
+// on a new socket can be bound in its place.
 func (r *Registry) ForgetUnclaimed() {
 	r.mu.Lock()
 	defer r.unlock()
