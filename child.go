@@ -152,6 +152,9 @@ func (c *child) say(word string) error {
 // next returns the words of the child's next line. Its error is the cause of ctx's
 // end, io.EOF, or another.
 func (c *child) next(ctx context.Context) ([]string, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.ready.SetReadDeadline(time.Unix(1, 0))
