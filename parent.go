@@ -128,8 +128,8 @@ func (p *parent) say(words ...string) error {
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
 	for lines := bufio.NewReader(p.verdict); ; {
-		// What was said right after the commit takes it back. This process may have
-		// been suspended meanwhile.
+		// An abort right behind the commit takes it back: this process may have been
+		// suspended meanwhile.
 		if p.commit && lines.Buffered() == 0 && !isClosed(p.decided) {
 			close(p.decided)
 		}
@@ -170,7 +170,7 @@ var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
-	// Who is told that the parent has exited finds its descriptors closed.
+	// Whoever learns that the parent has exited finds its descriptors closed.
 	p.verdict.Close()
 	if p.handle != nil {
 		p.handle.Close()
@@ -190,8 +190,8 @@ func (p *parent) hearEnd(err error) {
 	}
 }
 
-// unread lets watch go on after the parent's process has ended, if there is something
-// that it said before.
+// unread lets watch go on after the parent's process has ended, if the parent has said
+// something before.
 func (p *parent) unread() bool {
 	readable, _, err := descriptor.PollOf(p.verdict)
 	if !readable || err != nil {
@@ -209,7 +209,8 @@ func (p *parent) watchProcess() {
 	}
 }
 
-// sayStopping tells a parent that drains, if it is still there, that nobody waits for it.
+// sayStopping tells a parent that still drains that this process was told to stop, so
+// that nobody waits for the parent's end.
 func (p *parent) sayStopping() { _ = p.say(wordStopping) }
 
 // sayReady tells the parent that this process can serve.
@@ -265,8 +266,8 @@ func (p *parent) takeCharge(prepare func() error) error {
 
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
-// abandon gives up, unless this process is in charge, which it reports. The parent
-// cannot commit any more, or gets no acknowledgement of what it has committed.
+// abandon gives up, unless this process is in charge, which it reports. From then on
+// the parent cannot commit, or gets no acknowledgement of its commit.
 func (p *parent) abandon() (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
