@@ -506,11 +506,10 @@ func (c *child) abort() error {
 // isKnown reports whether it is the child itself whose death this process can see.
 func (c *child) isKnown() bool { return c.isHere.Load() || c.announced != nil }
 
-// settle waits for a child of which abort could confirm nothing. It reports whether
-// the child is in charge, because it acknowledged the commit; if not, it cannot take
-// charge any more.
-func (c *child) settle() (inCharge bool) {
-	ctx := context.Background()
+// settle waits, until ctx ends, for a child of which abort could confirm nothing. It
+// reports whether the child is in charge, because it acknowledged the commit; if not, it
+// cannot take charge any more: it cannot acknowledge, and will read that it was aborted.
+func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if c.isKnown() {
 		watched, stop := c.watch(ctx)
 		defer stop()
@@ -527,7 +526,3 @@ func (c *child) settle() (inCharge bool) {
 	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
-
-// forget lets a child of which abort could confirm nothing acknowledge nothing more:
-// it will read that it was aborted.
-func (c *child) forget() { c.ready.Close() }

@@ -156,6 +156,24 @@ func TestUnkillableAcknowledges(t *testing.T) {
 	parent.AwaitEnd()
 }
 
+// Stop leaves what is shared to a child that has acknowledged, heard or not.
+func TestUnkillableAcknowledgesStop(t *testing.T) {
+	t.Parallel()
+	c, parent := startUnkillable(t, step.Step{})
+	parent.Order("upgrade", proctest.Environment("speaker"), proctest.WithArg("late and known"))
+	child := c.Await("aborted")
+	parent.Await("upgraded")
+	proctest.Suspend(t, parent.PID)
+	proctest.Terminate(t, child.PID)
+	if m := c.Await("said"); m.Text != "<nil>" {
+		t.Errorf("the child could not acknowledge: %s", m.Text)
+	}
+	parent.Order("stop")
+	proctest.Continue(t, parent.PID)
+	parent.Await("stopped")
+	c.wantFiles("socket") // the child has written no PID file
+}
+
 func TestVersionChild(t *testing.T) {
 	for _, end := range []string{"commit", "abort", "none"} {
 		t.Run(end, func(t *testing.T) {
