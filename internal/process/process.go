@@ -19,7 +19,7 @@ import (
 // this package. For a sibling, only its parent learns the status. A program that waits for
 // all its children itself (wait4 of -1) takes the status away, and one that ignores SIGCHLD
 // discards it.
-var ErrStatusUnknown = errors.New("with a status that only whoever has reaped it knows")
+var ErrStatusUnknown = errors.New("exit status unknown, because the process was reaped elsewhere")
 
 // busyPatience bounds how long Start tries to execute a file that is open for
 // writing, and restartPatience how long a process may take to end that is started

@@ -82,7 +82,7 @@ func (k kind) run(t *testing.T) {
 		}
 	})
 	s.phase("ReloadFails", tolerance{}, func() {
-		s.failReload("fail", "exited before it was ready: (exit status 1|with a status that only whoever has reaped it knows)")
+		s.failReload("fail", "exited before it was ready: (exit status 1|exit status unknown)")
 		s.reload()
 	})
 	s.phase("ReloadHangs", tolerance{}, func() {
