@@ -66,8 +66,8 @@ func TestTableLeaked(t *testing.T) {
 }
 
 func init() {
-	// leak hands its variables on to a process that is not of its service. It
-	// finds two pipes as 3 and 4 all the same.
+	// leak starts a process that does not belong to its service, with its variables.
+	// That process also finds two pipes as 3 and 4.
 	proctest.Role("leak", func() {
 		variables := inherit.Variables()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
