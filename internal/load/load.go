@@ -1,7 +1,7 @@
 // Package load has the clients of a service that is upgraded under load. A client makes
 // one exchange after another, checks the whole answer, and never repeats an exchange that
-// has failed. net/http does not repeat it either, because its body cannot be sent again:
-// every loss counts.
+// has failed. net/http does not repeat it either if it has a body, because the body cannot
+// be sent again.
 //
 // The package knows nothing of upgrades. Its caller decides whose fault a failure is.
 package load
