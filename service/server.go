@@ -122,7 +122,9 @@ func Packet(network, addr string, serve func(net.PacketConn) error, shutdown fun
 // returned, Options.DrainTimeout later at most. Keep that short if the gap matters. If
 // run takes longer than the drain may, Run returns an error, and the program must exit at
 // once. A first generation has no predecessor: that whoever starts one waits until there
-// is no process left of the last, as supervisors do, is not Run's to see.
+// is no process left of the last, as supervisors do, is not Run's to see. Outside Linux,
+// take locks with some patience: the kernel may release those of a process that was killed
+// a moment after its end is known.
 func Background(run func(context.Context) error) Server {
 	return Server{func(p *process) (*front, error) {
 		ctx, cancel := context.WithCancel(context.Background())
