@@ -43,7 +43,7 @@ func serveRole() {
 	for proctest.Exists(filepath.Join(dir, "hold")) {
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, &http.Server{
+	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, service.HTTP(&http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -51,7 +51,7 @@ func serveRole() {
 				fmt.Fprintf(w, "%d %s", os.Getpid(), body)
 			}
 		}),
-	})
+	}))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

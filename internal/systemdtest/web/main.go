@@ -89,8 +89,8 @@ func main() {
 		go func() { echoed <- echo(upg, datagrams) }()
 	}
 	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{},
-		&http.Server{Addr: ":8080", Handler: answer(upg)},
-		&http.Server{Addr: "/run/web.sock", Handler: answer(upg)},
+		service.HTTP(&http.Server{Addr: ":8080", Handler: answer(upg)}),
+		service.HTTP(&http.Server{Addr: "/run/web.sock", Handler: answer(upg)}),
 	)
 	if err == nil {
 		err = <-echoed
