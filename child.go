@@ -56,7 +56,7 @@ type child struct {
 	here      bool
 	isHere    atomic.Bool     // the process that was started said so itself
 	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
-	accepts   []string        // what that understands
+	accepts   []string        // the words, of those offered, that the child understands
 	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
 	hereHeard func()          // called when the child says that it is here
@@ -86,6 +86,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	}
 	table.PID = os.Getpid()
 	table.PIDNamespace = process.PIDNamespace()
+	table.Offers = offers
 	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
 	if err == nil {
 		// Options.Command may have brought back what the package has removed.
@@ -250,7 +251,7 @@ func (c *child) hearHere(words []string) error {
 		return c.announcedExited()
 	}
 	if err != nil {
-		return nil // the pipe alone tells of it
+		return nil // only the pipe tells when it ends
 	}
 	held := c.isHeldBy(pid)
 	switch {
@@ -296,8 +297,8 @@ func (c *child) failed(reason []string) error {
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. Only after a while a thread waits
-// for the process: there is none while the child starts.
+// not tell if a descendant of the child has it open. A thread waits for the process only
+// after exitGrace, because most children are ready by then.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {
@@ -369,7 +370,7 @@ func (c *child) commit(ctx context.Context) error {
 	defer stop()
 	err := c.awaitAcknowledged(ctx)
 	if err != nil && ctx.Err() != nil {
-		// It may have come at the last moment.
+		// The acknowledgement may have come at the last moment.
 		err = c.lastWord(err)
 	}
 	if err == nil {
@@ -406,7 +407,8 @@ func (c *child) lastWord(err error) error {
 	return err
 }
 
-// hearLateHere finds out who is to be killed, if that was said and not heard.
+// hearLateHere reads a here that has not been read yet, so that abort also kills the
+// process that sent it.
 func (c *child) hearLateHere() {
 	if c.here {
 		return
@@ -454,7 +456,7 @@ func (c *child) keep(logger *slog.Logger) {
 }
 
 // awaitEnd waits until a child that is in charge has ended, and reports whether it was
-// told to.
+// told to stop.
 func (c *child) awaitEnd() (wasStopped bool) {
 	for {
 		words, err := c.next(context.Background())

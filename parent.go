@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ import (
 
 // The child's words, on the ready pipe.
 const (
-	wordHere         = "here"         // PID WORD…: New was called, and understands WORDs
+	wordHere         = "here"         // PID WORD…: New was called, and accepts WORDs
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
@@ -38,6 +39,18 @@ const (
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
 )
+
+// offers are the words beyond the handover itself that this version knows. A parent
+// offers them in the table, and a child accepts what it knows of them when it says that
+// it is here. Neither says a word that was not accepted.
+var offers = []string{wordReload}
+
+// accepted returns those of the words that a parent has offered which this version knows.
+func accepted(offered []string) []string {
+	return slices.DeleteFunc(slices.Clone(offered), func(word string) bool {
+		return !slices.Contains(offers, word)
+	})
+}
 
 // parentHandle is the kind and the name under which a parent passes a handle of its
 // own process.
@@ -94,7 +107,7 @@ func newParent(t *nametable.Table) (*parent, error) {
 		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
-	_ = p.say(wordHere, pid, wordReload)
+	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
 	step.Reached(step.HereSaid)
 	return p, nil
 }
@@ -118,8 +131,8 @@ func (p *parent) say(words ...string) error {
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
 	for lines := bufio.NewReader(p.verdict); ; {
-		// What was said right after the commit takes it back. This process may have
-		// been suspended meanwhile.
+		// An abort right behind the commit takes it back: this process may have been
+		// suspended meanwhile.
 		if p.commit && lines.Buffered() == 0 && !isClosed(p.decided) {
 			close(p.decided)
 		}
@@ -160,7 +173,7 @@ var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
-	// Who is told that the parent has exited finds its descriptors closed.
+	// Whoever learns that the parent has exited finds its descriptors closed.
 	p.verdict.Close()
 	if p.handle != nil {
 		p.handle.Close()
@@ -180,8 +193,8 @@ func (p *parent) hearEnd(err error) {
 	}
 }
 
-// unread lets watch go on after the parent's process has ended, if there is something
-// that it said before.
+// unread lets watch go on after the parent's process has ended, if the parent has said
+// something before.
 func (p *parent) unread() bool {
 	readable, _, err := descriptor.PollOf(p.verdict)
 	if !readable || err != nil {
@@ -199,7 +212,8 @@ func (p *parent) watchProcess() {
 	}
 }
 
-// sayStopping tells a parent that drains, if it is still there, that nobody waits for it.
+// sayStopping tells a parent that still drains that this process was told to stop, so
+// that nobody waits for the parent's end.
 func (p *parent) sayStopping() { _ = p.say(wordStopping) }
 
 // sayReady tells the parent that this process can serve.
@@ -255,8 +269,8 @@ func (p *parent) takeCharge(prepare func() error) error {
 
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
-// abandon gives up, unless this process is in charge, which it reports. The parent
-// cannot commit any more, or gets no acknowledgement of what it has committed.
+// abandon gives up, unless this process is in charge, which it reports. From then on
+// the parent cannot commit, or gets no acknowledgement of its commit.
 func (p *parent) abandon() (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 )
 
 // This file owns what is started by an upgrade, and whether it may be. How a process is
-// started and killed, and what this one was started with, is internal/process.
+// started and killed, and what this process was started with, is in internal/process.
 
-// newCommand describes a process like this one was when it started. customize, which
-// may be nil, can change all of it but its extra files.
+// newCommand describes a process that is started as this one was. customize, which may
+// be nil, can change everything except ExtraFiles.
 func newCommand(customize func(*exec.Cmd)) (*exec.Cmd, error) {
 	path, pathErr := process.Path()
 	stdin, stdout, stderr := process.Streams()

@@ -103,13 +103,12 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives the steps of upgrades, with the messages and
-	// attributes that the package documentation lists under "The log". It also
-	// receives warnings: inherited descriptors that nobody claimed, errors of cleaning
-	// up, a new process that dies before the old one, and messages that the service
-	// manager did not take. Its handler may call methods of the Upgrader. Methods log
-	// when they return, so that the steps of an upgrade arrive at its end, each with
-	// the time at which it happened.
+	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
+	// the package documentation lists under "The log", and warnings: inherited
+	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
+	// before the old one, and messages that the service manager did not receive. Its
+	// handler may call methods of the Upgrader, because they log only when they return:
+	// the steps of an upgrade arrive at its end, each with the time at which it happened.
 	Logger *slog.Logger
 }
 
@@ -120,7 +119,7 @@ type state int
 
 const (
 	starting  state = iota // New has returned, Ready has not
-	accepting              // Ready takes charge
+	accepting              // Ready is taking charge
 	ready                  // in charge
 	upgrading              // in charge, with a child that is starting
 	upgraded               // the child is in charge
@@ -136,14 +135,14 @@ type Upgrader struct {
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	logger         *slog.Logger    // nil for none
-	logs           *logqueue.Queue // of logger, held by methods for which its handler could wait
+	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
 	number         int             // of this generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu   sync.Mutex     // held by Ready, so that calls at once all return one result
+	readyMu   sync.Mutex     // held by Ready, so that concurrent calls return one result
 	preparing sync.WaitGroup // what Ready does beside asking the parent
 	stop      chan struct{}  // closed when Stop begins
 	ended     chan struct{}  // closed when Stop ends
@@ -182,18 +181,17 @@ type attempt struct {
 // process or, in the first generation, from systemd (LISTEN_FDS with a matching
 // LISTEN_PID). It does not block.
 //
-// What a parent passes on is taken when the package is initialised: the variables that
-// describe it leave the environment, and the descriptors get close-on-exec, so that no
-// process that is started before New can get them. So a program cannot hand them on by
-// executing itself (syscall.Exec): if it does before New, New returns an error. Have
-// Options.Command start what was to be executed.
+// When the package is initialised, before New, it removes the variables from the
+// environment and sets close-on-exec on the descriptors, so that no process that is
+// started before New inherits them. A program that executes itself (syscall.Exec) before
+// New therefore loses them, and New returns an error. Have Options.Command start what is
+// to be executed instead.
 //
-// There is one Upgrader per process at a time: New may be called again after
-// Stop, or after an error. A process that was replaced must not call it again for the
-// same service, which is the new process's. New returns [ErrNotSupported] where upgrades are not
-// possible. If what a parent passed on is unreadable, or was lost on the way while the
-// parent waits, New fails every time: the process should exit, which leaves the parent
-// as it was.
+// There is one Upgrader per process at a time: New may be called again after Stop, or
+// after an error. A process that was replaced must not call New again for the same
+// service. New returns [ErrNotSupported] where upgrades are not possible. If what a
+// parent passed on is unreadable, or was lost on the way while the parent waits, New
+// fails every time: the process should exit, which leaves the parent as it was.
 func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
@@ -268,7 +266,7 @@ func (u *Upgrader) Replaced() bool {
 // Hurry returns a channel that is closed when this process, which has been replaced and
 // drains, should end soon because its successor has died without Stop. A supervisor such
 // as systemd starts the service again only when no process of it is left. If the
-// successor was stopped, the service is to end, and this process has its time.
+// successor was stopped, the channel stays open, and this process may take its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -341,9 +339,9 @@ func (u *Upgrader) selfLocked() Generation {
 // those that are Unix sockets, except systemd's.
 //
 // Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: once its
-// parent has exited), and Ready does nothing any more. It returns [ErrStopped] after
-// Stop, and as soon as Stop is called. If it could not write the PID file before it
-// asked the parent, it can be called again.
+// parent has exited), and further calls return nil at once. Ready returns [ErrStopped]
+// after Stop, and when Stop is called while it waits. If it could not write the PID file
+// before it asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
 	defer u.logs.Hold()()
 	u.readyMu.Lock()
@@ -423,7 +421,7 @@ func (u *Upgrader) askParent() error {
 // takeCharge makes this the process in charge. What it does after the
 // acknowledgement cannot be undone.
 func (u *Upgrader) takeCharge() error {
-	// An Upgrader that is not the first one of its process needs nobody's leave.
+	// A later Upgrader of the same process needs no permission.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
 		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
@@ -469,7 +467,7 @@ func (u *Upgrader) afterParent(replaced time.Time) {
 	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(replaced))...)
 }
 
-// notifyMainPID is for a child whose parent has died before it could do that.
+// notifyMainPID is for a child whose parent died before it could notify the manager.
 // systemd has ended the service then; other managers may have waited.
 func (u *Upgrader) notifyMainPID() {
 	u.mu.Lock()
@@ -487,10 +485,10 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
-// WaitForParent blocks until the parent's process has ended, or ctx is done. In that
-// case the error wraps the cause of ctx. Without a parent it returns at once. If the
-// parent has refused this process, it returns an error. Call it after Ready: the parent
-// does not exit before.
+// WaitForParent blocks until the parent's process has ended, or ctx is done. If ctx is
+// done first, the error wraps its cause. Without a parent it returns nil at once. If the
+// parent has refused this process, it returns an error. Call it after Ready, because the
+// parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -509,8 +507,8 @@ func (u *Upgrader) Upgrade() error {
 // The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
 // has none, to become ready. Then it has 10 seconds to take charge, which it does at
 // once unless it is suspended, and during which ctx no longer counts. If there is a
-// service manager, UpgradeContext also waits, for at most six seconds, until that knows
-// its new main process.
+// service manager, UpgradeContext also waits, for at most six seconds, until the manager
+// knows the new main process.
 //
 // After an error this process is in charge as before, the new one has been killed and
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
@@ -859,9 +857,9 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // that was never put in charge unlinks only the sockets that it created itself. After a
 // successful upgrade there is nothing to do.
 //
-// When Stop returns, all of this is done and Exit is closed. It blocks for as long as it
-// takes to kill a new process that is starting, or until the service manager knows the
-// process that has just taken charge. Both take a few seconds at most.
+// When Stop returns, all of this is done and Exit is closed. It blocks while a new
+// process that is starting is killed, or until the service manager knows the process that
+// has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
 	if !u.beginStop() {

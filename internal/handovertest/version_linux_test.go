@@ -22,7 +22,17 @@ import (
 // package does not know.
 
 func TestVersionParent(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("serve"))
+	for _, test := range []struct{ name, accepts, heard string }{
+		{"accepts nothing", "serve", ""},
+		{"accepts what was offered, and more", "serve and reload", "reload\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) { testVersionParent(t, test.accepts, test.heard) })
+	}
+}
+
+// testVersionParent checks what the parent says after the commit.
+func testVersionParent(t *testing.T, arg, heard string) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg(arg))
 	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
 	proctest.OK(t, upg.AddFile("a;b", os.Stderr))
 	Upgrade(t, upg)
@@ -33,11 +43,13 @@ func TestVersionParent(t *testing.T) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	// It has not said that it understands a reload.
+	if m := s.Await("offers"); m.Text != "reload" {
+		t.Errorf("the parent offers %q", m.Text)
+	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
 	proctest.Terminate(t, child.PID)
-	if m := s.Await("heard"); m.Text != "" {
-		t.Errorf("after the commit, the parent said %q", m.Text)
+	if m := s.Await("heard"); m.Text != heard {
+		t.Errorf("after the commit, the parent said %q, want %q", m.Text, heard)
 	}
 }
 
@@ -53,23 +65,28 @@ func TestVersionParentAborts(t *testing.T) {
 func init() {
 	proctest.Role("speaker", func() {
 		terminated := proctest.Terminated()
-		parent, names := speakAsChild()
+		parent, names, offers := speakAsChild()
 		pid := strconv.Itoa(os.Getpid())
 		if proctest.Arg() == "late" {
 			pid = "-"
 		}
-		for _, line := range []string{"", "hello", "here " + pid + " fly later", "words on the way", "ready to go"} {
+		accepts := "fly later"
+		if proctest.Arg() == "serve and reload" {
+			accepts += " reload"
+		}
+		for _, line := range []string{"", "hello", "here " + pid + " " + accepts, "words on the way", "ready to go"} {
 			proctest.Must(0, parent.say(line))
 		}
 		verdict := parent.hear()
 		switch proctest.Arg() {
-		case "serve":
+		case "serve", "serve and reload":
 			if verdict != "commit" {
 				panic(verdict)
 			}
 			proctest.Must(0, parent.say("please wait"))
 			proctest.Must(0, parent.say("acknowledged with thanks"))
 			proctest.Report("in-charge", strings.Join(names, " "))
+			proctest.Report("offers", offers)
 			conn := proctest.Must(proctest.Must(net.FileListener(os.NewFile(5, "listener"))).Accept())
 			proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
 			conn.Close()
@@ -143,11 +160,9 @@ func TestVersionChild(t *testing.T) {
 		t.Run(end, func(t *testing.T) {
 			s := proctest.NewService(t)
 			file, addr := listenerFile(t)
-			child := speakToChild(t, s.Command("spoken-to"), "listener,tcp,127.0.0.1:0,"+addr+",,,more", file)
+			child := speakToChild(t, s.Command("spoken-to"), "", "listener,tcp,127.0.0.1:0,"+addr+",,,more", file)
 			pid := strconv.Itoa(child.cmd.Process.Pid)
-			if here := strings.Fields(child.hear()); len(here) < 2 || here[0] != "here" || here[1] != pid {
-				t.Fatalf("the child says %q", here)
-			}
+			child.want(t, "here "+pid)
 			child.sayAll(t, "", "word", "words that nobody knows")
 			child.want(t, "ready")
 			switch end {
@@ -212,6 +227,23 @@ func init() {
 	})
 }
 
+// A child accepts nothing but what its parent offers and itself knows.
+func TestVersionOffers(t *testing.T) {
+	for _, test := range []struct{ words, accepted string }{
+		{"", ""},
+		{"offers=", ""},
+		{"offers=fly,walk", ""},
+		{"offers=reload", " reload"},
+		{"offers=fly,reload,reloads offer=walk", " reload"},
+	} {
+		t.Run(test.words, func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("spoken-to"), test.words, "fd,a", os.Stderr)
+			child.want(t, fmt.Sprintf("here %d%s", child.cmd.Process.Pid, test.accepted))
+		})
+	}
+}
+
 // What a later version passes on is closed, wherever it stands in the table.
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
@@ -222,7 +254,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "future,a,b;fd,known;process,other,,,,,x;process,parent",
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent",
 		write[0], os.Stderr, write[1], write[2])
 	for _, w := range write {
 		w.Close()

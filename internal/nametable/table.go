@@ -26,8 +26,8 @@ import (
 //	pid=N      the sender's process ID
 //	pidns=N    the sender's PID namespace, where there are such
 //	until=N    how long the sender waits, in milliseconds since 1970
-//	token=T    what the child can read from the verdict pipe at once, where devices
-//	           and inodes do not tell a pipe from all others, or from earlier ones
+//	token=T    the text that the child can read from the verdict pipe at once, where
+//	           devices and inodes do not tell a pipe from all others or from earlier ones
 //	offers=A,… what the sender understands beyond the handover itself
 //	generation=N  the sender's number, counted from the first generation, 1
 //	since=N    when the sender took charge, in milliseconds since 1970
@@ -38,8 +38,8 @@ import (
 //
 //	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FILEID,FDNAME
 //
-// Names are arbitrary bytes. Those that would be in the way are written as a
-// percent sign and two hexadecimal digits.
+// Names are arbitrary bytes. Those that would be ambiguous are written as a percent sign
+// and two hexadecimal digits.
 
 const (
 	version = "1"
@@ -90,7 +90,7 @@ func (t Table) Encode() []string {
 	text := encodeEntries(t.Entries)
 
 	parts := 0
-	variables := []string{""} // the header, which is known last
+	variables := []string{""} // for the header, which is known last
 	for rest := text; rest != ""; parts++ {
 		size := min(len(rest), maxPart)
 		variables = append(variables, fmt.Sprintf("%s_%d=%s", variable, parts, rest[:size]))
@@ -156,8 +156,8 @@ func writeEscaped(text *strings.Builder, field string) {
 	text.WriteString(field[plain:])
 }
 
-// An UnknownVersionError is the error of a header whose remainder only another
-// version of this package can read.
+// An UnknownVersionError is the error for a header whose remainder only another version of
+// this package can read.
 type UnknownVersionError string
 
 func (v UnknownVersionError) Error() string {

@@ -53,7 +53,7 @@ func inContext[T any](callback func(network, addr string) (T, error)) func(ctx c
 	return func(_ context.Context, network, addr string) (T, error) { return callback(network, addr) }
 }
 
-// warnOfWrapper is for what a callback has created.
+// warnOfWrapper warns that the next generation does not get a callback's type.
 func (r *Registry) warnOfWrapper(n nametable.Name, socket any) {
 	if r.logger != nil {
 		r.logger.Warn("tableflip: a callback has created a socket of a type that the next generation does not get: have it return what package net created, and wrap what Listen returns",
@@ -231,7 +231,7 @@ func listen[T interface {
 }](r *Registry, n nametable.Name, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
 	network, addr := n.Network, n.Addr
 	var none T
-	// Not to take an address that the new process may want.
+	// A socket that is bound now could take an address that the new process needs.
 	r.mu.Lock()
 	r.waitUnfrozenLocked()
 	err := r.closed
@@ -262,7 +262,7 @@ func listen[T interface {
 	return socket, nil
 }
 
-// unclaimedHint says which inherited sockets may be why one could not be created.
+// unclaimedHint names the inherited sockets that may be the reason for err.
 func (r *Registry) unclaimedHint(n nametable.Name, err error) string {
 	if !r.hasInherited || !descriptor.IsAddrInUse(err) {
 		return ""
