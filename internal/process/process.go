@@ -203,12 +203,13 @@ func (p *Process) Kill(patience time.Duration) error {
 }
 
 // Prepare does what os/exec would do at the first start of a process: it finds out
-// whether the kernel knows pidfds, which takes a process of its own.
-func Prepare() {
+// whether the kernel knows pidfds, which takes a process of its own. It does so once, and
+// returns when that has been done.
+var Prepare = sync.OnceFunc(func() {
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release()
 	}
-}
+})
 
 // duplicateStreams replaces each standard stream that is a file by a duplicate, and
 // one that was closed by nil, which is the null device. os/exec would refuse a
