@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 )
@@ -84,10 +85,10 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
 	}
 	defer release()
-	if self, err := process.Open(os.Getpid()); err == nil {
-		defer self.Close()
+	if self, err := process.OpenSelf(); err == nil {
+		defer descriptor.Close(self)
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		fds = append(fds, self.FD())
+		fds = append(fds, self)
 	}
 	return startChild(a.ctx, cmd, u.managerEnv, entries, fds, until)
 }

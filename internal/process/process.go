@@ -195,11 +195,16 @@ func (p *Process) Kill(patience time.Duration) error {
 		return nil
 	default:
 	}
-	// It may have been told to leave by other means, and so was waited for.
+	return killError(p.PID(), patience, killErr)
+}
+
+// killError returns the error of a process that has not ended. It was waited for even if
+// it could not be killed, because it may have been told to leave by other means.
+func killError(pid int, patience time.Duration, killErr error) error {
 	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
-		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", p.PID(), owner(p.PID()), killErr)
+		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", pid, owner(pid), killErr)
 	}
-	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", p.PID(), condition(p.PID()), patience, os.ErrDeadlineExceeded)
+	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", pid, condition(pid), patience, os.ErrDeadlineExceeded)
 }
 
 // Prepare does what os/exec would do at the first start of a process: it finds out
