@@ -2,8 +2,8 @@ package handovertest
 
 import (
 	"errors"
-	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -44,13 +44,14 @@ func startUnkillable(t *testing.T, pause step.Step, env ...string) (*chain, *pro
 	return c, parent
 }
 
+// copyBinary has another process write the copy: what this one has open for writing could
+// be open in a process that another test starts, and then not be executed.
 func copyBinary(t *testing.T, path string) {
 	t.Helper()
-	from := proctest.Opened[*os.File](t)(os.Open("/proc/self/exe"))
-	to, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o755)
+	self, err := os.Executable()
 	proctest.OK(t, err)
-	proctest.Must(io.Copy(to, from))
-	proctest.OK(t, to.Close())
+	proctest.OK(t, exec.Command("cp", self, path).Run())
+	proctest.OK(t, os.Chmod(path, 0o755))
 }
 
 // dropCapKill takes the capability from what the goroutine of the test starts. Its
