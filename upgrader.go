@@ -514,7 +514,8 @@ func (u *Upgrader) Upgrade() error {
 //
 // After an error this process is in charge as before, the new one has been killed and
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
+// the death of the new process cannot be confirmed in a second,
 // because it belongs to another user or the kernel does not let it go, the error says
 // so. Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
@@ -527,8 +528,9 @@ func (u *Upgrader) Upgrade() error {
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
 //     passed;
 //   - the cause of ctx's end;
-//   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is, and in a program that waits for all its children itself;
+//   - an *exec.ExitError, if the new process exited with a failure, except under
+//     systemd, whose child it is, and in a program that waits for all its children
+//     itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
@@ -854,6 +856,11 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
+	u.stopFor(nil)
+}
+
+// stopFor stops because of an error, which may be nil.
+func (u *Upgrader) stopFor(why error) {
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -868,7 +875,7 @@ func (u *Upgrader) Stop() {
 	}
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
-	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
 	wasReady := u.state != starting
 	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
@@ -886,6 +893,24 @@ func (u *Upgrader) Stop() {
 	}
 	close(u.exit)
 	upgraderExists.Store(false)
+}
+
+// Fail is [Upgrader.Stop] for a process that cannot serve, and says why. Call it in the
+// place of Stop if the set-up of a new version fails, and exit with a status that is not
+// zero.
+//
+// Before this process is in charge, the parent's Upgrade returns an error with the
+// text of err, and the parent's Logger and service manager get it, too. The parent
+// gives this process a second to exit before it kills it. The text is cut to a line of
+// 1,000 bytes. In a process that is in charge, and in the first generation, Fail is Stop.
+// In all of them the Logger receives err, as an error.
+func (u *Upgrader) Fail(err error) {
+	defer u.logs.Hold()()
+	err = cmp.Or(err, errors.New("it gave no reason"))
+	if u.logger != nil {
+		u.logger.Error("tableflip: this process stops because it has failed", "error", err)
+	}
+	u.stopFor(err)
 }
 
 // beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It
