@@ -151,6 +151,9 @@ func (c *child) say(word string) error {
 // next returns the words of the child's next line. Its error is the cause of ctx's
 // end, io.EOF, or another.
 func (c *child) next(ctx context.Context) ([]string, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.ready.SetReadDeadline(time.Unix(1, 0))
@@ -504,11 +507,10 @@ func (c *child) abort() error {
 // isKnown reports whether it is the child itself whose death this process can see.
 func (c *child) isKnown() bool { return c.isHere.Load() || c.announced != nil }
 
-// settle waits for a child of which abort could confirm nothing. It reports whether
-// the child is in charge, because it acknowledged the commit; if not, it cannot take
-// charge any more.
-func (c *child) settle() (inCharge bool) {
-	ctx := context.Background()
+// settle waits, until ctx ends, for a child of which abort could confirm nothing. It
+// reports whether the child is in charge, because it acknowledged the commit; if not, it
+// cannot take charge any more: it cannot acknowledge, and will read that it was aborted.
+func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if c.isKnown() {
 		watched, stop := c.watch(ctx)
 		defer stop()
@@ -525,7 +527,3 @@ func (c *child) settle() (inCharge bool) {
 	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
-
-// forget lets a child of which abort could confirm nothing acknowledge nothing more:
-// it will read that it was aborted.
-func (c *child) forget() { c.ready.Close() }

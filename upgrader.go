@@ -172,9 +172,9 @@ type attempt struct {
 	cause    string        // what ended it, as far as that is known
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool   // the manager asked for another reload meanwhile
-	answered    bool   // the manager was told how it went
-	undecided   *child // Upgrade has returned, and this child may still take charge
+	reloadAgain bool          // the manager asked for another reload meanwhile
+	answered    bool          // the manager was told how it went
+	undecided   chan struct{} // if its child may take charge after Upgrade has returned: closed once that is decided
 }
 
 // New returns the [Upgrader] for this process. It inherits descriptors from the parent
@@ -552,7 +552,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = c
+		a.undecided = make(chan struct{})
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -699,16 +699,10 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	c.keep(u.logger)
 
 	u.mu.Lock()
-	wasStopped := u.state == stopped
-	if !wasStopped {
-		u.state, u.since = upgraded, time.Now()
-		u.child = c
-		close(u.exit)
-	}
+	u.state, u.since = upgraded, time.Now()
+	u.child = c
+	close(u.exit)
 	u.mu.Unlock()
-	if wasStopped {
-		return
-	}
 	u.registry.HandOver(ErrUpgraded)
 	u.tellDraining(true)
 	go func() {
@@ -752,13 +746,15 @@ func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(s
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
-	a.stop(nil)
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
 	if failed {
 		err = cmp.Or(err, errors.New("tableflip: Options.Command has panicked"))
 		u.tell(a, slog.LevelError, event.Failed, slog.Any("error", err), slog.String("cause", a.failure(err)), took(a.began))
+	}
+	if !undecided {
+		a.stop(nil)
 	}
 	switch {
 	case !failed:
@@ -807,10 +803,13 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	}
 }
 
-// settle waits for a child whose death could not be confirmed.
+// settle waits for a child whose death could not be confirmed, no longer than until Stop
+// is called.
 func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
+	defer close(a.undecided)
+	defer a.stop(nil)
 	<-a.returned
-	if c.settle() {
+	if c.settle(a.stopCtx) {
 		mainPID, err := u.notifier.PrepareMainPID()
 		if err == nil {
 			defer mainPID.Close()
@@ -818,17 +817,8 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 		u.retire(a, c, mainPID)
 		return
 	}
-	u.mu.Lock()
-	wasStopped := u.state == stopped
-	u.mu.Unlock()
-	if wasStopped {
-		u.mu.Lock()
-		u.successor = nil
-		u.mu.Unlock()
-		return
-	}
 	u.restorePIDFile(before)
-	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+	u.stayInCharge(a, cmp.Or(context.Cause(a.stopCtx), errors.New("tableflip: the new process ended late")))
 }
 
 // beginAnswer is called before the manager is told how an attempt went, which answers
@@ -878,9 +868,6 @@ func (u *Upgrader) Stop() {
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
 	wasReady := u.state != starting
-	if u.state == upgrading {
-		u.attempt.undecided.forget()
-	}
 	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
@@ -913,9 +900,11 @@ func (u *Upgrader) beginStop() bool {
 		switch {
 		case u.state == accepting:
 			busy = u.accepted
-		case u.state == upgrading && !isClosed(u.attempt.returned):
+		case u.state == upgrading:
 			u.attempt.stop(ErrStopped)
-			busy = u.attempt.returned
+			if busy = u.attempt.returned; isClosed(busy) {
+				busy = u.attempt.undecided
+			}
 		default:
 			return first
 		}

@@ -485,7 +485,7 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		because := errors.New("because")
 		wait := func() bool {
-			// Many times, as it also waits for the verdict, and for either first.
+			// Many times, because it also waits for the verdict, and selects at random.
 			for range 20 {
 				ctx, cancel := context.WithCancelCause(context.Background())
 				result := proctest.InBackground(func() error { return upg.WaitForParent(ctx) })
