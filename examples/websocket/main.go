@@ -1,16 +1,12 @@
 // Command websocket is an echo server that is upgraded while its clients stay connected.
 //
-// It sends each message back after "version=VERSION pid=PID ". Flags and signals are those
-// of the http example.
-//
+// Each message is sent back after "version=VERSION pid=PID ". Flags: see the http example.
 // What is promised: no connection is refused or reset because of an upgrade. When the process
 // is to end, it answers the message that it is handling on a connection, and then sends a
 // close frame: 1012 (service restart) after an upgrade, upon which the client can connect
 // again at once, or 1001 (going away). A message that has no answer before the close frame
 // has not been handled, and can be sent again.
-//
-// What is not: a client that does not answer the close frame in five seconds is cut off, and
-// so are all whose messages are still being handled when -drain has passed.
+// What is not: a client that does not answer the close frame in five seconds is cut off.
 package main
 
 import (
@@ -66,7 +62,7 @@ type server struct {
 func (s server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
-		return // Accept has told the client.
+		return
 	}
 	defer conn.CloseNow()
 	var handling sync.Mutex // held while a message is handled, and while the server leaves
@@ -78,11 +74,11 @@ func (s server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			handling.Lock()
 			defer handling.Unlock()
 			left = true
-			code := websocket.StatusGoingAway
+			goodbye := websocket.StatusGoingAway
 			if s.upg.Replaced() {
-				code = websocket.StatusServiceRestart
+				goodbye = websocket.StatusServiceRestart
 			}
-			conn.Close(code, "") // It waits for the client's answer.
+			conn.Close(goodbye, "") // It waits for the client's answer.
 		case <-closed:
 		}
 	}()
@@ -91,6 +87,7 @@ func (s server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return
 		}
+
 		handling.Lock()
 		if !left { // Otherwise it has crossed the close frame.
 			err = s.handle(conn, kind, message)

@@ -498,7 +498,9 @@ func (s *Service) UpgradeUnderLoad(excuse func(error) bool, clients ...Client) {
 			s.t.Errorf("the PID file names %d, want %d", got, inCharge)
 		}
 	}
-	answers := s.WantAnswered(load.Stop(), excuse)
+	results := load.Stop()
+	s.t.Logf("%d exchanges in 20 upgrades", len(results))
+	answers := s.WantAnswered(results, excuse)
 	for _, g := range s.generations {
 		if answers[g.pid] < 20 {
 			s.t.Errorf("%d answers from process %d, want at least 20", answers[g.pid], g.pid)
