@@ -81,6 +81,11 @@ func mutant(n int) bool {
 	return n == mutantSelected
 }
 
+// The check makes a difference only where it holds, or where it does not.
+func mutantNever(n int, holds bool) bool { return holds && !mutant(n) }
+
+func mutantAlways(n int, holds bool) bool { return holds || mutant(n) }
+
 func mutantUnless(dropped bool, f func() error) error {
 	if dropped {
 		return nil
