@@ -10,17 +10,13 @@ const (
 	File       = "fd"
 )
 
-// A Name is what callers know a descriptor by. A file's is its Network.
+// A Name is what callers know a descriptor by. A file's is its Network, and it has no
+// Addr.
 type Name struct {
 	Kind, Network, Addr string
 }
 
-func (n Name) String() string {
-	if n.Kind == File {
-		return n.Kind + ":" + n.Network + ":"
-	}
-	return n.Kind + ":" + n.Network + ":" + n.Addr
-}
+func (n Name) String() string { return n.Kind + ":" + n.Network + ":" + n.Addr }
 
 // An Entry is what the table says about one descriptor. An Entry that a table holds
 // is not changed any more, because a child that is being started may be reading it.
