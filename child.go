@@ -56,14 +56,17 @@ type child struct {
 	here      bool
 	isHere    atomic.Bool     // the process that was started said so itself
 	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
-	accepts   []string        // what that understands
+	accepts   []string        // the words, of those offered, that the child understands
 	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
+	hereHeard func()          // called when the child says that it is here
+	cause     string          // what it did wrong, if it said so
 }
 
 // startChild starts cmd, as a child of this process or of systemd, with fds as its
-// descriptors from 5 on, and tells it until when it is waited for. The caller keeps fds.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, fds []uintptr, until time.Time) (*child, error) {
+// descriptors from 5 on. It completes the table, whose entries are fds. The caller keeps
+// fds.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -81,12 +84,9 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 		lines:   bufio.NewReaderSize(readyRead, maxLine),
 		verdict: verdictWrite,
 	}
-	table := nametable.Table{
-		PID:          os.Getpid(),
-		PIDNamespace: process.PIDNamespace(),
-		Until:        until,
-		Entries:      entries,
-	}
+	table.PID = os.Getpid()
+	table.PIDNamespace = process.PIDNamespace()
+	table.Offers = offers
 	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
 	if err == nil {
 		// Options.Command may have brought back what the package has removed.
@@ -151,6 +151,9 @@ func (c *child) say(word string) error {
 // next returns the words of the child's next line. Its error is the cause of ctx's
 // end, io.EOF, or another.
 func (c *child) next(ctx context.Context) ([]string, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.ready.SetReadDeadline(time.Unix(1, 0))
@@ -208,6 +211,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			if err := c.hearHere(words[1:]); err != nil {
 				return err
 			}
+			c.hereHeard()
 			stop()
 			watched, stop = c.watch(ctx) // the process that has announced itself, too
 		case wordReady:
@@ -250,7 +254,7 @@ func (c *child) hearHere(words []string) error {
 		return c.announcedExited()
 	}
 	if err != nil {
-		return nil // the pipe alone tells of it
+		return nil // only the pipe tells when it ends
 	}
 	held := c.isHeldBy(pid)
 	switch {
@@ -291,12 +295,13 @@ func (c *child) named(err error) error {
 }
 
 func (c *child) failed(reason []string) error {
+	c.cause = causeReason
 	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. Only after a while a thread waits
-// for the process: there is none while the child starts.
+// not tell if a descendant of the child has it open. A thread waits for the process only
+// after exitGrace, because most children are ready by then.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {
@@ -368,7 +373,7 @@ func (c *child) commit(ctx context.Context) error {
 	defer stop()
 	err := c.awaitAcknowledged(ctx)
 	if err != nil && ctx.Err() != nil {
-		// It may have come at the last moment.
+		// The acknowledgement may have come at the last moment.
 		err = c.lastWord(err)
 	}
 	if err == nil {
@@ -405,7 +410,8 @@ func (c *child) lastWord(err error) error {
 	return err
 }
 
-// hearLateHere finds out who is to be killed, if that was said and not heard.
+// hearLateHere reads a here that has not been read yet, so that abort also kills the
+// process that sent it.
 func (c *child) hearLateHere() {
 	if c.here {
 		return
@@ -453,7 +459,7 @@ func (c *child) keep(logger *slog.Logger) {
 }
 
 // awaitEnd waits until a child that is in charge has ended, and reports whether it was
-// told to.
+// told to stop.
 func (c *child) awaitEnd() (wasStopped bool) {
 	for {
 		words, err := c.next(context.Background())
@@ -501,11 +507,10 @@ func (c *child) abort() error {
 // isKnown reports whether it is the child itself whose death this process can see.
 func (c *child) isKnown() bool { return c.isHere.Load() || c.announced != nil }
 
-// settle waits for a child of which abort could confirm nothing. It reports whether
-// the child is in charge, because it acknowledged the commit; if not, it cannot take
-// charge any more.
-func (c *child) settle() (inCharge bool) {
-	ctx := context.Background()
+// settle waits, until ctx ends, for a child of which abort could confirm nothing. It
+// reports whether the child is in charge, because it acknowledged the commit; if not, it
+// cannot take charge any more: it cannot acknowledge, and will read that it was aborted.
+func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if c.isKnown() {
 		watched, stop := c.watch(ctx)
 		defer stop()
@@ -522,7 +527,3 @@ func (c *child) settle() (inCharge bool) {
 	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
-
-// forget lets a child of which abort could confirm nothing acknowledge nothing more:
-// it will read that it was aborted.
-func (c *child) forget() { c.ready.Close() }

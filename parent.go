@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ import (
 
 // The child's words, on the ready pipe.
 const (
-	wordHere         = "here"         // PID WORD…: New was called, and understands WORDs
+	wordHere         = "here"         // PID WORD…: New was called, and accepts WORDs
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
@@ -39,13 +40,26 @@ const (
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
 )
 
+// offers are the words beyond the handover itself that this version knows. A parent
+// offers them in the table, and a child accepts what it knows of them when it says that
+// it is here. Neither says a word that was not accepted.
+var offers = []string{wordReload}
+
+// accepted returns those of the words that a parent has offered which this version knows.
+func accepted(offered []string) []string {
+	return slices.DeleteFunc(slices.Clone(offered), func(word string) bool {
+		return !slices.Contains(offers, word)
+	})
+}
+
 // parentHandle is the kind and the name under which a parent passes a handle of its
 // own process.
 var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	pid     int
+	generation Generation // guarded by Upgrader.mu
+
 	ready   *os.File
 	verdict *os.File
 	handle  *process.Handle // of the parent's process, nil where there are none
@@ -58,6 +72,8 @@ type parent struct {
 	commit  bool          // the parent has put this process in charge, if it acknowledges that
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
+
+	processEnded chan struct{} // closed by watchProcess
 
 	aborted  chan struct{} // closed if the parent takes the commit back
 	exited   chan struct{} // closed once the parent's process has ended, and then:
@@ -76,22 +92,26 @@ func newParent(t *nametable.Table) (*parent, error) {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		pid:     t.PID,
+		generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
+
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
 		decided: make(chan struct{}),
 		aborted: make(chan struct{}),
 		exited:  make(chan struct{}),
+
+		processEnded: make(chan struct{}),
 	}
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := ownPID()
-	if t.PIDNamespace != process.PIDNamespace() {
-		pid = "-"
+	pid := "-"
+	if t.PIDNamespace == process.PIDNamespace() {
+		pid = ownPID()
+		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
-	_ = p.say(wordHere, pid, wordReload)
+	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
 	step.Reached(step.HereSaid)
 	return p, nil
 }
@@ -115,8 +135,8 @@ func (p *parent) say(words ...string) error {
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
 	for lines := bufio.NewReader(p.verdict); ; {
-		// What was said right after the commit takes it back. This process may have
-		// been suspended meanwhile.
+		// An abort right behind the commit takes it back: this process may have been
+		// suspended meanwhile.
 		if p.commit && lines.Buffered() == 0 && !isClosed(p.decided) {
 			close(p.decided)
 		}
@@ -157,11 +177,8 @@ var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
-	// Who is told that the parent has exited finds its descriptors closed.
+	// Whoever learns that the parent has exited finds these descriptors closed.
 	p.verdict.Close()
-	if p.handle != nil {
-		p.handle.Close()
-	}
 	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
 	case ended && !isClosed(p.decided):
 		p.orphan = true
@@ -171,14 +188,31 @@ func (p *parent) hearEnd(err error) {
 		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
 		close(p.decided)
 	}
+	if p.handle != nil {
+		if p.refusal == nil {
+			p.awaitProcess()
+		}
+		p.handle.Close()
+	}
 	if p.refusal == nil {
 		p.closeReady.Do(func() { p.ready.Close() })
 		close(p.exited)
 	}
 }
 
-// unread lets watch go on after the parent's process has ended, if there is something
-// that it said before.
+// awaitProcess returns when the kernel has done away with a process that has closed the
+// pipe. It closes descriptors one by one, and one after the pipe may hold a lock that
+// this process wants. There is a limit because a process that executes another program
+// closes the pipe, too.
+func (p *parent) awaitProcess() {
+	select {
+	case <-p.processEnded:
+	case <-time.After(time.Second):
+	}
+}
+
+// unread lets watch go on after the parent's process has ended, if the parent has said
+// something before.
 func (p *parent) unread() bool {
 	readable, _, err := descriptor.PollOf(p.verdict)
 	if !readable || err != nil {
@@ -192,11 +226,13 @@ func (p *parent) unread() bool {
 // not tell if a process that the parent has forked has it open.
 func (p *parent) watchProcess() {
 	if p.handle.Wait() == nil {
+		close(p.processEnded)
 		p.verdict.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// sayStopping tells a parent that drains, if it is still there, that nobody waits for it.
+// sayStopping tells a parent that still drains that this process was told to stop, so
+// that nobody waits for the parent's end.
 func (p *parent) sayStopping() { _ = p.say(wordStopping) }
 
 // sayReady tells the parent that this process can serve.
@@ -252,8 +288,8 @@ func (p *parent) takeCharge(prepare func() error) error {
 
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
-// abandon gives up, unless this process is in charge, which it reports. The parent
-// cannot commit any more, or gets no acknowledgement of what it has committed.
+// abandon gives up, unless this process is in charge, which it reports. From then on
+// the parent cannot commit, or gets no acknowledgement of its commit.
 func (p *parent) abandon() (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

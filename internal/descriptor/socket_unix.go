@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IdentifySocket returns what fd is. It is no error if fd is no socket.
+// IdentifySocket returns what kind of socket fd is. It is no error if fd is no socket.
 func IdentifySocket(fd uintptr) (Socket, error) {
 	socketType, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
 	if err == unix.ENOTSOCK {

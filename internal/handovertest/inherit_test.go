@@ -16,7 +16,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// What a child starts, or executes, before New inherits nothing of the handover.
+// A process that a child starts before New, or a program that it executes, inherits
+// nothing of the handover.
 
 const (
 	earlyVariable = "HANDOVERTEST_EARLY" // when a child starts another process

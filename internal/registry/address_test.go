@@ -22,7 +22,7 @@ func (a address) at(port string) (network, addr string) {
 	return a[0], strings.ReplaceAll(a[1], "PORT", port)
 }
 
-// R7, c03
+// An address finds the sockets that it can stand for, and no other.
 func TestSpellings(t *testing.T) {
 	if ln, err := net.Listen("tcp", "[::1]:0"); err != nil {
 		t.Skip("no IPv6: ", err)
@@ -108,7 +108,7 @@ func listenAs(t *testing.T, r *registry.Registry, a address) net.Addr {
 	return ln.Addr()
 }
 
-// R7: a socket of one family is none of the other.
+// A socket of one address family is not found by an address of the other.
 func TestFamilies(t *testing.T) {
 	for _, test := range []struct{ before, after address }{
 		{address{"tcp4", "0.0.0.0:PORT"}, address{"tcp6", "[::]:PORT"}},
@@ -128,7 +128,7 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// R7: so has a Unix socket one file, by many names.
+// A Unix socket is found by any path to its file.
 func TestUnixSpellings(t *testing.T) {
 	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
 	t.Chdir(dir)
@@ -153,7 +153,7 @@ func TestUnixSpellings(t *testing.T) {
 	}
 }
 
-// R7: the name decides first, and an open port is nobody else's.
+// Names are looked for before addresses, and an open port finds only its own name.
 func TestNamesBeforeAddresses(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	var want []string
@@ -180,7 +180,7 @@ func TestNamesBeforeAddresses(t *testing.T) {
 	}
 }
 
-// R7: what was claimed by another name is removed by that, and passed on by it.
+// What was claimed by another name is removed by that name, and passed on by it.
 func TestClaimedNames(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	bound := listenAs(t, r, address{"tcp", "127.0.0.1:PORT"})
@@ -210,7 +210,7 @@ func TestConnsAreNotFoundByAddress(t *testing.T) {
 	}
 }
 
-// R8, c51
+// A claim after TakeCharge is an error until the parent has exited.
 func TestLateClaims(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -254,7 +254,7 @@ func TestLateClaims(t *testing.T) {
 	}
 }
 
-// c16
+// A socket whose file is gone is not claimed, and Listen binds a new one.
 func TestLostSocketFile(t *testing.T) {
 	for what, lose := range map[string]func(path string) error{
 		"removed": os.Remove,
@@ -306,7 +306,7 @@ func relative(t *testing.T, path string) string {
 	return filepath.Base(path)
 }
 
-// c16: who has taken the path keeps it.
+// Another process that has bound the path keeps it.
 func TestSocketFileOfAnother(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -323,7 +323,7 @@ func TestSocketFileOfAnother(t *testing.T) {
 	}
 }
 
-// c16: in a chroot(2) there is not even the directory, and the socket is all there is.
+// In a chroot(2) not even the directory is there: the inherited socket is claimed.
 func TestSocketFileUnseen(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	path := filepath.Join(dir, "s")

@@ -55,7 +55,7 @@ func (s *fakeStore) Flush() []string {
 	return refused
 }
 
-// L1: a store that is stuck holds up who has told it something, and nobody else.
+// A store that is stuck blocks the caller that changed it, and no other.
 func TestStuckStore(t *testing.T) {
 	store := &fakeStore{}
 	r := firstGeneration(t, registry.Options{Store: store})
@@ -98,7 +98,7 @@ func TestStuckStore(t *testing.T) {
 	}
 }
 
-// L1: the child is not told of a copy that could not be made.
+// The child is not told of a copy that could not be made.
 func TestRefusedCopies(t *testing.T) {
 	store := &fakeStore{}
 	r := firstGeneration(t, registry.Options{Store: store})
@@ -125,7 +125,7 @@ func (*callingHandler) Enabled(context.Context, slog.Level) bool { return true }
 
 func (h *callingHandler) Handle(context.Context, slog.Record) error { h.call(); return nil }
 
-// L2
+// A Logger's handler may call into the registry.
 func TestLoggerMayCall(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	handler := &callingHandler{call: func() {}}

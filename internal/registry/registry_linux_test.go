@@ -16,7 +16,7 @@ import (
 	"example.com/tableflip/internal/registry"
 )
 
-// R2, M7: nobody's socket is unlinked, and nobody notices that it was looked at.
+// The file of an open socket is not unlinked, and the check puts nothing in its queue.
 func TestLiveSocketFile(t *testing.T) {
 	types := map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET, "unixgram": unix.SOCK_DGRAM}
 	for theirs, socketType := range types {
@@ -74,6 +74,18 @@ func TestDeadSocketFileReplaced(t *testing.T) {
 		}
 	}
 
+	// What callbacks find is replaced, too.
+	for _, left := range []string{"unix", "unixgram"} {
+		path := filepath.Join(proctest.SocketDir(t), "s")
+		dead(t, left, path)
+		r := firstGeneration(t, registry.Options{})
+		if left == "unix" {
+			proctest.OK(t, proctest.ErrorOf(r.ListenWithCallback(left, path, net.Listen)))
+		} else {
+			proctest.OK(t, proctest.ErrorOf(r.ListenPacketWithCallback(left, path, net.ListenPacket)))
+		}
+	}
+
 	// What is no socket is nobody's to unlink.
 	path := filepath.Join(proctest.SocketDir(t), "file")
 	proctest.OK(t, os.WriteFile(path, []byte("x"), 0o600))
@@ -83,7 +95,7 @@ func TestDeadSocketFileReplaced(t *testing.T) {
 	}
 }
 
-// R5
+// A listener has the same type and keep-alive parameters in every generation.
 func TestListenerTypes(t *testing.T) {
 	callback := func(network, addr string) (net.Listener, error) { return net.Listen(network, addr) }
 	for what, config := range map[string]net.ListenConfig{
@@ -130,7 +142,7 @@ func keepAlive(t *testing.T, ln net.Listener) (options string) {
 	return options
 }
 
-// R6
+// A socket that package net cannot open is refused.
 func TestForeignSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	for what, open := range map[string]func() (int, error){
@@ -165,7 +177,7 @@ func TestForeignSockets(t *testing.T) {
 	}
 }
 
-// R6: what package net knows is accepted, and opened.
+// A socket that package net can open is accepted, and opened.
 func TestKnownSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -192,7 +204,7 @@ func TestKnownSockets(t *testing.T) {
 	}
 }
 
-// c44
+// A new socket that shares the address of an inherited one can lose connections.
 func TestSharedPortIsWarnedOf(t *testing.T) {
 	var opts registry.Options
 	book := logTo(&opts.Logger)
@@ -226,7 +238,7 @@ func TestSharedPortIsWarnedOf(t *testing.T) {
 	}
 }
 
-// c16: the queue is as long as the system allows, and whoever is in it stays.
+// The queue is as long as the system allows now, and keeps the connections in it.
 func TestListenAgain(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket"} {
 		path := filepath.Join(proctest.SocketDir(t), "s")

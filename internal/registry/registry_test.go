@@ -114,7 +114,7 @@ func dead(t *testing.T, network, path string) {
 
 // Who unlinks a socket's file.
 
-// R1
+// Whatever removes a Unix socket whose owner has closed it unlinks the file.
 func TestClosedSocketFile(t *testing.T) {
 	for _, inherited := range []bool{false, true} {
 		t.Run(fmt.Sprintf("inherited %v", inherited), func(t *testing.T) {
@@ -162,7 +162,7 @@ func TestClosedSocketFile(t *testing.T) {
 	}
 }
 
-// R1: what was bound at the path since is another's.
+// A socket that was bound at the path since keeps its file.
 func TestClosedSocketFileSuccessor(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -182,7 +182,7 @@ func (h hidesUnlink) SyscallConn() (syscall.RawConn, error) {
 	return h.Listener.(syscall.Conn).SyscallConn()
 }
 
-// R4
+// The Close of a wrapper that hides SetUnlinkOnClose would unlink the file.
 func TestHiddenUnlinkOnClose(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -203,7 +203,7 @@ func TestHiddenUnlinkOnClose(t *testing.T) {
 	proctest.OK(t, r.AddListener("tcp", "x", hidesUnlink{tcp}, true))
 }
 
-// R2: one of those that start at once gets the path, and keeps it.
+// Of several that replace a dead socket's file at once, one gets the path and keeps it.
 func TestDeadSocketFileRace(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for range 500 {
@@ -243,7 +243,7 @@ func TestDeadSocketFileRace(t *testing.T) {
 
 // What is added.
 
-// R3
+// A listener replaces the one before it even if the name leaves the port open.
 func TestAddListenerPortZero(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	var last net.Listener
@@ -282,7 +282,7 @@ type fdPacketConn struct {
 
 func (s fdPacketConn) SyscallConn() (syscall.RawConn, error) { return s.file.SyscallConn() }
 
-// c25
+// The next generation does not get the type that a callback returned.
 func TestWrapperIsWarnedOf(t *testing.T) {
 	var opts registry.Options
 	book := logTo(&opts.Logger)
@@ -312,7 +312,7 @@ func TestWrapperIsWarnedOf(t *testing.T) {
 	}
 }
 
-// c20
+// Control is not called for an inherited socket.
 func TestOptionsOfInheritedSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	ln := proctest.Must(r.Listen("tcp", "127.0.0.1:0"))

@@ -11,8 +11,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// R2: a process that knows nothing of LockDir has bound the path after it was found
-// dead.
+// A process that does not call LockDir has bound the path after it was found dead.
 func TestUnlinkAsidePutsBack(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", path))
