@@ -331,7 +331,9 @@ func (s *Service) cleanUp() {
 		s.pids.Kill()
 	}
 	for _, r := range s.log.All() {
-		if level := r.attrs["level"]; !r.seen && (level == "WARN" || level == "ERROR") {
+		// The service logs the error of a failed upgrade, too, and that is awaited.
+		repeated := r.attrs["msg"] == "tableflip: failed"
+		if level := r.attrs["level"]; !r.seen && !repeated && (level == "WARN" || level == "ERROR") {
 			s.t.Errorf("the service logged: %s", r.line)
 		}
 	}
