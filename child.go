@@ -60,11 +60,14 @@ type child struct {
 	accepts   []string        // the words, of those offered, that the child understands
 	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
+	hereHeard func()          // called when the child says that it is here
+	cause     string          // what it did wrong, if it said so
 }
 
 // startChild starts cmd, as a child of this process or of systemd, with fds as its
-// descriptors from 5 on, and tells it until when it is waited for. The caller keeps fds.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, fds []uintptr, until time.Time) (*child, error) {
+// descriptors from 5 on. It completes the table, whose entries are fds. The caller keeps
+// fds.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -82,13 +85,9 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 		lines:   bufio.NewReaderSize(readyRead, maxLine),
 		verdict: verdictWrite,
 	}
-	table := nametable.Table{
-		PID:          os.Getpid(),
-		PIDNamespace: process.PIDNamespace(),
-		Until:        until,
-		Offers:       offers,
-		Entries:      entries,
-	}
+	table.PID = os.Getpid()
+	table.PIDNamespace = process.PIDNamespace()
+	table.Offers = offers
 	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
 	if err == nil {
 		// Options.Command may have brought back what the package has removed.
@@ -213,6 +212,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			if err := c.hearHere(words[1:]); err != nil {
 				return err
 			}
+			c.hereHeard()
 			stop()
 			watched, stop = c.watch(ctx) // the process that has announced itself, too
 		case wordReady:
@@ -296,6 +296,7 @@ func (c *child) named(err error) error {
 }
 
 func (c *child) failed(reason []string) error {
+	c.cause = causeReason
 	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
 }
 

@@ -58,7 +58,8 @@ var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	pid     int
+	generation Generation // guarded by Upgrader.mu
+
 	ready   *os.File
 	verdict *os.File
 	handle  *process.Handle // of the parent's process, nil where there are none
@@ -71,6 +72,8 @@ type parent struct {
 	commit  bool          // the parent has put this process in charge, if it acknowledges that
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
+
+	processEnded chan struct{} // closed by watchProcess
 
 	aborted  chan struct{} // closed if the parent takes the commit back
 	exited   chan struct{} // closed once the parent's process has ended, and then:
@@ -89,19 +92,23 @@ func newParent(t *nametable.Table) (*parent, error) {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		pid:     t.PID,
+		generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
+
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
 		decided: make(chan struct{}),
 		aborted: make(chan struct{}),
 		exited:  make(chan struct{}),
+
+		processEnded: make(chan struct{}),
 	}
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := ownPID()
-	if t.PIDNamespace != process.PIDNamespace() {
-		pid = "-"
+	pid := "-"
+	if t.PIDNamespace == process.PIDNamespace() {
+		pid = ownPID()
+		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
 	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
@@ -170,11 +177,8 @@ var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
-	// Whoever learns that the parent has exited finds its descriptors closed.
+	// Whoever learns that the parent has exited finds these descriptors closed.
 	p.verdict.Close()
-	if p.handle != nil {
-		p.handle.Close()
-	}
 	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
 	case ended && !isClosed(p.decided):
 		p.orphan = true
@@ -184,9 +188,26 @@ func (p *parent) hearEnd(err error) {
 		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
 		close(p.decided)
 	}
+	if p.handle != nil {
+		if p.refusal == nil {
+			p.awaitProcess()
+		}
+		p.handle.Close()
+	}
 	if p.refusal == nil {
 		p.closeReady.Do(func() { p.ready.Close() })
 		close(p.exited)
+	}
+}
+
+// awaitProcess returns when the kernel has done away with a process that has closed the
+// pipe. It closes descriptors one by one, and one after the pipe may hold a lock that
+// this process wants. There is a limit because a process that executes another program
+// closes the pipe, too.
+func (p *parent) awaitProcess() {
+	select {
+	case <-p.processEnded:
+	case <-time.After(time.Second):
 	}
 }
 
@@ -205,6 +226,7 @@ func (p *parent) unread() bool {
 // not tell if a process that the parent has forked has it open.
 func (p *parent) watchProcess() {
 	if p.handle.Wait() == nil {
+		close(p.processEnded)
 		p.verdict.SetReadDeadline(time.Unix(1, 0))
 	}
 }

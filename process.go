@@ -3,6 +3,7 @@ package tableflip
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 )
@@ -90,7 +92,22 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
 		fds = append(fds, self)
 	}
-	return startChild(a.ctx, cmd, u.managerEnv, entries, fds, until)
+	u.mu.Lock()
+	table := nametable.Table{Until: until, Generation: u.number, Since: u.since, Entries: entries}
+	u.mu.Unlock()
+	c, err := startChild(a.ctx, cmd, u.managerEnv, table, fds)
+	if err != nil {
+		return nil, err
+	}
+	note := func(name string) {
+		u.mu.Lock()
+		u.successor = &Generation{c.pid, u.number + 1, a.began, stateStarting}
+		u.mu.Unlock()
+		u.tell(a, slog.LevelInfo, name)
+	}
+	c.hereHeard = func() { note(event.Here) }
+	note(event.Started)
+	return c, nil
 }
 
 // warnOf logs what may make an upgrade useless.

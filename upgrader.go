@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
@@ -102,10 +103,12 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives warnings: inherited descriptors that nobody claimed,
-	// errors of cleaning up, a new process that dies before the old one, and messages
-	// that the service manager did not receive. Its handler may call methods of the
-	// Upgrader, because they log only when they return.
+	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
+	// the package documentation lists under "The log", and warnings: inherited
+	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
+	// before the old one, and messages that the service manager did not receive. Its
+	// handler may call methods of the Upgrader, because they log only when they return:
+	// the steps of an upgrade arrive at its end, each with the time at which it happened.
 	Logger *slog.Logger
 }
 
@@ -134,6 +137,7 @@ type Upgrader struct {
 	logger         *slog.Logger    // nil for none
 	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
+	number         int             // of this generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
@@ -145,11 +149,13 @@ type Upgrader struct {
 	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
-	mu       sync.Mutex
-	state    state
-	accepted chan struct{} // while accepting: closed at its end
-	attempt  *attempt      // while upgrading
-	child    *child        // once upgraded
+	mu        sync.Mutex
+	state     state
+	since     time.Time     // when this generation's State began
+	accepted  chan struct{} // while accepting: closed at its end
+	attempt   *attempt      // while upgrading
+	successor *Generation   // the child that is starting, or has taken charge, while it lives
+	child     *child        // once upgraded
 }
 
 // An attempt is an upgrade under way.
@@ -159,8 +165,10 @@ type attempt struct {
 	stopCtx  context.Context // ends when Stop is called
 	cancel   context.CancelCauseFunc
 	stop     context.CancelCauseFunc
+	began    time.Time
 	unfollow func() bool   // lets go of caller
 	returned chan struct{} // closed when Upgrade returns
+	cause    string        // what ended it, as far as that is known
 
 	// Guarded by Upgrader.mu:
 	reloadAgain bool          // the manager asked for another reload meanwhile
@@ -221,6 +229,11 @@ func New(opts Options) (*Upgrader, error) {
 		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
 		hurry:          make(chan struct{}),
+		number:         1,
+		since:          time.Now(),
+	}
+	if parent != nil {
+		u.number = parent.generation.Number + 1
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
@@ -255,6 +268,59 @@ func (u *Upgrader) Replaced() bool {
 // successor was stopped, the channel stays open, and this process may take its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
+}
+
+// A Generation is one process of the service.
+type Generation struct {
+	PID    int       // 0 if it has none here, because it is in another PID namespace
+	Number int       // counted from the first generation, which is 1
+	Since  time.Time // when State began, or zero if that is not known
+	State  string    // "starting", "in charge" or "draining"
+}
+
+// The states of a Generation.
+const (
+	stateStarting = "starting"  // Ready has not returned
+	stateInCharge = "in charge" // it may be upgraded
+	stateDraining = "draining"  // it was replaced or stopped
+)
+
+// attrs names a generation in the log.
+func (g Generation) attrs() []slog.Attr {
+	return []slog.Attr{slog.Int("pid", g.PID), slog.Int("generation", g.Number)}
+}
+
+// Generations returns the processes of the service that this one knows to live, oldest
+// first: its parent, until that has ended, this process, and its child, from the start
+// of an upgrade or rehearsal on. It does not block.
+//
+// Each process tells its child its Number. A parent with a version of this package that
+// did not tell counts as generation 1, and its Since is zero while it is in charge.
+func (u *Upgrader) Generations() []Generation {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var all []Generation
+	// While Ready takes charge, it holds what hasExited asks for.
+	if u.parent != nil && !isClosed(u.parent.exited) && (u.state == accepting || !u.parent.hasExited()) {
+		all = append(all, u.parent.generation)
+	}
+	all = append(all, u.selfLocked())
+	if u.successor != nil {
+		all = append(all, *u.successor)
+	}
+	return all
+}
+
+// selfLocked returns what this process is.
+func (u *Upgrader) selfLocked() Generation {
+	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
+	switch u.state {
+	case ready, upgrading:
+		self.State = stateInCharge
+	case upgraded, stopped:
+		self.State = stateDraining
+	}
+	return self
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -309,9 +375,14 @@ func (u *Upgrader) Ready() error {
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.state = ready
-	if err != nil {
-		u.state = starting
+	u.state = starting
+	if err == nil {
+		u.state, u.since = ready, time.Now()
+		if u.parent != nil && u.parent.generation.State == stateInCharge {
+			u.parent.generation.State, u.parent.generation.Since = stateDraining, u.since
+		}
+		// What is logged waits until Ready has returned.
+		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), event.Build()...)...)
 	}
 	close(u.accepted)
 	return err
@@ -364,7 +435,7 @@ func (u *Upgrader) takeCharge() error {
 
 	if asks {
 		go process.Prepare() // for the next upgrade
-		go u.afterParent()
+		go u.afterParent(time.Now())
 		return nil
 	}
 	u.registry.ForgetUnclaimed()
@@ -377,16 +448,21 @@ func (u *Upgrader) takeCharge() error {
 
 // afterParent does what must wait until the parent's process has ended. Until then the
 // manager listens to the parent.
-func (u *Upgrader) afterParent() {
+func (u *Upgrader) afterParent(replaced time.Time) {
 	<-u.parent.exited
 	u.registry.ForgetUnclaimed()
-	if u.notifier == nil {
-		return
+	if u.notifier != nil {
+		if !u.parent.notified {
+			u.notifyMainPID()
+		}
+		u.registry.OpenStore()
 	}
-	if !u.parent.notified {
-		u.notifyMainPID()
-	}
-	u.registry.OpenStore()
+
+	u.mu.Lock()
+	accepted, attrs := u.accepted, u.parent.generation.attrs()
+	u.mu.Unlock()
+	<-accepted // so that it is said first that this process is in charge
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(replaced))...)
 }
 
 // notifyMainPID is for a child whose parent died before it could notify the manager.
@@ -495,6 +571,8 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
 		answer()
 	}
 	if refusal != nil {
+		// Not logged, because a handler that upgrades would log without end.
+		event.Publish(nil, slog.LevelWarn, event.Refused, slog.Any("error", refusal))
 		return nil, refusal
 	}
 	u.notifier.Reloading()
@@ -537,7 +615,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		}, refusal
 	}
 
-	a = &attempt{caller: caller, returned: make(chan struct{})}
+	a = &attempt{caller: caller, began: time.Now(), returned: make(chan struct{})}
 	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
 	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
 	a.unfollow = context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
@@ -579,11 +657,13 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
 	if err := c.awaitReady(a.ctx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
 		if a.err() != nil {
 			err = c.named(err)
 		}
 		return err
 	}
+	u.tell(a, slog.LevelInfo, event.Ready)
 	mainPID, err := u.notifier.PrepareMainPID()
 	if err != nil {
 		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
@@ -598,6 +678,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 		return c.named(err)
 	}
 	if err := c.commit(a.stopCtx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
 		return err
 	}
 	u.retire(a, c, mainPID)
@@ -606,6 +687,11 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 
 // retire makes way for a child that is in charge.
 func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
+	u.mu.Lock()
+	u.successor.State, u.successor.Since = stateInCharge, time.Now()
+	u.mu.Unlock()
+	u.tell(a, slog.LevelInfo, event.Committed, took(a.began))
+
 	u.beginAnswer(a)
 	if mainPID.Notify(c.pid) {
 		_ = c.say(wordNotified)
@@ -615,17 +701,48 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	c.keep(u.logger)
 
 	u.mu.Lock()
-	u.state = upgraded
+	u.state, u.since = upgraded, time.Now()
 	u.child = c
 	close(u.exit)
 	u.mu.Unlock()
 	u.registry.HandOver(ErrUpgraded)
+	u.tellDraining(true)
 	go func() {
 		if !c.awaitEnd() {
 			close(u.hurry)
 		}
+		u.loseSuccessor()
 	}()
 }
+
+// loseSuccessor is called when the process in charge has ended before this one.
+func (u *Upgrader) loseSuccessor() {
+	u.mu.Lock()
+	attrs := u.successor.attrs()
+	u.successor = nil
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, attrs...)
+}
+
+// tellDraining publishes that this process has been in charge.
+func (u *Upgrader) tellDraining(replaced bool) {
+	u.mu.Lock()
+	attrs := append(u.selfLocked().attrs(), slog.Bool("replaced", replaced))
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Draining, attrs...)
+}
+
+// tell publishes a step of an attempt.
+func (u *Upgrader) tell(a *attempt, level slog.Level, name string, attrs ...slog.Attr) {
+	u.mu.Lock()
+	if u.successor != nil {
+		attrs = append(u.successor.attrs(), attrs...)
+	}
+	u.mu.Unlock()
+	event.Publish(u.logger, level, name, attrs...)
+}
+
+func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(since)) }
 
 // endUpgrade leaves the state upgrading, unless the child is in charge or may still
 // take charge.
@@ -634,6 +751,10 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
+	if failed {
+		err = cmp.Or(err, errors.New("tableflip: Options.Command has panicked"))
+		u.tell(a, slog.LevelError, event.Failed, slog.Any("error", err), slog.String("cause", a.failure(err)), took(a.began))
+	}
 	if !undecided {
 		a.stop(nil)
 	}
@@ -643,9 +764,29 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 		u.beginAnswer(a)
 		u.notifier.ReloadFailed(err)
 	default:
-		u.stayInCharge(a, cmp.Or(err, errors.New("tableflip: Options.Command has panicked")))
+		u.stayInCharge(a, err)
 	}
 	close(a.returned)
+}
+
+// What ends an attempt, beside its caller, Stop and the time.
+const (
+	causeReason = "reason" // the new process said why it can't take charge
+	causeChild  = "child"  // the new process exited, or did what it must not
+	causeParent = "parent" // this process could not start it, or could not hand over
+)
+
+// failure returns the cause of err in a word.
+func (a *attempt) failure(err error) string {
+	switch {
+	case errors.Is(err, ErrStopped):
+		return "stopped"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case a.caller.Err() != nil && errors.Is(err, context.Cause(a.caller)):
+		return "cancelled"
+	}
+	return cmp.Or(a.cause, causeParent)
 }
 
 // stayInCharge ends an attempt that has failed because of err.
@@ -660,6 +801,7 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	if u.state == upgrading {
 		u.state = ready
 		u.attempt = nil
+		u.successor = nil
 	}
 }
 
@@ -728,10 +870,11 @@ func (u *Upgrader) Stop() {
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
 	wasReady := u.state != starting
-	u.state = stopped
+	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
 	if inCharge {
+		u.tellDraining(false)
 		u.notifier.Stopping()
 		if u.parent != nil {
 			u.parent.sayStopping()

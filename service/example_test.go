@@ -19,7 +19,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	server := &http.Server{Addr: ":8080", Handler: http.FileServer(http.Dir("/srv/www"))}
-	if err := service.Run(upg, service.Options{}, server); err != nil {
+	if err := service.Run(upg, service.Options{}, service.HTTP(server)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -42,7 +42,7 @@ func ExampleRun_servers() {
 		ReadHeaderTimeout: 5 * time.Second,
 	}
 	admin := &http.Server{Addr: "/run/service/admin.sock", Handler: http.DefaultServeMux}
-	if err := service.Run(upg, service.Options{}, public, admin); err != nil {
+	if err := service.Run(upg, service.Options{}, service.HTTP(public), service.HTTP(admin)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -69,7 +69,8 @@ func ExampleRun_streams() {
 			}
 		}
 	}
-	if err := service.Run(upg, service.Options{}, &http.Server{Addr: ":8080", Handler: http.HandlerFunc(stream)}); err != nil {
+	server := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(stream)}
+	if err := service.Run(upg, service.Options{}, service.HTTP(server)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -83,7 +84,7 @@ func ExampleHealth() {
 	health := new(service.Health)
 	http.Handle("/health", health)
 	opts := service.Options{Health: health, DrainDelay: 10 * time.Second}
-	if err := service.Run(upg, opts, &http.Server{Addr: ":8080"}); err != nil {
+	if err := service.Run(upg, opts, service.HTTP(&http.Server{Addr: ":8080"})); err != nil {
 		log.Fatal(err)
 	}
 }

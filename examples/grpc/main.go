@@ -209,8 +209,8 @@ func (d *door) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, e
 	return d.TransportCredentials.ServerHandshake(conn)
 }
 
-// headStart is for clients to get the GOAWAY before their streams end, as they
-// would open the next ones on the old connection. They would lose nothing by it.
+// headStart is the time for clients to get the GOAWAY before their streams end. Without
+// it they would open the next streams on the old connection, and lose nothing by that.
 const headStart = 100 * time.Millisecond
 
 // drain has the calls in progress end, and returns when they have, or when it has
@@ -236,8 +236,8 @@ func (s *server) drain(deadline time.Duration) error {
 	return nil
 }
 
-// errLeaving ends a stream of which nothing is lost. It is not UNAVAILABLE, as that
-// is also what clients get if the connection breaks.
+// errLeaving ends a stream of which nothing is lost. It is not UNAVAILABLE, because
+// clients also get that if the connection breaks.
 var errLeaving = status.Error(codes.Aborted, "the server is about to exit: continue on a new stream")
 
 // answer returns its argument with the name of this process before it.

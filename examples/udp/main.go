@@ -12,8 +12,8 @@
 // from the queue, it answers before it exits, and what it leaves, its successor
 // takes.
 //
-// What is not: the answers' order, as during a handover two processes answer; and
-// what UDP does not promise either, which is that datagrams arrive, or that the
+// What is not: the order of the answers, because two processes answer during a
+// handover; and what UDP does not promise either, that datagrams arrive and that the
 // queue has room for them. From the moment that the old process stops reading to
 // the moment that the new one starts it grows: at a high rate, enlarge it
 // (net.UDPConn.SetReadBuffer). What is in the queue when the service is stopped
@@ -181,7 +181,7 @@ func answer(conn net.PacketConn) error {
 // drain answers what has been taken from the queue and takes no more. It returns
 // when that is done. A datagram that is not answered by the deadline is an error.
 //
-// It does not close the packet conn to stop the readers, as a worker that had a
+// It does not close the packet conn to stop the readers, because a worker that has a
 // datagram by then could not answer it. A deadline is this process's own: it does
 // not stop the successor, with which the socket is shared, and a read that has
 // taken a datagram returns it, however late.

@@ -20,8 +20,9 @@
 // passed. The latter get no close frame, and cannot know whether the message was
 // handled.
 //
-// Package service runs an http.Server in one call, but to a drain hijacked
-// connections, as these are, do not exist: whoever has them needs the Drainer.
+// Package service runs an http.Server in one call, but WebSocket connections are
+// hijacked, and a drain does not see hijacked connections. So this example drains them
+// itself, with httpdrain.Drainer.
 package main
 
 import (

@@ -256,14 +256,14 @@ func TestHandledBeforeGoodbye(t *testing.T) {
 	}
 }
 
-// A message that crosses the close frame is not handled, as it would get no answer.
+// A message that crosses the close frame is not handled, because it would get no answer.
 func TestUnansweredIsNotHandled(t *testing.T) {
 	var handled atomic.Int64
 	srv, addr := serve(t, func(ctx context.Context, conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
 		handled.Add(1)
 		return echo(ctx, conn, kind, message)
 	})
-	// By hand, as the library sends nothing after a close frame.
+	// By hand, because the library sends nothing after a close frame.
 	conn, err := net.Dial("tcp", addr)
 	proctest.OK(t, err)
 	defer conn.Close()

@@ -18,8 +18,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// A child that the parent may not kill, because it belongs to another user. Root needs
-// the capability CAP_KILL for that (capabilities(7)), which the parents here do not have.
+// In these tests the parent may not kill its child, because the child belongs to another
+// user. Root needs CAP_KILL for that (capabilities(7)), which the parents do not have.
 
 const nobody = "65534"
 
@@ -168,7 +168,7 @@ func TestUnkillableLeaves(t *testing.T) {
 	}
 }
 
-// Stop does not wait for a child that cannot be killed, and has the last word.
+// Stop does not wait for a child that cannot be killed, which cannot take charge after it.
 func TestUnkillableStop(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step.Step{step.HereSaid, step.PIDFileWritten} {

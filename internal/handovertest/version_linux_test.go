@@ -191,6 +191,10 @@ func TestVersionChild(t *testing.T) {
 				if m := s.Await("Ready"); m.Text != "<nil>" {
 					t.Errorf("Ready: %s", m.Text)
 				}
+				// A parent that does not say which generation it is counts as the first.
+				if m := s.Await("generations"); m.Text != fmt.Sprintf("1 %d draining, 2 %s in charge", os.Getpid(), pid) {
+					t.Errorf("the generations are %s", m.Text)
+				}
 				if got := proctest.Answer(t, "tcp", addr); got != pid {
 					t.Errorf("the answer is %q, want %s", got, pid)
 				}
@@ -247,6 +251,7 @@ func init() {
 			}
 		}()
 		proctest.Report("Ready", upg.Ready())
+		proctest.Report("generations", lineage(upg))
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
 		proctest.UntilKilled()
 	})

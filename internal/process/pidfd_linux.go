@@ -14,8 +14,8 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// A Handle refers to a process, unlike a process ID, which another process may get
-// once this one has ended: a pidfd (pidfd_open(2)).
+// A Handle is a pidfd (pidfd_open(2)). It refers to one process for ever, unlike a process
+// ID, which another process may get once that process has ended.
 type Handle struct {
 	file *os.File
 	pid  int // when it was opened, or 0
@@ -53,7 +53,7 @@ func openPidfd(pid int) (uintptr, error) {
 
 // Inherited returns the Handle that a parent passed as fd, or an error if it is none.
 func Inherited(fd uintptr) (*Handle, error) {
-	// A signal that is none only checks the descriptor.
+	// Signal 0 only checks the descriptor.
 	if err := unix.PidfdSendSignal(int(fd), 0, nil, 0); errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("descriptor %d is not a pidfd: %w", fd, err)
 	}
@@ -85,8 +85,8 @@ func (h *Handle) Kill(patience time.Duration) error {
 // Close closes h.
 func (h *Handle) Close() error { return h.file.Close() }
 
-// HoldsPipe reports whether a process has an end of a pipe open, as far as this
-// process may know.
+// HoldsPipe reports whether a process has an end of a pipe open. If this process may not
+// know, it returns false.
 func HoldsPipe(pid int, inode uint64) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(dir)
@@ -102,8 +102,8 @@ func HoldsPipe(pid int, inode uint64) bool {
 	return false
 }
 
-// PIDNamespace returns what tells the PID namespace of this process from others, or
-// an empty string if that is unknown (pid_namespaces(7)).
+// PIDNamespace returns an ID of this process's PID namespace (pid_namespaces(7)), or an
+// empty string if that is unknown.
 var PIDNamespace = sync.OnceValue(func() string {
 	link, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
@@ -112,7 +112,7 @@ var PIDNamespace = sync.OnceValue(func() string {
 	return strings.Trim(strings.TrimPrefix(link, "pid:"), "[]")
 })
 
-// UnknownAncestors has Parent know no more than on other systems. It is for tests.
+// UnknownAncestors makes Parent know no more than it does on other systems. It is for tests.
 var UnknownAncestors bool
 
 // Parent returns the parent of a process, or 0 if that is unknown.
