@@ -209,9 +209,10 @@ func killError(pid int, patience time.Duration, killErr error) error {
 }
 
 // Prepare does what os/exec would otherwise do at the first start of a process: it finds
-// out whether the kernel has pidfds, for which it starts a process. It does so once, and
-// returns when that has been done.
+// out whether the kernel has pidfds, for which it starts a process. It also finds the PID
+// namespace. It does so once, and returns when that has been done.
 var Prepare = sync.OnceFunc(func() {
+	PIDNamespace()
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release()
 	}
