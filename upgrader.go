@@ -434,7 +434,7 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
-		go process.Prepare() // for the next upgrade
+		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
 		go u.afterParent(time.Now())
 		return nil
 	}
@@ -494,7 +494,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if err := u.parent.wait(ctx); err != nil {
 		return err
 	}
-	process.Prepare() // so that what Ready began has ended
+	process.Prepare() // which Ready has begun
 	return nil
 }
 
@@ -890,6 +890,7 @@ func (u *Upgrader) stopFor(why error) {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
+		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

@@ -200,7 +200,7 @@ func (p *Process) Kill(patience time.Duration) error {
 }
 
 // killError returns the error of a process that has not ended. It was waited for even if
-// it could not be killed, because it may have been told to leave by other means.
+// it could not be killed, because it may have left by itself.
 func killError(pid int, patience time.Duration, killErr error) error {
 	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
 		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", pid, owner(pid), killErr)
@@ -208,10 +208,11 @@ func killError(pid int, patience time.Duration, killErr error) error {
 	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", pid, condition(pid), patience, os.ErrDeadlineExceeded)
 }
 
-// Prepare does what os/exec would do at the first start of a process: it finds out
-// whether the kernel knows pidfds, which takes a process of its own. It does so once, and
-// returns when that has been done.
+// Prepare does what os/exec would otherwise do at the first start of a process: it finds
+// out whether the kernel has pidfds, for which it starts a process. It also finds the PID
+// namespace. It does so once, and returns when that has been done.
 var Prepare = sync.OnceFunc(func() {
+	PIDNamespace()
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release()
 	}

@@ -68,8 +68,8 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	}, nil
 }
 
-// hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is
-// younger than all else that this takes. A seccomp filter may forbid it.
+// hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
+// newest system call that this needs. A seccomp filter may forbid it.
 var hasPidfds = sync.OnceValue(func() bool {
 	self, err := OpenSelf()
 	if err != nil {
