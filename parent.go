@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
@@ -289,12 +290,16 @@ func (p *parent) takeCharge(prepare func() error) error {
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
 // abandon gives up, unless this process is in charge, which it reports. From then on
-// the parent cannot commit, or gets no acknowledgement of its commit.
-func (p *parent) abandon() (inCharge bool) {
+// the parent cannot commit, or gets no acknowledgement of its commit. The
+// parent is told why, unless that is nil.
+func (p *parent) abandon(why error) (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inCharge || p.diedUndecided() {
 		return true
+	}
+	if why != nil {
+		_ = p.say(wordFailed, oneLine(why))
 	}
 	p.abandonLocked(errAbandoned)
 	return false
@@ -364,7 +369,17 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// maxReason keeps a reason below the parent's maxLine.
+const maxReason = 1000
+
 // oneLine makes the text of err fit into a line of words.
 func oneLine(err error) string {
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r)
+	}), " ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
 }

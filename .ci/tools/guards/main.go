@@ -81,6 +81,11 @@ func mutant(n int) bool {
 	return n == mutantSelected
 }
 
+// The check makes a difference only where it holds, or where it does not.
+func mutantNever(n int, holds bool) bool { return holds && !mutant(n) }
+
+func mutantAlways(n int, holds bool) bool { return holds || mutant(n) }
+
 func mutantUnless(dropped bool, f func() error) error {
 	if dropped {
 		return nil
@@ -271,7 +276,11 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	must(0, os.WriteFile(path, patched, 0o755))
 	args = append(args, "-test.short", "-test.failfast", "-test.timeout="+limit.String())
 	cmd := exec.Command(path, args...)
-	cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "TMPDIR="+dir)
+	// In a directory of its own, because a mutant writes where it should not.
+	cmd.Dir, cmd.Env = filepath.Join(dir, "package"), append(os.Environ(), "TMPDIR="+dir)
+	must(0, os.Mkdir(cmd.Dir, 0o777))
+	must(0, os.Chmod(cmd.Dir, 0o777))
+	must(0, os.Symlink(filepath.Join(b.dir, "testdata"), filepath.Join(cmd.Dir, "testdata")))
 	// Not a pipe, which what a test leaves behind would keep open.
 	output := must(os.Create(filepath.Join(dir, "output")))
 	defer output.Close()
