@@ -137,7 +137,7 @@ func TestControlFlawedVersion(t *testing.T) {
 	s, first := startService(t, directory, nil)
 	socket := filepath.Join(directory, "ctl")
 	proctest.OK(t, os.WriteFile(filepath.Join(directory, "flaw"), []byte("empty certificate"), 0o600))
-	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusInternalServerError, "before it was ready")
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusInternalServerError, flaws["empty certificate"].says)
 	s.Next().AwaitEnd()
 	proctest.OK(t, os.Remove(filepath.Join(directory, "flaw")))
 	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusOK, "has taken over from ")
