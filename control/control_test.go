@@ -46,6 +46,7 @@ func serveRole() {
 	defer upg.Stop()
 	ctl := proctest.Must(control.New(upg, filepath.Join(directory, "ctl"), control.Options{
 		Connections: func() int { return 3 },
+		Cut:         func() int { return 2 },
 	}))
 	if err := upg.Ready(); err != nil {
 		return
@@ -163,6 +164,7 @@ type status struct {
 	State       string
 	Listeners   []string
 	Connections int
+	Others      []struct{ PID, Generation, Connections int }
 	LastUpgrade *struct {
 		PID   int
 		Error string
@@ -265,9 +267,47 @@ func TestUpgrade(t *testing.T) {
 		old.AwaitEnd()
 	}
 	st := s.status()
-	if st.Counters.Upgrades != 3 || st.LastUpgrade == nil || st.LastUpgrade.PID != s.current.PID || st.LastUpgrade.Error != "" {
+	if st.LastUpgrade == nil || st.LastUpgrade.PID != s.current.PID || st.LastUpgrade.Error != "" {
 		t.Errorf("got %+v", st)
 	}
+}
+
+// What was counted outlives the generations that have counted it.
+func TestCounters(t *testing.T) {
+	s := start(t)
+	for range 3 {
+		s.setFlaw("exit")
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusInternalServerError)
+		s.Next()
+		s.setFlaw("drain")
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		old := s.adopt()
+		proctest.AwaitThat(t, "the status knows how the old process drains", func() bool {
+			others := s.status().Others
+			return len(others) == 1 && others[0].PID == old.PID && others[0].Connections == 3
+		})
+		s.setFlaw("")
+		old.Order("drained")
+		old.AwaitEnd()
+	}
+	proctest.AwaitThat(t, "the last process to have ended is counted", func() bool { return s.status().Counters.Drains == 3 && s.status().Counters.ConnectionsCut == 6 })
+	st := s.status()
+	if st.Counters.Upgrades != 3 || st.Counters.Failures["child"] != 3 || st.Counters.DrainSeconds <= 0 || len(st.Others) != 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+// A generation that is suspended while another ends holds it up no longer than Close may.
+func TestCountersSuspended(t *testing.T) {
+	s := start(t)
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusOK)
+	old := s.adopt()
+	proctest.Suspend(t, s.current.PID)
+	old.Order("drained")
+	old.AwaitEnd()
+	proctest.Continue(t, s.current.PID)
+	proctest.AwaitThat(t, "what it has reported was heard", func() bool { return s.status().Counters.ConnectionsCut == 2 })
 }
 
 func TestUpgradeFails(t *testing.T) {

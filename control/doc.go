@@ -67,7 +67,7 @@
 //
 // No upgrade fails because of the control socket, and no client can hold up a drain or
 // an upgrade: at most 64 are served at once, half of them readers of events; one that
-// does not read misses events; and Close waits for a second. If the socket's file was
+// does not read misses events; and Close waits for two seconds. If the socket's file was
 // removed, nobody can ask any more until the next upgrade (by SIGHUP), which binds it
 // anew.
 //

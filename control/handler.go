@@ -75,7 +75,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Who has this answer and asks again must not meet this process any more.
-	s.ln.Close()
+	s.stopAccepting()
 	answer(w, r, http.StatusOK, result{
 		Done: fmt.Sprintf("process %d has taken over from %d after %v", pid, os.Getpid(), took),
 		PID:  pid,
@@ -149,12 +149,8 @@ func awaitEnd(ctx context.Context, events <-chan event.Event) {
 }
 
 func (s *Server) stop(w http.ResponseWriter, r *http.Request) {
-	stop := s.opts.Stop
-	if stop == nil {
-		stop = s.upg.Stop
-	}
 	if !s.upg.Replaced() {
-		stop()
+		s.upg.Stop()
 	}
 	if s.upg.Replaced() {
 		answer(w, r, statusOf(tableflip.ErrUpgraded), result{Error: explain(tableflip.ErrUpgraded)})

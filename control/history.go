@@ -43,6 +43,7 @@ type Counters struct {
 // remembers: what was published before they ask is in the answer.
 type history struct {
 	asks  chan chan memory
+	edits chan func(*memory)
 	close func()        // ends the goroutine
 	ended chan struct{} // closed when it has
 	final memory        // then
@@ -56,7 +57,7 @@ type memory struct {
 
 func remember(generation int) *history {
 	events, cancel := event.Subscribe()
-	h := &history{asks: make(chan chan memory), close: cancel, ended: make(chan struct{})}
+	h := &history{asks: make(chan chan memory), edits: make(chan func(*memory)), close: cancel, ended: make(chan struct{})}
 	go h.run(events, memory{counters: Counters{
 		Upgrades: generation - 1,
 		Failures: map[string]int{},
@@ -74,6 +75,8 @@ func (h *history) run(events <-chan event.Event, m memory) {
 				return
 			}
 			m.note(e)
+		case edit := <-h.edits:
+			edit(&m)
 		case reply := <-h.asks:
 			for pending := true; pending; {
 				select {
@@ -98,6 +101,24 @@ func (h *history) recall() memory {
 	case <-h.ended:
 		return h.final.clone()
 	}
+}
+
+// change has what is remembered changed.
+func (h *history) change(edit func(*memory)) {
+	select {
+	case h.edits <- edit:
+	case <-h.ended:
+	}
+}
+
+// add adds what the process before this one has counted. Both know the Upgrades.
+func (c *Counters) add(before Counters) {
+	for cause, n := range before.Failures {
+		c.Failures[cause] += n
+	}
+	c.Drains += before.Drains
+	c.DrainSeconds += before.DrainSeconds
+	c.ConnectionsCut += before.ConnectionsCut
 }
 
 // Counters returns what has happened until now.

@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
 	"example.com/tableflip"
-	"example.com/tableflip/internal/event"
 )
 
 // This file owns the life of the socket: claimed or created before Ready, served while
@@ -44,16 +44,15 @@ type Options struct {
 	// Cut, if not nil, is called by Close, and returns how many connections the drain has
 	// cut, for the counters.
 	Cut func() int
-
-	// Stop, if not nil, is called by POST /stop instead of the Upgrader's Stop. It must
-	// not wait for the end of the process.
-	Stop func()
 }
 
 // Upgrader is the part of [tableflip.Upgrader] that a Server uses. The stub in package
-// tableflip/testing implements it, too.
+// tableflip/testing implements it, too. A program that has more to do for an upgrade, or
+// to stop, gives New an Upgrader with methods of its own.
 type Upgrader interface {
 	ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error)
+	File(name string) (*os.File, error)
+	AddFile(name string, file *os.File) error
 	HasParent() bool
 	WaitForParent(context.Context) error
 	UpgradeContext(context.Context) error
@@ -73,9 +72,12 @@ type Server struct {
 	ln      *listener // nil if the socket could not be had
 	http    *http.Server
 	history *history
-	serving sync.WaitGroup
-	closing chan struct{}
+	relay   relay
 	close   func()
+
+	mu      sync.Mutex
+	serving sync.WaitGroup // Add is called under mu
+	closing chan struct{}  // closed under mu
 }
 
 // New claims the socket at path from the parent process, or creates it, with mode 0600.
@@ -90,6 +92,7 @@ func New(upg Upgrader, path string, opts Options) (*Server, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{upg: upg, opts: opts, closing: make(chan struct{})}
+	s.relay.connections = make(map[int]int)
 	s.close = sync.OnceFunc(s.shutDown)
 	s.http = &http.Server{
 		Handler:           s.handler(),
@@ -109,6 +112,7 @@ func New(upg Upgrader, path string, opts Options) (*Server, error) {
 	default:
 		return nil, fmt.Errorf("control: %w", err)
 	}
+	s.join()
 	self, _ := s.generations()
 	s.history = remember(self.Number)
 	return s, nil
@@ -118,14 +122,30 @@ func New(upg Upgrader, path string, opts Options) (*Server, error) {
 // once, after Ready has returned nil: what a child accepts before is lost if its parent
 // refuses it.
 func (s *Server) Serve() {
+	if !s.beginServing() {
+		return
+	}
+	defer s.serving.Done()
+	s.hear()
+	s.serving.Go(s.leave)
 	if s.ln == nil {
 		return
 	}
-	s.serving.Add(1)
-	defer s.serving.Done()
-	go s.leave()
 	if err := s.http.Serve(s.ln); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.opts.Logger.Error("control: the control socket is not served any more", "error", err)
+	}
+}
+
+// beginServing reports whether Close was not called before.
+func (s *Server) beginServing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closing:
+		return false
+	default:
+		s.serving.Add(1)
+		return true
 	}
 }
 
@@ -134,43 +154,37 @@ func (s *Server) Serve() {
 func (s *Server) leave() {
 	select {
 	case <-s.upg.Exit():
+		s.stopAccepting()
+		s.tellDrain()
 	case <-s.closing:
 	}
-	s.ln.Close()
-	if s.opts.Connections == nil {
-		return
-	}
-	tick := time.NewTicker(drainInterval)
-	defer tick.Stop()
-	self, _ := s.generations()
-	for told := -1; ; {
-		if n := s.opts.Connections(); n != told {
-			told = n
-			event.Publish(nil, slog.LevelInfo, event.Draining,
-				slog.Int("pid", self.PID), slog.Int("generation", self.Number), slog.Int("connections", n))
-		}
-		select {
-		case <-tick.C:
-		case <-s.closing:
-			return
-		}
+}
+
+func (s *Server) stopAccepting() {
+	if s.ln != nil {
+		s.ln.Close()
 	}
 }
 
 // Close ends the streams of events, and waits until those who have asked have their
 // answers: the answer to who asked for an upgrade comes from the process that was
-// replaced. It takes a second at most, after which it cuts them. Call it when the drain
+// replaced. It takes two seconds at most, after which it cuts them. Call it when the drain
 // has ended. Further calls wait for the first.
 func (s *Server) Close() { s.close() }
 
 func (s *Server) shutDown() {
+	s.mu.Lock()
 	close(s.closing)
+	s.mu.Unlock()
+	s.stopAccepting()
+	s.serving.Wait() // a connection that was just accepted counts
 	s.history.close()
+	if s.relay.meeting != nil {
+		_ = s.relay.meeting.Close()
+	}
 	if s.ln == nil {
 		return
 	}
-	s.ln.Close()
-	s.serving.Wait() // a connection that was just accepted counts
 	// Not by Server.Shutdown, which drops what has been asked and not been read yet.
 	deadline := time.After(closeTimeout)
 	for range maxConns {

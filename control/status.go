@@ -71,6 +71,7 @@ func (s *Server) generations() (self generation, others []generation) {
 	for _, g := range s.upg.Generations() {
 		described := generation{PID: g.PID, Number: g.Number, State: g.State, Since: g.Since}
 		if g.PID != os.Getpid() {
+			described.Connections = s.connectionsOf(g.PID)
 			others = append(others, described)
 			continue
 		}

@@ -25,6 +25,8 @@ type front struct {
 	shutdown func(context.Context) error // drains, which ends serve
 	close    func() error                // closes its socket, or nil
 
+	connections func() int // how many it has, or nil if that is not known
+
 	// serveDrains is set if it is serve that drains, so that it counts what it returns
 	// once it is told to end. Otherwise it is what shutdown returns.
 	serveDrains bool
