@@ -93,6 +93,29 @@
 // PIDFile=/run/service.pid in the unit, and the same path in [Options].PIDFile. systemd
 // reads the file when the old process exits, and Ready has replaced it by then.
 //
+// # The log
+//
+// [Options].Logger receives a record of each step, whose message and attributes stay as
+// they are, so that programs can depend on them. Each names a process by its pid and its
+// generation, counted from the first one, 1:
+//
+//	tableflip: started    the new process was started
+//	tableflip: here       it has called New; if a wrapper started it, pid is now its own
+//	tableflip: ready      it has called Ready
+//	tableflip: committed  it is in charge; took: how long the upgrade took
+//	tableflip: failed     the upgrade failed; error, cause, took
+//	tableflip: in charge  this process is; version and revision of the program, as far as
+//	                      the go command recorded them
+//	tableflip: draining   this process has been in charge; replaced: true after an
+//	                      upgrade, false after Stop
+//	tableflip: ended      another process has ended: the parent, after it has drained (took:
+//	                      for how long), or the child that has replaced this process
+//
+// The cause of a failure is one of "stopped" (by Stop), "cancelled" (by the context),
+// "timeout", "reason" (the new process said why it can't take charge), "child" (it
+// exited, or did what it must not) and "parent" (this process could not start it, or
+// could not hand over). A failure has the level Error, and all else is Info.
+//
 // # Other supervisors
 //
 // Containers, runit, supervisord, launchd and shells take the end of the first

@@ -135,8 +135,10 @@ func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 // parameters that callback sets hold in its own generation at best; set them by
 // Options.ListenConfig.
 //
-// An error from callback is wrapped. The registry is not locked during the
-// call, so that callback may use it. As for Listen, the caller owns the listener.
+// An error from callback is wrapped. If it says that the file of a Unix socket is in
+// use, and nobody has the socket open, the file is removed and callback called again.
+// The registry is not locked during the call, so that callback may use it. As for
+// Listen, the caller owns the listener.
 func (f *Fds) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
 	return f.registry.ListenWithCallback(network, addr, callback)
 }

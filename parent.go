@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
@@ -58,7 +59,8 @@ var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	pid     int
+	generation Generation // guarded by Upgrader.mu
+
 	ready   *os.File
 	verdict *os.File
 	handle  *process.Handle // of the parent's process, nil where there are none
@@ -91,7 +93,8 @@ func newParent(t *nametable.Table) (*parent, error) {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		pid:     t.PID,
+		generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
+
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
 		decided: make(chan struct{}),
@@ -103,9 +106,10 @@ func newParent(t *nametable.Table) (*parent, error) {
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it.
-	pid := ownPID()
-	if t.PIDNamespace != process.PIDNamespace() {
-		pid = "-"
+	pid := "-"
+	if t.PIDNamespace == process.PIDNamespace() {
+		pid = ownPID()
+		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
 	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
@@ -286,12 +290,16 @@ func (p *parent) takeCharge(prepare func() error) error {
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
 // abandon gives up, unless this process is in charge, which it reports. From then on
-// the parent cannot commit, or gets no acknowledgement of its commit.
-func (p *parent) abandon() (inCharge bool) {
+// the parent cannot commit, or gets no acknowledgement of its commit. The
+// parent is told why, unless that is nil.
+func (p *parent) abandon(why error) (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inCharge || p.diedUndecided() {
 		return true
+	}
+	if why != nil {
+		_ = p.say(wordFailed, oneLine(why))
 	}
 	p.abandonLocked(errAbandoned)
 	return false
@@ -361,7 +369,17 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// maxReason keeps a reason below the parent's maxLine.
+const maxReason = 1000
+
 // oneLine makes the text of err fit into a line of words.
 func oneLine(err error) string {
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r)
+	}), " ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
@@ -102,10 +103,12 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives warnings: inherited descriptors that nobody claimed,
-	// errors of cleaning up, a new process that dies before the old one, and messages
-	// that the service manager did not receive. Its handler may call methods of the
-	// Upgrader, because they log only when they return.
+	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
+	// the package documentation lists under "The log", and warnings: inherited
+	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
+	// before the old one, and messages that the service manager did not receive. Its
+	// handler may call methods of the Upgrader, because they log only when they return:
+	// the steps of an upgrade arrive at its end, each with the time at which it happened.
 	Logger *slog.Logger
 }
 
@@ -134,23 +137,25 @@ type Upgrader struct {
 	logger         *slog.Logger    // nil for none
 	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
+	number         int             // of this generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu   sync.Mutex     // held by Ready, so that concurrent calls return one result
-	preparing sync.WaitGroup // what Ready does beside asking the parent
-	stop      chan struct{}  // closed when Stop begins
-	ended     chan struct{}  // closed when Stop ends
-	exit      chan struct{}  // closed when the process is to drain and exit
-	hurry     chan struct{}  // closed when it should end soon
+	readyMu sync.Mutex    // held by Ready, so that concurrent calls return one result
+	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
+	exit    chan struct{} // closed when the process is to drain and exit
+	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
-	mu       sync.Mutex
-	state    state
-	accepted chan struct{} // while accepting: closed at its end
-	attempt  *attempt      // while upgrading
-	child    *child        // once upgraded
+	mu        sync.Mutex
+	state     state
+	since     time.Time     // when this generation's State began
+	accepted  chan struct{} // while accepting: closed at its end
+	attempt   *attempt      // while upgrading
+	successor *Generation   // the child that is starting, or has taken charge, while it lives
+	child     *child        // once upgraded
 }
 
 // An attempt is an upgrade under way.
@@ -160,13 +165,15 @@ type attempt struct {
 	stopCtx  context.Context // ends when Stop is called
 	cancel   context.CancelCauseFunc
 	stop     context.CancelCauseFunc
+	began    time.Time
 	unfollow func() bool   // lets go of caller
 	returned chan struct{} // closed when Upgrade returns
+	cause    string        // what ended it, as far as that is known
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool   // the manager asked for another reload meanwhile
-	answered    bool   // the manager was told how it went
-	undecided   *child // Upgrade has returned, and this child may still take charge
+	reloadAgain bool          // the manager asked for another reload meanwhile
+	answered    bool          // the manager was told how it went
+	undecided   chan struct{} // if its child may take charge after Upgrade has returned: closed once that is decided
 }
 
 // New returns the [Upgrader] for this process. It inherits descriptors from the parent
@@ -222,6 +229,11 @@ func New(opts Options) (*Upgrader, error) {
 		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
 		hurry:          make(chan struct{}),
+		number:         1,
+		since:          time.Now(),
+	}
+	if parent != nil {
+		u.number = parent.generation.Number + 1
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
@@ -256,6 +268,59 @@ func (u *Upgrader) Replaced() bool {
 // successor was stopped, the channel stays open, and this process may take its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
+}
+
+// A Generation is one process of the service.
+type Generation struct {
+	PID    int       // 0 if it has none here, because it is in another PID namespace
+	Number int       // counted from the first generation, which is 1
+	Since  time.Time // when State began, or zero if that is not known
+	State  string    // "starting", "in charge" or "draining"
+}
+
+// The states of a Generation.
+const (
+	stateStarting = "starting"  // Ready has not returned
+	stateInCharge = "in charge" // it may be upgraded
+	stateDraining = "draining"  // it was replaced or stopped
+)
+
+// attrs names a generation in the log.
+func (g Generation) attrs() []slog.Attr {
+	return []slog.Attr{slog.Int("pid", g.PID), slog.Int("generation", g.Number)}
+}
+
+// Generations returns the processes of the service that this one knows to live, oldest
+// first: its parent, until that has ended, this process, and its child, from the start
+// of an upgrade or rehearsal on. It does not block.
+//
+// Each process tells its child its Number. A parent with a version of this package that
+// did not tell counts as generation 1, and its Since is zero while it is in charge.
+func (u *Upgrader) Generations() []Generation {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var all []Generation
+	// While Ready takes charge, it holds what hasExited asks for.
+	if u.parent != nil && !isClosed(u.parent.exited) && (u.state == accepting || !u.parent.hasExited()) {
+		all = append(all, u.parent.generation)
+	}
+	all = append(all, u.selfLocked())
+	if u.successor != nil {
+		all = append(all, *u.successor)
+	}
+	return all
+}
+
+// selfLocked returns what this process is.
+func (u *Upgrader) selfLocked() Generation {
+	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
+	switch u.state {
+	case ready, upgrading:
+		self.State = stateInCharge
+	case upgraded, stopped:
+		self.State = stateDraining
+	}
+	return self
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -310,9 +375,14 @@ func (u *Upgrader) Ready() error {
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.state = ready
-	if err != nil {
-		u.state = starting
+	u.state = starting
+	if err == nil {
+		u.state, u.since = ready, time.Now()
+		if u.parent != nil && u.parent.generation.State == stateInCharge {
+			u.parent.generation.State, u.parent.generation.Since = stateDraining, u.since
+		}
+		// What is logged waits until Ready has returned.
+		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), event.Build()...)...)
 	}
 	close(u.accepted)
 	return err
@@ -332,7 +402,6 @@ func (u *Upgrader) askParent() error {
 	}
 	u.parent.sayReady()
 
-	u.preparing.Go(process.Prepare) // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -365,8 +434,8 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
-		u.preparing.Wait()
-		go u.afterParent()
+		go process.Prepare() // for the next upgrade
+		go u.afterParent(time.Now())
 		return nil
 	}
 	u.registry.ForgetUnclaimed()
@@ -379,16 +448,21 @@ func (u *Upgrader) takeCharge() error {
 
 // afterParent does what must wait until the parent's process has ended. Until then the
 // manager listens to the parent.
-func (u *Upgrader) afterParent() {
+func (u *Upgrader) afterParent(replaced time.Time) {
 	<-u.parent.exited
 	u.registry.ForgetUnclaimed()
-	if u.notifier == nil {
-		return
+	if u.notifier != nil {
+		if !u.parent.notified {
+			u.notifyMainPID()
+		}
+		u.registry.OpenStore()
 	}
-	if !u.parent.notified {
-		u.notifyMainPID()
-	}
-	u.registry.OpenStore()
+
+	u.mu.Lock()
+	accepted, attrs := u.accepted, u.parent.generation.attrs()
+	u.mu.Unlock()
+	<-accepted // so that it is said first that this process is in charge
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(replaced))...)
 }
 
 // notifyMainPID is for a child whose parent died before it could notify the manager.
@@ -417,7 +491,11 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	process.Prepare() // so that what Ready began has ended
+	return nil
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -436,7 +514,8 @@ func (u *Upgrader) Upgrade() error {
 //
 // After an error this process is in charge as before, the new one has been killed and
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
+// the death of the new process cannot be confirmed in a second,
 // because it belongs to another user or the kernel does not let it go, the error says
 // so. Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
@@ -449,8 +528,9 @@ func (u *Upgrader) Upgrade() error {
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
 //     passed;
 //   - the cause of ctx's end;
-//   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is, and in a program that waits for all its children itself;
+//   - an *exec.ExitError, if the new process exited with a failure, except under
+//     systemd, whose child it is, and in a program that waits for all its children
+//     itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
@@ -476,7 +556,7 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = c
+		a.undecided = make(chan struct{})
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -493,6 +573,8 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
 		answer()
 	}
 	if refusal != nil {
+		// Not logged, because a handler that upgrades would log without end.
+		event.Publish(nil, slog.LevelWarn, event.Refused, slog.Any("error", refusal))
 		return nil, refusal
 	}
 	u.notifier.Reloading()
@@ -535,7 +617,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		}, refusal
 	}
 
-	a = &attempt{caller: caller, returned: make(chan struct{})}
+	a = &attempt{caller: caller, began: time.Now(), returned: make(chan struct{})}
 	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
 	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
 	a.unfollow = context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
@@ -577,11 +659,13 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
 	if err := c.awaitReady(a.ctx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
 		if a.err() != nil {
 			err = c.named(err)
 		}
 		return err
 	}
+	u.tell(a, slog.LevelInfo, event.Ready)
 	mainPID, err := u.notifier.PrepareMainPID()
 	if err != nil {
 		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
@@ -596,6 +680,7 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 		return c.named(err)
 	}
 	if err := c.commit(a.stopCtx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
 		return err
 	}
 	u.retire(a, c, mainPID)
@@ -604,6 +689,11 @@ func (u *Upgrader) handOver(a *attempt, c *child) error {
 
 // retire makes way for a child that is in charge.
 func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
+	u.mu.Lock()
+	u.successor.State, u.successor.Since = stateInCharge, time.Now()
+	u.mu.Unlock()
+	u.tell(a, slog.LevelInfo, event.Committed, took(a.began))
+
 	u.beginAnswer(a)
 	if mainPID.Notify(c.pid) {
 		_ = c.say(wordNotified)
@@ -613,40 +703,92 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	c.keep(u.logger)
 
 	u.mu.Lock()
-	wasStopped := u.state == stopped
-	if !wasStopped {
-		u.state = upgraded
-		u.child = c
-		close(u.exit)
+	u.state, u.since = upgraded, time.Now()
+	u.child = c
+	close(u.exit)
+	u.mu.Unlock()
+	u.registry.HandOver(ErrUpgraded)
+	u.tellDraining(true)
+	go func() {
+		if !c.awaitEnd() {
+			close(u.hurry)
+		}
+		u.loseSuccessor()
+	}()
+}
+
+// loseSuccessor is called when the process in charge has ended before this one.
+func (u *Upgrader) loseSuccessor() {
+	u.mu.Lock()
+	attrs := u.successor.attrs()
+	u.successor = nil
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, attrs...)
+}
+
+// tellDraining publishes that this process has been in charge.
+func (u *Upgrader) tellDraining(replaced bool) {
+	u.mu.Lock()
+	attrs := append(u.selfLocked().attrs(), slog.Bool("replaced", replaced))
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Draining, attrs...)
+}
+
+// tell publishes a step of an attempt.
+func (u *Upgrader) tell(a *attempt, level slog.Level, name string, attrs ...slog.Attr) {
+	u.mu.Lock()
+	if u.successor != nil {
+		attrs = append(u.successor.attrs(), attrs...)
 	}
 	u.mu.Unlock()
-	if !wasStopped {
-		u.registry.HandOver(ErrUpgraded)
-		go func() {
-			if !c.awaitEnd() {
-				close(u.hurry)
-			}
-		}()
-	}
+	event.Publish(u.logger, level, name, attrs...)
 }
+
+func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(since)) }
 
 // endUpgrade leaves the state upgrading, unless the child is in charge or may still
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
-	a.stop(nil)
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
+	if failed {
+		err = cmp.Or(err, errors.New("tableflip: Options.Command has panicked"))
+		u.tell(a, slog.LevelError, event.Failed, slog.Any("error", err), slog.String("cause", a.failure(err)), took(a.began))
+	}
+	if !undecided {
+		a.stop(nil)
+	}
 	switch {
 	case !failed:
 	case undecided: // the manager does not wait for the child's death
 		u.beginAnswer(a)
 		u.notifier.ReloadFailed(err)
 	default:
-		u.stayInCharge(a, cmp.Or(err, errors.New("tableflip: Options.Command has panicked")))
+		u.stayInCharge(a, err)
 	}
 	close(a.returned)
+}
+
+// What ends an attempt, beside its caller, Stop and the time.
+const (
+	causeReason = "reason" // the new process said why it can't take charge
+	causeChild  = "child"  // the new process exited, or did what it must not
+	causeParent = "parent" // this process could not start it, or could not hand over
+)
+
+// failure returns the cause of err in a word.
+func (a *attempt) failure(err error) string {
+	switch {
+	case errors.Is(err, ErrStopped):
+		return "stopped"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case a.caller.Err() != nil && errors.Is(err, context.Cause(a.caller)):
+		return "cancelled"
+	}
+	return cmp.Or(a.cause, causeParent)
 }
 
 // stayInCharge ends an attempt that has failed because of err.
@@ -661,13 +803,17 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	if u.state == upgrading {
 		u.state = ready
 		u.attempt = nil
+		u.successor = nil
 	}
 }
 
-// settle waits for a child whose death could not be confirmed.
+// settle waits for a child whose death could not be confirmed, no longer than until Stop
+// is called.
 func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
+	defer close(a.undecided)
+	defer a.stop(nil)
 	<-a.returned
-	if c.settle() {
+	if c.settle(a.stopCtx) {
 		mainPID, err := u.notifier.PrepareMainPID()
 		if err == nil {
 			defer mainPID.Close()
@@ -675,14 +821,8 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 		u.retire(a, c, mainPID)
 		return
 	}
-	u.mu.Lock()
-	wasStopped := u.state == stopped
-	u.mu.Unlock()
-	if wasStopped {
-		return
-	}
 	u.restorePIDFile(before)
-	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+	u.stayInCharge(a, cmp.Or(context.Cause(a.stopCtx), errors.New("tableflip: the new process ended late")))
 }
 
 // beginAnswer is called before the manager is told how an attempt went, which answers
@@ -716,6 +856,11 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
+	u.stopFor(nil)
+}
+
+// stopFor stops because of an error, which may be nil.
+func (u *Upgrader) stopFor(why error) {
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -730,15 +875,13 @@ func (u *Upgrader) Stop() {
 	}
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
-	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
 	wasReady := u.state != starting
-	if u.state == upgrading {
-		u.attempt.undecided.forget()
-	}
-	u.state = stopped
+	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
 	if inCharge {
+		u.tellDraining(false)
 		u.notifier.Stopping()
 		if u.parent != nil {
 			u.parent.sayStopping()
@@ -750,6 +893,24 @@ func (u *Upgrader) Stop() {
 	}
 	close(u.exit)
 	upgraderExists.Store(false)
+}
+
+// Fail is [Upgrader.Stop] for a process that cannot serve, and says why. Call it in the
+// place of Stop if the set-up of a new version fails, and exit with a status that is not
+// zero.
+//
+// Before this process is in charge, the parent's Upgrade returns an error with the
+// text of err, and the parent's Logger and service manager get it, too. The parent
+// gives this process a second to exit before it kills it. The text is cut to a line of
+// 1,000 bytes. In a process that is in charge, and in the first generation, Fail is Stop.
+// In all of them the Logger receives err, as an error.
+func (u *Upgrader) Fail(err error) {
+	defer u.logs.Hold()()
+	err = cmp.Or(err, errors.New("it gave no reason"))
+	if u.logger != nil {
+		u.logger.Error("tableflip: this process stops because it has failed", "error", err)
+	}
+	u.stopFor(err)
 }
 
 // beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It
@@ -766,9 +927,11 @@ func (u *Upgrader) beginStop() bool {
 		switch {
 		case u.state == accepting:
 			busy = u.accepted
-		case u.state == upgrading && !isClosed(u.attempt.returned):
+		case u.state == upgrading:
 			u.attempt.stop(ErrStopped)
-			busy = u.attempt.returned
+			if busy = u.attempt.returned; isClosed(busy) {
+				busy = u.attempt.undecided
+			}
 		default:
 			return first
 		}

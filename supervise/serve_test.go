@@ -231,7 +231,7 @@ func TestSelf(t *testing.T) {
 	b := newBed(t)
 	cmd := command(proctest.Arguments("serve-self"))
 	if runtime.GOOS == "linux" {
-		// A supervisor that is not an ancestor is not this one's.
+		// A supervisor that is not an ancestor supervises another service.
 		cmd.Env = append(os.Environ(), "TABLEFLIP_SUPERVISOR="+strconv.Itoa(startSleeper(b)))
 	}
 	b.start(cmd)

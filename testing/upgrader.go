@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"example.com/tableflip"
 )
@@ -25,8 +26,10 @@ import (
 type Upgrader struct {
 	*Fds
 
-	stop sync.Once
-	exit chan struct{} // closed by Stop, shared with Fds
+	created time.Time
+	stop    sync.Once
+	stopped time.Time     // valid once exit is closed
+	exit    chan struct{} // closed by Stop, shared with Fds
 }
 
 // New returns a new Upgrader. Unlike [tableflip.New], it may be called any number of
@@ -35,7 +38,7 @@ type Upgrader struct {
 // upgrade. Its error is always nil.
 func New() (*Upgrader, error) {
 	exit := make(chan struct{})
-	return &Upgrader{Fds: &Fds{stopped: exit}, exit: exit}, nil
+	return &Upgrader{Fds: &Fds{stopped: exit}, created: time.Now(), exit: exit}, nil
 }
 
 // Ready returns nil at once, or [tableflip.ErrStopped] after Stop. It writes no PID
@@ -57,6 +60,16 @@ func (u *Upgrader) Replaced() bool {
 	return false
 }
 
+// Generations returns this process alone, which is in charge from New to Stop, whether
+// Ready was called or not.
+func (u *Upgrader) Generations() []tableflip.Generation {
+	self := tableflip.Generation{PID: os.Getpid(), Number: 1, Since: u.created, State: "in charge"}
+	if u.isStopped() {
+		self.Since, self.State = u.stopped, "draining"
+	}
+	return []tableflip.Generation{self}
+}
+
 // Hurry returns nil, a channel that is never closed.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return nil
@@ -66,8 +79,14 @@ func (u *Upgrader) Hurry() <-chan struct{} {
 // methods fail. It closes no listener and no packet conn, and unlinks no file, because
 // what the Listen methods returned is the caller's. Further calls do nothing.
 func (u *Upgrader) Stop() {
-	u.stop.Do(func() { close(u.exit) })
+	u.stop.Do(func() {
+		u.stopped = time.Now()
+		close(u.exit)
+	})
 }
+
+// Fail does what Stop does.
+func (u *Upgrader) Fail(err error) { u.Stop() }
 
 // WaitForParent returns nil at once, even if ctx is done, because there is no parent.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {

@@ -28,10 +28,10 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// What a service manager is told, by whom and in which order.
+// These tests are about the messages to a service manager: from whom, and in which order.
 
-// A manager stands for the service manager. It reads what it is told, and answers
-// barriers, at once.
+// A manager is a mock of the service manager. It reads messages and answers barriers at
+// once.
 type manager struct {
 	t        *testing.T
 	socket   string // NOTIFY_SOCKET
@@ -322,6 +322,7 @@ func TestManagerFailure(t *testing.T) {
 		{name: "exit status", role: "fail"},
 		{name: "timeout", role: "hang", opts: tableflip.Options{UpgradeTimeout: time.Second}},
 		{name: "crash", role: "crash"},
+		{name: "reason", role: "fail", opts: tableflip.Options{Command: proctest.Shell("echo failed no disk >&3")}},
 		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
 		{name: "not startable", role: "fail", opts: tableflip.Options{Command: proctest.Unstartable}},
@@ -493,7 +494,7 @@ func TestManagerStop(t *testing.T) {
 	}
 }
 
-// Nobody but its parent is to say that the service stops.
+// Only the process in charge may say that the service stops.
 func TestManagerChildStops(t *testing.T) {
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{DescriptorStore: true}, "give-up", proctest.WithArg("tcp localhost:0"))
@@ -518,7 +519,7 @@ func init() {
 	})
 }
 
-// Whoever wins, systemd hears a story that makes sense.
+// Whichever of the two wins, the messages to systemd are consistent.
 func TestManagerStopCommit(t *testing.T) {
 	for range 10 {
 		m := startedByManager(t)

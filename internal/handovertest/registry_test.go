@@ -18,8 +18,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// What a new version finds of the sockets of the old one. That it takes no processes
-// to show is in package registry.
+// These tests are about the old version's sockets that a new version finds. Those that
+// need no processes are in package registry.
 
 func init() {
 	// listen-at listens where it is told, and answers with its PID.
@@ -48,7 +48,7 @@ func init() {
 		proctest.Report("listened", err)
 		proctest.UntilKilled()
 	})
-	// join takes the packet conn that it is told, and joins the group of its parent.
+	// join claims the packet conn that its argument names, and joins the group of its parent.
 	proctest.Role("join", func() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		conn := proctest.Must(upg.ListenPacket("udp4", proctest.Arg()))
@@ -70,7 +70,7 @@ func TestRegistrySpelling(t *testing.T) {
 	proctest.OK(t, err)
 	proctest.OK(t, upg.Ready())
 
-	// One that is not the same is in the way, and the child says so.
+	// An address that is not the same is in use, and the error names what was not claimed.
 	env[0] = proctest.WithArg("tcp :" + port)
 	if err := upg.Upgrade(); err == nil {
 		t.Error("the child has found another socket")

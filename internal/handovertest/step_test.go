@@ -14,8 +14,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// One of the two processes is suspended, or hangs, at each step of the handover. What
-// happens when it dies there is in death_test.go.
+// One of the two processes is suspended, or hangs, at each step of the handover. In
+// death_test.go it dies there.
 
 var (
 	childSteps = []step.Step{

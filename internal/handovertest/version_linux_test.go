@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,8 +156,26 @@ func TestUnkillableAcknowledges(t *testing.T) {
 	parent.AwaitEnd()
 }
 
+// Stop leaves what is shared to a child that has acknowledged, heard or not.
+func TestUnkillableAcknowledgesStop(t *testing.T) {
+	t.Parallel()
+	c, parent := startUnkillable(t, step.Step{})
+	parent.Order("upgrade", proctest.Environment("speaker"), proctest.WithArg("late and known"))
+	child := c.Await("aborted")
+	parent.Await("upgraded")
+	proctest.Suspend(t, parent.PID)
+	proctest.Terminate(t, child.PID)
+	if m := c.Await("said"); m.Text != "<nil>" {
+		t.Errorf("the child could not acknowledge: %s", m.Text)
+	}
+	parent.Order("stop")
+	proctest.Continue(t, parent.PID)
+	parent.Await("stopped")
+	c.wantFiles("socket") // the child has written no PID file
+}
+
 func TestVersionChild(t *testing.T) {
-	for _, end := range []string{"commit", "abort", "none", "commit and abort"} {
+	for _, end := range []string{"commit", "abort", "none"} {
 		t.Run(end, func(t *testing.T) {
 			s := proctest.NewService(t)
 			file, addr := listenerFile(t)
@@ -171,6 +190,10 @@ func TestVersionChild(t *testing.T) {
 				child.want(t, "acknowledged")
 				if m := s.Await("Ready"); m.Text != "<nil>" {
 					t.Errorf("Ready: %s", m.Text)
+				}
+				// A parent that does not say which generation it is counts as the first.
+				if m := s.Await("generations"); m.Text != fmt.Sprintf("1 %d draining, 2 %s in charge", os.Getpid(), pid) {
+					t.Errorf("the generations are %s", m.Text)
 				}
 				if got := proctest.Answer(t, "tcp", addr); got != pid {
 					t.Errorf("the answer is %q, want %s", got, pid)
@@ -191,12 +214,21 @@ func TestVersionChild(t *testing.T) {
 				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
 					t.Errorf("Ready: %s", m.Text)
 				}
-			case "commit and abort":
-				_, err := child.saying.WriteString("commit\nabort\n")
-				proctest.OK(t, err)
-				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
-					t.Errorf("Ready: %s", m.Text)
-				}
+			}
+		})
+	}
+}
+
+// A commit that was taken back before it was read is none. Whether Ready would return in
+// the time that it takes to hear all lines is up to the scheduler, so that this tries often.
+func TestVersionChildCommitTakenBack(t *testing.T) {
+	for try := range 20 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit"+strings.Repeat("\n", 4000)+"abort")
+			if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
+				t.Errorf("Ready: %s", m.Text)
 			}
 		})
 	}
@@ -204,7 +236,9 @@ func TestVersionChild(t *testing.T) {
 
 func init() {
 	proctest.Role("spoken-to", func() {
+		proctest.Must(io.Copy(io.Discard, os.Stdin))
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		runtime.Gosched()
 		ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
 		go func() {
 			for {
@@ -217,6 +251,7 @@ func init() {
 			}
 		}()
 		proctest.Report("Ready", upg.Ready())
+		proctest.Report("generations", lineage(upg))
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
 		proctest.UntilKilled()
 	})

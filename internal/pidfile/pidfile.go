@@ -97,9 +97,6 @@ func (f *File) Read() (*Content, error) {
 // Restore restores the file to what Read returned, if it has changed since, and removes
 // what a process that failed has prepared.
 func (f *File) Restore(before *Content) error {
-	if f.target == "" {
-		return nil
-	}
 	f.Abandon()
 	now, err := f.Read()
 	switch {
@@ -120,7 +117,7 @@ func (f *File) Restore(before *Content) error {
 // with another PID file, it still names this process.
 func (f *File) Remove() error {
 	now, err := f.Read()
-	if err != nil || now == nil || string(now.pid) != string(ownPID()) {
+	if now == nil || string(now.pid) != string(ownPID()) {
 		return err
 	}
 	if err := os.Remove(f.target); err != nil && !errors.Is(err, fs.ErrNotExist) {

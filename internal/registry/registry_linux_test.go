@@ -74,6 +74,18 @@ func TestDeadSocketFileReplaced(t *testing.T) {
 		}
 	}
 
+	// What callbacks find is replaced, too.
+	for _, left := range []string{"unix", "unixgram"} {
+		path := filepath.Join(proctest.SocketDir(t), "s")
+		dead(t, left, path)
+		r := firstGeneration(t, registry.Options{})
+		if left == "unix" {
+			proctest.OK(t, proctest.ErrorOf(r.ListenWithCallback(left, path, net.Listen)))
+		} else {
+			proctest.OK(t, proctest.ErrorOf(r.ListenPacketWithCallback(left, path, net.ListenPacket)))
+		}
+	}
+
 	// What is no socket is nobody's to unlink.
 	path := filepath.Join(proctest.SocketDir(t), "file")
 	proctest.OK(t, os.WriteFile(path, []byte("x"), 0o600))

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -27,7 +28,7 @@ func (r *Registry) ListenWithCallback(network, addr string, callback func(networ
 		return r.listen(network, addr, nil)
 	}
 	return r.listen(network, addr, func(network, addr string) (net.Listener, error) {
-		ln, err := callback(network, addr)
+		ln, err := createSocket(inContext(callback), network, addr)
 		switch ln.(type) {
 		case nil, *net.TCPListener, *net.UnixListener:
 		default:
@@ -45,6 +46,11 @@ func (r *Registry) listen(network, addr string, create func(network, addr string
 		}
 		return r.AddListener(network, addr, shared, false)
 	})
+}
+
+// inContext is for a callback that takes no context.
+func inContext[T any](callback func(network, addr string) (T, error)) func(ctx context.Context, network, addr string) (T, error) {
+	return func(_ context.Context, network, addr string) (T, error) { return callback(network, addr) }
 }
 
 // warnOfWrapper warns that the next generation does not get a callback's type.
@@ -85,7 +91,7 @@ func (r *Registry) ListenPacketWithCallback(network, addr string, callback func(
 		return r.listenPacket(network, addr, nil)
 	}
 	return r.listenPacket(network, addr, func(network, addr string) (net.PacketConn, error) {
-		conn, err := callback(network, addr)
+		conn, err := createSocket(inContext(callback), network, addr)
 		switch conn.(type) {
 		case nil, *net.UDPConn, *net.UnixConn, *net.IPConn:
 		default:
