@@ -36,7 +36,7 @@ const (
 // The parent's words, on the verdict pipe.
 const (
 	wordCommit   = "commit"   // the child is to take charge
-	wordAbort    = "abort"    // it is not, and must leave
+	wordAbort    = "abort"    // WORD…: it is not, and must leave
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
 )
@@ -164,6 +164,9 @@ func (p *parent) hear(words []string) {
 		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
 		p.refusal = errAborted
+		if slices.Contains(words, wordRehearsal) {
+			p.refusal = errRehearsal
+		}
 		close(p.decided)
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
 		close(p.aborted)
@@ -173,6 +176,12 @@ func (p *parent) hear(words []string) {
 		p.reload()
 	}
 }
+
+// wordRehearsal follows wordAbort after a rehearsal. A child that does not know it is
+// aborted all the same.
+const wordRehearsal = "rehearsal"
+
+var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgrade: exit, and leave alone what is shared")
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
 

@@ -378,6 +378,57 @@ func TestManagerPanic(t *testing.T) {
 	m.want(os.Getpid(), "READY=1", reloading, failed(errors.New("tableflip: Options.Command has panicked")))
 }
 
+// The manager does not hear of a rehearsal, unless it asks meanwhile.
+func TestManagerRehearsal(t *testing.T) {
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "hang")
+	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrNotReady)
+	proctest.OK(t, upg.Ready())
+	rehearse := func(meanwhile func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		result := proctest.InBackground(func() error { return upg.Rehearse(ctx) })
+		s.Await("hanging")
+		meanwhile()
+		cancel()
+		proctest.WantError(t, "Rehearse", proctest.Within(t, "Rehearse", result), context.Canceled)
+	}
+	rehearse(func() {})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	proctest.WantError(t, "Rehearse", upg.Rehearse(ended), context.Canceled)
+	m.want(os.Getpid(), "READY=1")
+	m.wantNoMore()
+	rehearse(func() { upg.Upgrade() })
+	m.want(os.Getpid(), reloading, "READY=1")
+	m.wantNoMore()
+
+	// Nor does the one that asks for an upgrade hear of a rehearsal that is refused.
+	ctx, cancel := context.WithCancel(t.Context())
+	result := proctest.InBackground(func() error { return upg.UpgradeContext(ctx) })
+	s.Await("hanging")
+	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrUpgradeInProgress)
+	cancel()
+	err := proctest.Within(t, "Upgrade", result)
+	m.want(os.Getpid(), reloading, failed(err))
+	m.wantNoMore()
+}
+
+// What is opened to tell the manager of a handover is closed when there is none.
+func TestManagerRehearsalLeaks(t *testing.T) {
+	m := startedByManager(t)
+	upg, _ := NewParent(t, tableflip.Options{}, "rehearse", proctest.WithArg("succeeds "+proctest.SocketDir(t)))
+	proctest.OK(t, upg.Ready())
+	proctest.WithoutGC(t)
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	before := proctest.OpenDescriptors()
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if after := proctest.OpenDescriptors(); after != before {
+		t.Errorf("%d descriptors are open, and %d were", after, before)
+	}
+	m.want(os.Getpid(), "READY=1")
+	m.wantNoMore()
+}
+
 // With Type=notify-reload, every reload is answered: one that meets an upgrade, by
 // the end of that.
 func TestManagerReload(t *testing.T) {
