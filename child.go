@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -547,10 +548,14 @@ func (c *child) dismiss() {
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
 	c.hearLateHere()
-	err := c.process.Kill(killTimeout)
+	var processErr, announcedErr error
+	var killing sync.WaitGroup
+	killing.Go(func() { processErr = c.process.Kill(killTimeout) })
 	if c.announced != nil {
-		err = errors.Join(err, c.announced.Kill(killTimeout))
+		killing.Go(func() { announcedErr = c.announced.Kill(killTimeout) })
 	}
+	killing.Wait()
+	err := errors.Join(processErr, announcedErr)
 	if err == nil && c.committed && !c.isKnown() && !c.hasHungUp() {
 		err = fmt.Errorf("tableflip: the new process, which a wrapper, %d, has started, was told to leave, and is still there", c.process.PID())
 	}

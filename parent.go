@@ -105,9 +105,11 @@ func newParent(t *nametable.Table) (*parent, error) {
 	}
 
 	// In a PID namespace of its own this process does not know the number by which
-	// the parent knows it.
+	// the parent knows it. There, its own parent is 0 or another process, and no table
+	// comes from a process 1. If the two are one, /proc, which is slow in a process that
+	// has just started, need not be asked.
 	pid := "-"
-	if t.PIDNamespace == process.PIDNamespace() {
+	if os.Getppid() == t.PID || t.PIDNamespace == process.PIDNamespace() {
 		pid = ownPID()
 		p.generation.PID = t.PID
 	}

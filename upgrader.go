@@ -142,12 +142,11 @@ type Upgrader struct {
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu   sync.Mutex     // held by Ready, so that concurrent calls return one result
-	preparing sync.WaitGroup // what Ready does beside asking the parent
-	stop      chan struct{}  // closed when Stop begins
-	ended     chan struct{}  // closed when Stop ends
-	exit      chan struct{}  // closed when the process is to drain and exit
-	hurry     chan struct{}  // closed when it should end soon
+	readyMu sync.Mutex    // held by Ready, so that concurrent calls return one result
+	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
+	exit    chan struct{} // closed when the process is to drain and exit
+	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
 	mu        sync.Mutex
@@ -406,7 +405,6 @@ func (u *Upgrader) askParent() error {
 	}
 	u.parent.sayReady()
 
-	u.preparing.Go(process.Prepare) // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -439,7 +437,7 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
-		u.preparing.Wait()
+		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
 		go u.afterParent(time.Now())
 		return nil
 	}
@@ -496,7 +494,11 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	process.Prepare() // which Ready has begun
+	return nil
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -956,6 +958,7 @@ func (u *Upgrader) stopFor(why error) {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
+		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

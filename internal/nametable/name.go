@@ -10,17 +10,13 @@ const (
 	File       = "fd"
 )
 
-// A Name is the name by which callers know a descriptor. A file's name is in Network.
+// A Name is the name by which callers know a descriptor. A file has its name in Network,
+// and no Addr.
 type Name struct {
 	Kind, Network, Addr string
 }
 
-func (n Name) String() string {
-	if n.Kind == File {
-		return n.Kind + ":" + n.Network + ":"
-	}
-	return n.Kind + ":" + n.Network + ":" + n.Addr
-}
+func (n Name) String() string { return n.Kind + ":" + n.Network + ":" + n.Addr }
 
 // An Entry describes one descriptor in the table. An Entry that a table holds is not
 // changed any more, because the start of a child may be reading it.

@@ -75,6 +75,7 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 		hasInherited: len(inherited) > 0,
 		store:        storeState{Store: opts.Store},
 	}
+	current.Store(r)
 	r.mu.Lock()
 	defer r.unlock()
 	entries := make([]entry, len(inherited))

@@ -2,7 +2,7 @@
 // of which no test notices anything: conditions and their operands, bounds, cases,
 // statements (close, wait, reset), and the errors of a clean-up.
 //
-//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-own] PACKAGE…
+//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-tests DIR,…] PACKAGE…
 //
 // PACKAGE is a directory below the root of the module, or "." for it. The file
 // survivors.txt holds what is known to survive, and why; the command fails if that is
@@ -33,11 +33,15 @@ import (
 //go:embed survivors.txt
 var survivors string
 
-// beside lists whose tests see a package's guards, besides its own.
-var beside = []struct{ packages, tests string }{
-	{`^(\.|internal/(descriptor|inherit|logqueue|nametable|pidfile|process|registry|systemd))$`, "internal/handovertest"},
-	{`^supervise$`, "cmd/tableflip-supervise"},
-	{`^httpdrain$`, "service"},
+// A seen says whose tests see the guards of packages.
+type seen struct{ packages, by string }
+
+var beside = []seen{
+	{`^internal/`, "%s,.,internal/handovertest"},
+	{`^\.$`, "%s,internal/handovertest"},
+	{`^httpdrain$`, "%s,service"},
+	{`^supervise$`, "%s,cmd/tableflip-supervise"},
+	{``, "%s"},
 }
 
 // selection is patched in a test binary: the number of a mutant, or the path of a file
@@ -81,6 +85,11 @@ func mutant(n int) bool {
 	return n == mutantSelected
 }
 
+// The check makes a difference only where it holds, or where it does not.
+func mutantNever(n int, holds bool) bool { return holds && !mutant(n) }
+
+func mutantAlways(n int, holds bool) bool { return holds || mutant(n) }
+
 func mutantUnless(dropped bool, f func() error) error {
 	if dropped {
 		return nil
@@ -113,10 +122,10 @@ func must[T any](value T, err error) T {
 func main() {
 	run := flag.String("run", "", "only the functions that match")
 	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
-	own := flag.Bool("own", false, "only the package's own tests")
+	tests := flag.String("tests", "", "only the tests of these packages")
 	flag.Parse()
-	if *own {
-		beside = nil
+	if *tests != "" {
+		beside = []seen{{".", *tests}}
 	}
 	root := must(filepath.Abs("../.."))
 	must(0, os.Chdir(root))
@@ -192,13 +201,8 @@ func build(m *mutator, root, pkg, tmp string) (binaries []*binary) {
 	overlayFile := filepath.Join(tmp, "overlay.json")
 	must(0, os.WriteFile(overlayFile, must(json.Marshal(map[string]any{"Replace": overlay})), 0o666))
 
-	packages := []string{pkg}
-	for _, b := range beside {
-		if regexp.MustCompile(b.packages).MatchString(pkg) && !slices.Contains(packages, b.tests) {
-			packages = append(packages, b.tests)
-		}
-	}
-	for _, tests := range packages {
+	by := beside[slices.IndexFunc(beside, func(s seen) bool { return regexp.MustCompile(s.packages).MatchString(pkg) })].by
+	for tests := range strings.SplitSeq(strings.ReplaceAll(by, "%s", pkg), ",") {
 		path := filepath.Join(tmp, "test")
 		build := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlayFile, "-o", path, "./"+tests)
 		build.Stderr = os.Stderr
@@ -271,7 +275,11 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	must(0, os.WriteFile(path, patched, 0o755))
 	args = append(args, "-test.short", "-test.failfast", "-test.timeout="+limit.String())
 	cmd := exec.Command(path, args...)
-	cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "TMPDIR="+dir)
+	// In a directory of its own, because a mutant writes where it should not.
+	cmd.Dir, cmd.Env = filepath.Join(dir, "package"), append(os.Environ(), "TMPDIR="+dir)
+	must(0, os.Mkdir(cmd.Dir, 0o777))
+	must(0, os.Chmod(cmd.Dir, 0o777))
+	must(0, os.Symlink(filepath.Join(b.dir, "testdata"), filepath.Join(cmd.Dir, "testdata")))
 	// Not a pipe, which what a test leaves behind would keep open.
 	output := must(os.Create(filepath.Join(dir, "output")))
 	defer output.Close()

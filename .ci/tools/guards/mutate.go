@@ -19,8 +19,8 @@ func (m mutant) String() string { return m.file + "\t" + m.function + "\t" + m.g
 var (
 	isErrCheck = regexp.MustCompile(`^\w*[eE]rr\w* != nil$`)
 	// What only tells somebody, what cannot be taken out alone, and what tests need.
-	isKept  = regexp.MustCompile(`(?i)^(\w+\.)*(lock|unlock|rlock|runlock|panic|warn|log|info|error|debug|reached)\(`)
-	negated = map[token.Token]string{token.LSS: " || %s && ", token.GTR: " || %s && ", token.LEQ: " && !(%s && ", token.GEQ: " && !(%s && "}
+	isKept = regexp.MustCompile(`(?i)^(\w+\.)*(lock|unlock|rlock|runlock|panic|warn|log|info|error|debug|reached)\(`)
+	bounds = map[token.Token]string{token.LSS: " || %s && mutant(%d)", token.GTR: " || %s && mutant(%d)", token.LEQ: " && !(%s && mutant(%d))", token.GEQ: " && !(%s && mutant(%d))"}
 )
 
 // mutator writes all mutants of a package into its source: each asks mutant(N) whether
@@ -54,8 +54,8 @@ func (m *mutator) insert(at int, ends bool, format string, args ...any) {
 	m.inserted = append(m.inserted, insertion{at, order, fmt.Sprintf(format, args...)})
 }
 
-// add returns the condition under which the process is this mutant.
-func (m *mutator) add(kind, text string) string {
+// add returns the number of a new mutant.
+func (m *mutator) add(kind, text string) int {
 	guard := []rune(kind + " " + text)
 	m.in.guard = string(guard[:min(len(guard), 100)])
 	same := 1
@@ -63,16 +63,16 @@ func (m *mutator) add(kind, text string) string {
 		same++
 	}
 	m.mutants = append(m.mutants, m.in)
-	return fmt.Sprintf("mutant(%d)", len(m.mutants))
+	return len(m.mutants)
 }
 
-func (m *mutator) wrap(n ast.Node, before, after string) {
-	m.insert(m.offset(n.Pos()), false, "%s", before)
+func (m *mutator) wrap(n ast.Node, before string, number int, after string) {
+	m.insert(m.offset(n.Pos()), false, before, number)
 	m.insert(m.offset(n.End()), true, "%s", after)
 }
 
-func (m *mutator) never(e ast.Expr)  { m.wrap(e, "(!"+m.add("never", m.text(e))+" && (", "))") }
-func (m *mutator) always(e ast.Expr) { m.wrap(e, "("+m.add("always", m.text(e))+" || (", "))") }
+func (m *mutator) never(e ast.Expr)  { m.wrap(e, "mutantNever(%d, ", m.add("never", m.text(e)), ")") }
+func (m *mutator) always(e ast.Expr) { m.wrap(e, "mutantAlways(%d, ", m.add("always", m.text(e)), ")") }
 
 func (m *mutator) condition(e ast.Expr) {
 	if e == nil {
@@ -108,7 +108,7 @@ func (m *mutator) statement(s ast.Stmt) {
 		return
 	}
 	if text := strings.TrimPrefix(m.text(s), "defer "); !isKept.MatchString(text) {
-		m.wrap(s, "if !"+m.add("drop", m.text(s))+" {", "}")
+		m.wrap(s, "if !mutant(%d) { ", m.add("drop", m.text(s)), " }")
 	}
 }
 
@@ -135,7 +135,7 @@ func (m *mutator) clauses(of ast.Stmt, body *ast.BlockStmt, conditions bool) {
 // clause leaves a switch, or a select, at the beginning of one of its cases.
 func (m *mutator) clause(of ast.Stmt, what ast.Node, body []ast.Stmt) {
 	if of != m.end && len(body) > 0 {
-		m.insert(m.offset(body[0].Pos()), false, "if %s { break }; ", m.add("drop", "case "+m.text(what)))
+		m.insert(m.offset(body[0].Pos()), false, "if mutant(%d) { break }; ", m.add("drop", "case "+m.text(what)))
 	}
 }
 
@@ -153,15 +153,14 @@ func (m *mutator) visit(n ast.Node) bool {
 			m.operands(n, n.Op)
 		}
 		y := m.text(n.Y)
-		if format := negated[n.Op]; format != "" && y != "0" {
-			guard := m.add("bound", m.text(n))
-			end := fmt.Sprintf(format, guard) + m.text(n.X) + " == " + y + strings.Repeat(")", strings.Count(format, "("))
-			m.wrap(n, "(", end+")")
+		if format := bounds[n.Op]; format != "" && y != "0" {
+			m.insert(m.offset(n.Pos()), false, "(")
+			m.insert(m.offset(n.End()), true, format+")", m.text(n.X)+" == "+y, m.add("bound", m.text(n)))
 		}
 	case *ast.CallExpr:
 		for _, arg := range n.Args {
 			if _, ok := arg.(*ast.CallExpr); ok && m.text(n.Fun) == "errors.Join" {
-				m.wrap(arg, "mutantUnless("+m.add("drop", m.text(arg))+", func() error { return ", "})")
+				m.wrap(arg, "mutantUnless(mutant(%d), func() error { return ", m.add("drop", m.text(arg)), " })")
 			}
 		}
 	case *ast.SwitchStmt:
