@@ -526,6 +526,15 @@ func (c *child) forwardReload() {
 	}
 }
 
+// forwardUpgrade has a child that is in charge make an upgrade.
+func (c *child) forwardUpgrade() {
+	if slices.Contains(c.accepts, wordUpgrade) {
+		_ = c.say(wordUpgrade)
+		return
+	}
+	c.forwardReload()
+}
+
 // hasHungUp reports whether the child has closed its end of the ready pipe, as its
 // death does.
 func (c *child) hasHungUp() bool {

@@ -18,6 +18,7 @@ import (
 	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
 )
@@ -240,8 +241,9 @@ func New(opts Options) (*Upgrader, error) {
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(func() { go u.answerReload() })
+		parent.listen(func(word string) { go u.heedAsked(word) })
 	}
+	queue.OnKeep(u.keepUpgrade)
 	return u, nil
 }
 
@@ -484,6 +486,31 @@ func (u *Upgrader) notifyMainPID() {
 func (u *Upgrader) answerReload() {
 	u.notifier.Reloading()
 	u.notifier.Ready()
+}
+
+// heedAsked is called when this process's parent, which it has replaced, was asked for a
+// reload or an upgrade.
+func (u *Upgrader) heedAsked(word string) {
+	if word == wordUpgrade && queue.Ask() {
+		return // whoever heeds that sees to the answer
+	}
+	u.answerReload()
+}
+
+// keepUpgrade is called when an upgrade has to wait.
+func (u *Upgrader) keepUpgrade() {
+	u.mu.Lock()
+	answer := func() {}
+	switch {
+	case u.state == upgrading && !u.attempt.answered:
+		u.attempt.reloadAgain = true
+	case u.state == upgrading, u.state == ready:
+		answer = u.notifier.ReloadQueued
+	case u.state == upgraded:
+		answer = u.child.forwardUpgrade
+	}
+	u.mu.Unlock()
+	answer()
 }
 
 // WaitForParent blocks until the parent's process has ended, or ctx is done. If ctx is

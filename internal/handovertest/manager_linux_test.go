@@ -25,6 +25,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 )
 
@@ -411,6 +412,76 @@ func TestManagerRehearsal(t *testing.T) {
 	err := proctest.Within(t, "Upgrade", result)
 	m.want(os.Getpid(), reloading, failed(err))
 	m.wantNoMore()
+}
+
+// An upgrade that has to wait is told at once, because a reload would time out.
+func TestManagerQueue(t *testing.T) {
+	const queued = "READY=1\nSTATUS=upgrade queued"
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "hang")
+	queue.Keep() // a process that is not up has nothing to answer
+	proctest.OK(t, upg.Ready())
+	queue.Keep()
+	m.want(os.Getpid(), "READY=1", reloading, queued)
+
+	attempt := func(try func(context.Context) error, answers func(error) []string) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		result := proctest.InBackground(func() error { return try(ctx) })
+		s.Await("hanging")
+		queue.Keep()
+		cancel()
+		err := proctest.Within(t, "Upgrade", result)
+		m.want(os.Getpid(), answers(err)...)
+		m.wantNoMore()
+	}
+	attempt(upg.UpgradeContext, func(err error) []string { return []string{reloading, reloading, failed(err)} })
+	attempt(upg.Rehearse, func(error) []string { return []string{reloading, queued} })
+
+	upg.Stop()
+	queue.Keep()
+	m.want(os.Getpid(), "STOPPING=1")
+	m.wantNoMore()
+}
+
+// A process that was replaced passes what it was asked for on. Where nobody makes
+// upgrades later, the reload is answered all the same.
+func TestManagerQueuePassedOn(t *testing.T) {
+	for _, test := range []struct {
+		heeds bool
+		want  []string
+	}{
+		{true, nil},
+		{false, []string{reloading, "READY=1"}},
+	} {
+		t.Run(fmt.Sprint("heeds ", test.heeds), func(t *testing.T) {
+			m := startedByManager(t)
+			upg, s := NewParent(t, tableflip.Options{}, "asked", proctest.WithArg(fmt.Sprint(test.heeds)))
+			Upgrade(t, upg)
+			child := s.Await("ready").PID
+			m.want(os.Getpid(), "READY=1", reloading, mainPID(child), barrier)
+			queue.Keep()
+			if test.heeds {
+				s.Await("asked")
+			}
+			m.want(child, test.want...)
+			m.wantNoMore()
+		})
+	}
+}
+
+func init() {
+	proctest.Role("asked", func() {
+		var asked <-chan struct{}
+		if proctest.Arg() == "true" {
+			asked = queue.Asked()
+		}
+		MustBeReady(proctest.Must(tableflip.New(tableflip.Options{})))
+		proctest.Report("ready")
+		<-asked
+		proctest.Report("asked")
+		proctest.UntilKilled()
+	})
 }
 
 // What is opened to tell the manager of a handover is closed when there is none.
