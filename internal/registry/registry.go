@@ -1,6 +1,6 @@
 // Package registry owns the duplicates of descriptors that a process holds for its
-// children, from the moment that one is inherited or added to the moment that it is
-// passed on, and decides who unlinks a Unix socket's file. It knows nothing of
+// children: from the moment that a descriptor is inherited or added to the moment that it
+// is passed on. It also decides who unlinks a Unix socket's file. It knows nothing of
 // processes.
 package registry
 
