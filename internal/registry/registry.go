@@ -229,7 +229,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 		return r.closed
 	}
 
-	if e.isAddressed() && isUnix(e.bound.Network) {
+	if e.isAddressed() {
 		if e.file = r.files.find(e.bound.Path, e.Addr); e.file != nil {
 			e.setOwner(source)
 		}
@@ -243,7 +243,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 	r.index.insert(e)
 
 	for _, old := range superseded {
-		if old.inherited && !r.files.inCharge && old.file != nil && old.file != e.file {
+		if old.inherited && !r.files.inCharge && old.file != e.file {
 			r.index.unclaim(old) // TakeCharge unlinks its file
 			continue
 		}
