@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -221,7 +222,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			step.Reached(step.ReadyReceived)
 			return nil
 		case wordFailed:
-			return c.failed(words[1:])
+			return c.failed(ctx, words[1:])
 		}
 	}
 }
@@ -294,9 +295,48 @@ func (c *child) named(err error) error {
 	return fmt.Errorf("%w; the new process was %d", err, c.pid)
 }
 
-func (c *child) failed(reason []string) error {
+// failed is the error of a child that has said why it leaves. It gets the time for that.
+func (c *child) failed(ctx context.Context, reason []string) error {
 	c.cause = causeReason
-	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
+	err := fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
+	if !c.leave(ctx) || c.process.Err() == nil || c.process.Err() == process.ErrStatusUnknown {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", err, c.process.Err())
+}
+
+// orReason returns what the child has said when it left, or err.
+func (c *child) orReason(ctx context.Context, err error) error {
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordFailed {
+			return c.failed(ctx, words[1:])
+		}
+	}
+	return err
+}
+
+// leave gives a child that is to exit by itself the time to do so. It reports whether
+// the process that was started has.
+func (c *child) leave(ctx context.Context) (exited bool) {
+	ctx, cancel := context.WithTimeout(ctx, exitGrace)
+	defer cancel()
+	select {
+	case <-c.process.Exited():
+	case <-ctx.Done():
+		return false
+	}
+	if handle := c.announced; handle != nil {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = handle.Wait()
+		}()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+	}
+	return true
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
@@ -358,10 +398,10 @@ func (c *child) exitError() error {
 func (c *child) commit(ctx context.Context) error {
 	step.Reached(step.BeforeCommit)
 	if c.hasHungUp() {
-		return fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid)
+		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
 	}
 	if err := c.say(wordCommit); err != nil {
-		return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err)
+		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err))
 	}
 	c.committed = true
 	step.Reached(step.AfterCommit)
@@ -394,7 +434,7 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 		case words[0] == wordAcknowledged:
 			return nil
 		case words[0] == wordFailed:
-			return c.failed(words[1:])
+			return c.failed(ctx, words[1:])
 		}
 	}
 }
@@ -491,10 +531,14 @@ func (c *child) hasHungUp() bool {
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
 	c.hearLateHere()
-	err := c.process.Kill(killTimeout)
+	var processErr, announcedErr error
+	var killing sync.WaitGroup
+	killing.Go(func() { processErr = c.process.Kill(killTimeout) })
 	if c.announced != nil {
-		err = errors.Join(err, c.announced.Kill(killTimeout))
+		killing.Go(func() { announcedErr = c.announced.Kill(killTimeout) })
 	}
+	killing.Wait()
+	err := errors.Join(processErr, announcedErr)
 	if err == nil && c.committed && !c.isKnown() && !c.hasHungUp() {
 		err = fmt.Errorf("tableflip: the new process, which a wrapper, %d, has started, was told to leave, and is still there", c.process.PID())
 	}

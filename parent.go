@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
@@ -104,9 +105,11 @@ func newParent(t *nametable.Table) (*parent, error) {
 	}
 
 	// In a PID namespace of its own this process does not know the number by which
-	// the parent knows it.
+	// the parent knows it. There, its own parent is 0 or another process, and no table
+	// comes from a process 1. If the two are one, /proc, which is slow in a process that
+	// has just started, need not be asked.
 	pid := "-"
-	if t.PIDNamespace == process.PIDNamespace() {
+	if os.Getppid() == t.PID || t.PIDNamespace == process.PIDNamespace() {
 		pid = ownPID()
 		p.generation.PID = t.PID
 	}
@@ -289,12 +292,16 @@ func (p *parent) takeCharge(prepare func() error) error {
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
 // abandon gives up, unless this process is in charge, which it reports. From then on
-// the parent cannot commit, or gets no acknowledgement of its commit.
-func (p *parent) abandon() (inCharge bool) {
+// the parent cannot commit, or gets no acknowledgement of its commit. The
+// parent is told why, unless that is nil.
+func (p *parent) abandon(why error) (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inCharge || p.diedUndecided() {
 		return true
+	}
+	if why != nil {
+		_ = p.say(wordFailed, oneLine(why))
 	}
 	p.abandonLocked(errAbandoned)
 	return false
@@ -364,7 +371,17 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// maxReason keeps a reason below the parent's maxLine.
+const maxReason = 1000
+
 // oneLine makes the text of err fit into a line of words.
 func oneLine(err error) string {
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r)
+	}), " ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
 }

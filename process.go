@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
@@ -86,10 +87,10 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
 	}
 	defer release()
-	if self, err := process.Open(os.Getpid()); err == nil {
-		defer self.Close()
+	if self, err := process.OpenSelf(); err == nil {
+		defer descriptor.Close(self)
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		fds = append(fds, self.FD())
+		fds = append(fds, self)
 	}
 	u.mu.Lock()
 	table := nametable.Table{Until: until, Generation: u.number, Since: u.since, Entries: entries}

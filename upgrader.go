@@ -142,12 +142,11 @@ type Upgrader struct {
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu   sync.Mutex     // held by Ready, so that concurrent calls return one result
-	preparing sync.WaitGroup // what Ready does beside asking the parent
-	stop      chan struct{}  // closed when Stop begins
-	ended     chan struct{}  // closed when Stop ends
-	exit      chan struct{}  // closed when the process is to drain and exit
-	hurry     chan struct{}  // closed when it should end soon
+	readyMu sync.Mutex    // held by Ready, so that concurrent calls return one result
+	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
+	exit    chan struct{} // closed when the process is to drain and exit
+	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
 	mu        sync.Mutex
@@ -403,7 +402,6 @@ func (u *Upgrader) askParent() error {
 	}
 	u.parent.sayReady()
 
-	u.preparing.Go(process.Prepare) // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -436,7 +434,7 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
-		u.preparing.Wait()
+		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
 		go u.afterParent(time.Now())
 		return nil
 	}
@@ -493,7 +491,11 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	process.Prepare() // which Ready has begun
+	return nil
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -512,7 +514,8 @@ func (u *Upgrader) Upgrade() error {
 //
 // After an error this process is in charge as before, the new one has been killed and
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
+// the death of the new process cannot be confirmed in a second,
 // because it belongs to another user or the kernel does not let it go, the error says
 // so. Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
@@ -525,8 +528,9 @@ func (u *Upgrader) Upgrade() error {
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
 //     passed;
 //   - the cause of ctx's end;
-//   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is, and in a program that waits for all its children itself;
+//   - an *exec.ExitError, if the new process exited with a failure, except under
+//     systemd, whose child it is, and in a program that waits for all its children
+//     itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
 func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
@@ -852,6 +856,11 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
+	u.stopFor(nil)
+}
+
+// stopFor stops because of an error, which may be nil.
+func (u *Upgrader) stopFor(why error) {
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -866,7 +875,7 @@ func (u *Upgrader) Stop() {
 	}
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
-	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
 	wasReady := u.state != starting
 	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
@@ -881,9 +890,28 @@ func (u *Upgrader) Stop() {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
+		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)
+}
+
+// Fail is [Upgrader.Stop] for a process that cannot serve, and says why. Call it in the
+// place of Stop if the set-up of a new version fails, and exit with a status that is not
+// zero.
+//
+// Before this process is in charge, the parent's Upgrade returns an error with the
+// text of err, and the parent's Logger and service manager get it, too. The parent
+// gives this process a second to exit before it kills it. The text is cut to a line of
+// 1,000 bytes. In a process that is in charge, and in the first generation, Fail is Stop.
+// In all of them the Logger receives err, as an error.
+func (u *Upgrader) Fail(err error) {
+	defer u.logs.Hold()()
+	err = cmp.Or(err, errors.New("it gave no reason"))
+	if u.logger != nil {
+		u.logger.Error("tableflip: this process stops because it has failed", "error", err)
+	}
+	u.stopFor(err)
 }
 
 // beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It

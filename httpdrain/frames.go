@@ -173,13 +173,26 @@ func (c *framedConn) follow(p []byte) {
 	}
 }
 
-// Write inserts what is pending where a frame may be inserted first.
+// Write is called by the server in a goroutine of its own for each response. Its frame is
+// small, because that goroutine's stack, which need not grow without it, would be copied.
 func (c *framedConn) Write(p []byte) (n int, err error) {
 	if !c.http2.Load() {
 		return c.Conn.Write(p)
 	}
 	c.writing.Lock()
-	defer c.writing.Unlock()
+	if c.pending == "" {
+		n, err = c.Conn.Write(p)
+		c.sent(p[:n])
+	} else {
+		n, err = c.writeAround(p)
+	}
+	c.begin()
+	c.writing.Unlock()
+	return n, err
+}
+
+// writeAround inserts what is pending where a frame may be inserted first.
+func (c *framedConn) writeAround(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		part := p[n:]
 		if c.pending != "" {
@@ -192,7 +205,6 @@ func (c *framedConn) Write(p []byte) (n int, err error) {
 		n += m
 		c.flush()
 	}
-	c.begin()
 	return n, err
 }
 

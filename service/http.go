@@ -68,6 +68,10 @@ func HTTP(server *http.Server) Server {
 				return drainer.Shutdown(ctx)
 			},
 			close: ln.Close,
+			connections: func() int {
+				progress := drainer.Progress()
+				return progress.Connections + progress.Hijacked
+			},
 		}, nil
 	}}
 }

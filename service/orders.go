@@ -9,12 +9,13 @@ import (
 	"syscall"
 )
 
-// orders are what signals tell the process.
+// orders are what signals, and the control socket, tell the process.
 type orders struct {
-	upgrade <-chan os.Signal // holds one, however many have come
-	stop    context.Context  // ends with the first SIGTERM or SIGINT
-	now     context.Context  // ends with the second SIGINT
-	forget  func()           // gives the signals back, and ends both
+	upgrade <-chan os.Signal  // holds one, however many have come
+	stop    context.Context   // ends with the first SIGTERM or SIGINT
+	now     context.Context   // ends with the second SIGINT
+	tell    func(cause error) // ends stop as a signal does
+	forget  func()            // gives the signals back, and ends both
 }
 
 func hear(upgrades []os.Signal) *orders {
@@ -43,7 +44,7 @@ func hear(upgrades []os.Signal) *orders {
 		}
 		tellNow(errors.New("service: interrupted twice"))
 	}()
-	return &orders{upgrade, stop, now, func() {
+	return &orders{upgrade, stop, now, tellStop, func() {
 		for _, signals := range []chan os.Signal{upgrade, terminate, interrupt} {
 			signal.Stop(signals)
 		}

@@ -25,6 +25,8 @@ type front struct {
 	shutdown func(context.Context) error // drains, which ends serve
 	close    func() error                // closes its socket, or nil
 
+	connections func() int // how many it has, or nil if that is not known
+
 	// serveDrains is set if it is serve that drains, so that it counts what it returns
 	// once it is told to end. Otherwise it is what shutdown returns.
 	serveDrains bool
@@ -192,7 +194,8 @@ func endsAsTold(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-// cutTimeout is how long a shutdown may take to return once its context has ended.
+// cutTimeout is how long a shutdown may take to return once its context has ended. A serve
+// that drains does not know of the context.
 const cutTimeout = time.Second
 
 // drain returns when the server has ended, or has not although ctx has. Whatever has not
@@ -213,14 +216,19 @@ func (f *front) drain(ctx context.Context) error {
 		drained <- errors.Join(err, f.failure())
 	}()
 
-	late := make(chan struct{})
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(cutTimeout, func() { close(late) }) })()
 	select {
 	case err := <-drained:
 		return err
-	case <-late:
-		return fmt.Errorf("service: %s has not ended: %w", f.name, context.Cause(ctx))
+	case <-ctx.Done():
 	}
+	if !f.serveDrains {
+		select {
+		case err := <-drained:
+			return err
+		case <-time.After(cutTimeout):
+		}
+	}
+	return fmt.Errorf("service: %s has not ended: %w", f.name, context.Cause(ctx))
 }
 
 // failure returns what has ended serve, if it has ended.

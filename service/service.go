@@ -13,9 +13,12 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/control"
+	"example.com/tableflip/httpdrain"
 	stub "example.com/tableflip/testing"
 )
 
@@ -76,6 +79,11 @@ type Options struct {
 	// (WebSocket): see [httpdrain.Drainer].
 	WaitHijacked bool
 
+	// Control, if not empty, is the path of a Unix socket at which the process can be
+	// asked for an upgrade, its status and more: see package control. The Upgrader must
+	// implement [control.Upgrader], as that of package tableflip does.
+	Control string
+
 	// Logger receives records of upgrades and of the drain. If nil, slog.Default() is
 	// used.
 	Logger *slog.Logger
@@ -128,9 +136,16 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		opts.Logger.Warn("there is no Upgrader: this process can't be upgraded")
 		upg = cannotUpgrade()
 	}
-	p := &process{upg: upg, opts: opts, told: hear(opts.UpgradeSignals), failed: make(chan struct{}, len(servers))}
+	p := &process{
+		upg:    upg,
+		opts:   opts,
+		told:   hear(opts.UpgradeSignals),
+		failed: make(chan struct{}, len(servers)),
+		asks:   make(chan ask),
+	}
 	defer p.upg.Stop()
 	defer p.told.forget()
+	defer p.closeControl() // last, because whoever has asked for an upgrade waits for the answer
 	context.AfterFunc(p.told.stop, opts.Health.fail)
 
 	if err := p.start(servers); err != nil {
@@ -161,7 +176,10 @@ type process struct {
 	told   *orders
 	fronts []*front
 	failed chan struct{} // has an element for each server that has failed
+	asks   chan ask
 
+	control  *control.Server // nil if there is none
+	cut      atomic.Int64    // connections, by the drain
 	upgrades sync.WaitGroup
 }
 
@@ -195,6 +213,9 @@ func (p *process) start(servers []Server) (err error) {
 		f.ended = make(chan struct{})
 		p.fronts = append(p.fronts, f)
 	}
+	if err := p.openControl(); err != nil {
+		return err
+	}
 	return p.upg.Ready()
 }
 
@@ -206,6 +227,9 @@ func (p *process) fail(err error) {
 }
 
 func (p *process) serve() {
+	if p.control != nil {
+		go p.control.Serve()
+	}
 	for _, f := range p.fronts {
 		go func() {
 			f.run(p.upg.Exit())
@@ -222,20 +246,27 @@ func (p *process) untilExit() {
 	// While busy, the process cannot be upgraded: because its predecessor drains, or
 	// because it is being upgraded. Not in this goroutine, so that it can be stopped.
 	busy, wanted, idle := true, false, make(chan struct{}, 1)
+	refusal := tableflip.ErrParentRunning // while busy
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
 			idle <- struct{}{}
 		}
 	}()
+	begin := func(ctx context.Context) <-chan error {
+		busy, refusal = true, tableflip.ErrUpgradeInProgress
+		result := make(chan error, 1)
+		p.upgrades.Go(func() {
+			result <- p.upgrade(ctx)
+			idle <- struct{}{}
+		})
+		return result
+	}
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
 		if wanted && !busy {
-			busy, wanted = true, false
-			p.upgrades.Go(func() {
-				p.upgrade(p.told.stop)
-				idle <- struct{}{}
-			})
+			wanted = false
+			begin(p.told.stop)
 		}
 		select {
 		case <-p.upg.Exit():
@@ -246,6 +277,15 @@ func (p *process) untilExit() {
 			wanted = true
 			if busy {
 				p.opts.Logger.Info("upgrade queued")
+			}
+		case a := <-p.asks:
+			switch {
+			case p.told.stop.Err() != nil:
+				a.refuse(tableflip.ErrStopped)
+			case busy:
+				a.refuse(refusal)
+			default:
+				a.begun <- begin(a.ctx)
 			}
 		case <-idle:
 			busy = false
@@ -294,7 +334,12 @@ func (p *process) drain() error {
 	errs := make([]error, len(p.fronts))
 	var wait sync.WaitGroup
 	for i, f := range p.fronts {
-		wait.Go(func() { errs[i] = f.drain(ctx) })
+		wait.Go(func() {
+			errs[i] = f.drain(ctx)
+			if cut, ok := errors.AsType[*httpdrain.CutError](errs[i]); ok {
+				p.cut.Add(int64(cut.Connections))
+			}
+		})
 	}
 	wait.Wait()
 

@@ -47,7 +47,7 @@ func serveRole() {
 		if flaw, err := os.ReadFile(filepath.Join(directory, "flaw")); err == nil {
 			flaws[string(flaw)].put(server)
 		}
-		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond}, service.HTTP(server))
+		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond, Control: filepath.Join(directory, "ctl")}, service.HTTP(server))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -85,6 +85,9 @@ func (u *Upgrader) Stop() {
 	})
 }
 
+// Fail does what Stop does.
+func (u *Upgrader) Fail(err error) { u.Stop() }
+
 // WaitForParent returns nil at once, even if ctx is done, because there is no parent.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	return nil

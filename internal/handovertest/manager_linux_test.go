@@ -322,6 +322,7 @@ func TestManagerFailure(t *testing.T) {
 		{name: "exit status", role: "fail"},
 		{name: "timeout", role: "hang", opts: tableflip.Options{UpgradeTimeout: time.Second}},
 		{name: "crash", role: "crash"},
+		{name: "reason", role: "fail", opts: tableflip.Options{Command: proctest.Shell("echo failed no disk >&3")}},
 		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
 		{name: "not startable", role: "fail", opts: tableflip.Options{Command: proctest.Unstartable}},

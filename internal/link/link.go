@@ -164,7 +164,7 @@ func (l *Link) Send(ctx context.Context, message []byte, descriptors ...syscall.
 // blocks until there is one, or until ctx is done. Nothing is lost then: the next
 // Receive goes on where this one has stopped. If the other process is dead or has
 // closed its end, the error is io.EOF once all its messages were received, or
-// io.ErrUnexpectedEOF if the last one was cut. What is no message closes the Link.
+// io.ErrUnexpectedEOF if the last one was cut. What is no message ends the Link.
 func (l *Link) Receive(ctx context.Context) (message []byte, files []*os.File, err error) {
 	var f *frame
 	select {
@@ -176,7 +176,6 @@ func (l *Link) Receive(ctx context.Context) (message []byte, files []*os.File, e
 	err = l.until(ctx, l.file.SetReadDeadline, func() error {
 		err := f.read(l.file)
 		if errors.Is(err, errGarbage) {
-			closeAll(f.files)
 			l.fail(err)
 		}
 		return err

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -390,6 +391,24 @@ func TestReceiveGoesOn(t *testing.T) {
 	closeFiles(files)
 }
 
+// A context that ends while its Receive returns does not end the next one.
+func TestReceiveEndsLate(t *testing.T) {
+	parent, child := meet(t)
+	for i := range 2000 {
+		want := strconv.Itoa(i)
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		proctest.OK(t, parent.Send(t.Context(), []byte(want)))
+		got, _, err := child.Receive(ctx)
+		if err == nil && string(got) != want || err != nil && err != context.Canceled {
+			t.Fatalf("received %q, %v, want %q", got, err, want)
+		}
+		if err != nil {
+			wantMessage(t, child, want)
+		}
+	}
+}
+
 func wantDeadline(t testing.TB, l *link.Link, ctx context.Context) {
 	t.Helper()
 	if got, _, err := l.Receive(ctx); err != context.DeadlineExceeded {
@@ -415,6 +434,19 @@ func TestSendToStuck(t *testing.T) {
 	if len(got) >= link.MaxMessage {
 		t.Errorf("%d bytes have arrived, which is all", len(got))
 	}
+}
+
+// What a process said before it died is received, also if it died while it was told
+// something.
+func TestSendToDying(t *testing.T) {
+	l, peer := meetStranger(t)
+	proctest.OK(t, writeFD(peer, header(4, 0)+"last"))
+	sent := proctest.InBackground(func() error { return l.Send(t.Context(), make([]byte, link.MaxMessage)) })
+	awaitReadable(t, peer)
+	proctest.OK(t, unix.Shutdown(peer, unix.SHUT_RDWR))
+	proctest.WantError(t, "Send", proctest.Within(t, "Send", sent), io.EOF)
+	wantMessage(t, l, "last")
+	wantReceiveError(t, l, io.EOF)
 }
 
 // awaitReadable waits until the peer of a link has been sent something. If that is
@@ -500,31 +532,37 @@ func TestConcurrentUse(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	wantSameDescriptors(t)
-	r := new(table)
-	m := join(t, r)
-	newer := join(t, r)
-	l, unaccepted := accept(t, m), newer.Older()[0]
+	l, peer := meetStranger(t)
 	received := proctest.InBackground(func() error {
 		_, _, err := l.Receive(context.Background())
 		return err
 	})
-	sent := proctest.InBackground(func() (err error) {
-		for err == nil {
-			err = l.Send(context.Background(), make([]byte, link.MaxMessage))
-		}
-		return err
-	})
-	accepted := proctest.InBackground(func() error { return proctest.ErrorOf(newer.Accept(context.Background())) })
+	sent := proctest.InBackground(func() error { return l.Send(context.Background(), make([]byte, link.MaxMessage)) })
+	awaitReadable(t, peer)
 	l.Close()
-	newer.Close()
 	proctest.WantError(t, "Receive", proctest.Within(t, "Receive", received), os.ErrClosed)
-	if err := proctest.Within(t, "Send", sent); !errors.Is(err, os.ErrClosed) && err != io.EOF {
-		t.Errorf("Send: %v", err)
-	}
-	proctest.WantError(t, "Accept", proctest.Within(t, "Accept", accepted), io.EOF)
-	wantReceiveError(t, unaccepted, os.ErrClosed)
+	proctest.WantError(t, "Send", proctest.Within(t, "Send", sent), os.ErrClosed)
+	proctest.OK(t, l.Close())
+}
 
-	late := join(t, r).Older()[0] // newer's point is closed
+func TestCloseMeeting(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	m := join(t, r)
+	newer := join(t, r)
+	accepted, older := accept(t, m), newer.Older()[0]
+	last := join(t, r)
+	unaccepted := last.Older()[0] // whether newer has taken the claim out of its point, or not
+	waiting := proctest.InBackground(func() error { return proctest.ErrorOf(last.Accept(context.Background())) })
+	newer.Close()
+	wantReceiveError(t, unaccepted, io.EOF)
+	last.Close()
+	proctest.WantError(t, "Accept", proctest.Within(t, "Accept", waiting), io.EOF)
+	proctest.WantError(t, "Accept", proctest.ErrorOf(newer.Accept(patience(t))), io.EOF)
+	wantReceiveError(t, older, os.ErrClosed)
+	wantReceiveError(t, accepted, io.EOF)
+
+	late := join(t, r).Older()[0] // last's point is closed
 	wantReceiveError(t, late, io.EOF)
 	proctest.WantError(t, "Send", late.Send(t.Context(), nil), io.EOF)
 }

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -25,19 +24,31 @@ type Handle struct {
 // Open returns a Handle of the process that has this ID now, or os.ErrProcessDone if
 // there is none.
 func Open(pid int) (*Handle, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
-		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
-			err = descriptor.SetNonblock(uintptr(fd), true)
-		}
+	fd, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
 	}
+	return &Handle{os.NewFile(fd, "pidfd"), pid}, nil
+}
+
+// OpenSelf returns a descriptor of which Inherited makes a Handle of this process in
+// another.
+func OpenSelf() (uintptr, error) { return openPidfd(os.Getpid()) }
+
+func openPidfd(pid int) (uintptr, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0) // PIDFD_NONBLOCK is younger (Linux 5.10)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, os.ErrProcessDone
+		return 0, os.ErrProcessDone
 	}
 	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
+		return 0, os.NewSyscallError("pidfd_open", err)
 	}
-	return &Handle{os.NewFile(uintptr(fd), "pidfd"), pid}, nil
+	fd := uintptr(pidfd)
+	if err := descriptor.SetNonblock(fd, true); err != nil {
+		_ = descriptor.Close(fd)
+		return 0, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
 }
 
 // Inherited returns the Handle that a parent passed as fd, or an error if it is none.
@@ -49,9 +60,6 @@ func Inherited(fd uintptr) (*Handle, error) {
 	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
 }
 
-// FD returns the descriptor of h, which h still owns.
-func (h *Handle) FD() uintptr { return h.file.Fd() }
-
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {
 	ended, _, err := descriptor.PollOf(h.file)
@@ -61,19 +69,17 @@ func (h *Handle) Ended() bool {
 // Wait returns nil when the process has ended, or an error when h was closed.
 func (h *Handle) Wait() error { return awaitPoll(h.file, unix.POLLIN) }
 
-// Kill sends SIGKILL and returns nil once the process has ended, or an error if that
-// takes longer than timeout.
-func (h *Handle) Kill(timeout time.Duration) error {
+// Kill ends the process, and returns an error as Process.Kill does.
+func (h *Handle) Kill(patience time.Duration) error {
 	killErr := descriptor.Control(h.file, func(fd uintptr) error {
 		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0))
 	})
-	h.file.SetReadDeadline(time.Now().Add(timeout))
+	h.file.SetReadDeadline(time.Now().Add(patience))
 	defer h.file.SetReadDeadline(time.Time{})
 	if h.Wait() == nil {
 		return nil
 	}
-	return fmt.Errorf("tableflip: process %d is still there %v after it was to be killed: %w",
-		h.pid, timeout, cmp.Or(killErr, os.ErrDeadlineExceeded))
+	return killError(h.pid, patience, killErr)
 }
 
 // Close closes h.

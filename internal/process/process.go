@@ -196,20 +196,27 @@ func (p *Process) Kill(patience time.Duration) error {
 		return nil
 	default:
 	}
-	// It was waited for all the same, because it may have left by itself.
+	return killError(p.PID(), patience, killErr)
+}
+
+// killError returns the error of a process that has not ended. It was waited for even if
+// it could not be killed, because it may have left by itself.
+func killError(pid int, patience time.Duration, killErr error) error {
 	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
-		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", p.PID(), owner(p.PID()), killErr)
+		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", pid, owner(pid), killErr)
 	}
-	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", p.PID(), condition(p.PID()), patience, os.ErrDeadlineExceeded)
+	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", pid, condition(pid), patience, os.ErrDeadlineExceeded)
 }
 
 // Prepare does what os/exec would otherwise do at the first start of a process: it finds
-// out whether the kernel has pidfds, for which it starts a process.
-func Prepare() {
+// out whether the kernel has pidfds, for which it starts a process. It also finds the PID
+// namespace. It does so once, and returns when that has been done.
+var Prepare = sync.OnceFunc(func() {
+	PIDNamespace()
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release()
 	}
-}
+})
 
 // duplicateStreams replaces each standard stream that is a file by a duplicate, and
 // one that was closed by nil, which is the null device. os/exec would refuse a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -69,14 +70,14 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 
 // hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
 // newest system call that this needs. A seccomp filter may forbid it.
-func hasPidfds() bool {
-	self, err := unix.PidfdOpen(os.Getpid(), 0)
+var hasPidfds = sync.OnceValue(func() bool {
+	self, err := OpenSelf()
 	if err != nil {
 		return false
 	}
-	unix.Close(self)
+	_ = descriptor.Close(self)
 	return true
-}
+})
 
 // startPolled starts a sibling of which only the ID is known.
 func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {

@@ -1,6 +1,6 @@
 // Package registry owns the duplicates of descriptors that a process holds for its
-// children, from the moment that one is inherited or added to the moment that it is
-// passed on, and decides who unlinks a Unix socket's file. It knows nothing of
+// children: from the moment that a descriptor is inherited or added to the moment that it
+// is passed on. It also decides who unlinks a Unix socket's file. It knows nothing of
 // processes.
 package registry
 
@@ -75,6 +75,7 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 		hasInherited: len(inherited) > 0,
 		store:        storeState{Store: opts.Store},
 	}
+	current.Store(r)
 	r.mu.Lock()
 	defer r.unlock()
 	entries := make([]entry, len(inherited))

@@ -45,8 +45,8 @@ var AcknowledgeTimeout = 10 * time.Second
 
 func (s Step) String() string { return s.name }
 
-// known are the steps of a handover, and those of New.
-var known = slices.Clone(All)
+// added are the steps of New.
+var added []Step
 
 // New returns a further step, for a package variable of a test. It panics if there is a
 // step of this name.
@@ -55,14 +55,14 @@ func New(name string) Step {
 		panic(fmt.Sprintf("two steps are named %q", name))
 	}
 	s := Step{name}
-	known = append(known, s)
+	added = append(added, s)
 	return s
 }
 
 // Parse returns the step of this name, for a test's process that finds the name in its
 // environment.
 func Parse(name string) (Step, error) {
-	for _, s := range known {
+	for _, s := range slices.Concat(All, added) {
 		if s.name == name {
 			return s, nil
 		}

@@ -3,11 +3,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"example.com/tableflip/internal/load"
 )
@@ -20,6 +25,7 @@ type recorder struct {
 	kinds    map[string]*counts
 	failures []failure
 	crashes  []window
+	stalls   []window
 	phase    phase
 }
 
@@ -111,6 +117,37 @@ func (r *recorder) crashed(w window) {
 	r.crashes = append(r.crashes, w)
 }
 
+// A client whose requests have a deadline is promised nothing while the machine, or one of
+// the servers, stands still.
+
+// stallLimit is how late a timer may be on a machine that does not stand still.
+const stallLimit = deadline / 8
+
+// watchStalls notes when nobody who is due gets a processor.
+func (r *recorder) watchStalls(ctx context.Context) {
+	const interval = 5 * time.Millisecond
+	for began := time.Now(); load.Sleep(ctx, interval); began = time.Now() {
+		if time.Since(began) > interval+stallLimit {
+			r.stalled(began, time.Now())
+		}
+	}
+}
+
+func (r *recorder) stalled(from, to time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stalls = append(r.stalls, window{from: from, to: to})
+}
+
+// missedDeadline reports whether a failure is of a deadline, in a stall.
+func (r *recorder) missedDeadline(f failure) bool {
+	isDeadline := errors.Is(f.Err, context.DeadlineExceeded) || status.Code(f.Err) == codes.DeadlineExceeded
+	if !isDeadline || f.Ended.Sub(f.Began) >= load.Limit {
+		return false
+	}
+	return slices.ContainsFunc(r.stalls, func(w window) bool { return f.Ended.After(w.from) && f.Began.Before(w.to) })
+}
+
 // verdict says whose fault a failure is.
 type verdict int
 
@@ -127,7 +164,7 @@ func (r *recorder) judge(f failure) verdict {
 			return crash
 		}
 	}
-	if f.unpromised != "" {
+	if f.unpromised != "" || r.missedDeadline(f) {
 		return unpromised
 	}
 	return lost

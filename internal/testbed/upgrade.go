@@ -71,6 +71,9 @@ func (b *bed) perform(a attempt) *row {
 		r.breaks("no process came to the step")
 	}
 	b.conclude(r, parent)
+	if !a.fault.none() {
+		b.record.stalled(r.began, time.Now())
+	}
 	b.verify(r, parentVersion)
 	return r
 }

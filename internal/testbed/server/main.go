@@ -178,10 +178,10 @@ func listen(upg *upgrader, cfg config) ([]service, error) {
 		network, addr string
 		make          func(net.Listener) (service, error)
 	}{
-		{"tcp", cfg.tcp, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, plain) }},
-		{"tcp", cfg.h2c, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, cleartextHTTP2) }},
-		{"tcp", cfg.tls, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, withTLS) }},
-		{"unix", cfg.unix, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, plain) }},
+		{"tcp", cfg.tcp, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, plain) }},
+		{"tcp", cfg.h2c, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, cleartextHTTP2) }},
+		{"tcp", cfg.tls, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, withTLS) }},
+		{"unix", cfg.unix, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, plain) }},
 		{"tcp", cfg.echo, func(ln net.Listener) (service, error) { return &echo{ln: ln}, nil }},
 	} {
 		ln, err := upg.Listen(l.network, l.addr)
