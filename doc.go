@@ -110,11 +110,13 @@
 //	                      upgrade, false after Stop
 //	tableflip: ended      another process has ended: the parent, after it has drained (took:
 //	                      for how long), or the child that has replaced this process
+//	tableflip: rehearsed  a rehearsal has succeeded; took
 //
-// The cause of a failure is one of "stopped" (by Stop), "cancelled" (by the context),
-// "timeout", "reason" (the new process said why it can't take charge), "child" (it
-// exited, or did what it must not) and "parent" (this process could not start it, or
-// could not hand over). A failure has the level Error, and all else is Info.
+// Those of a rehearsal also have rehearsal: true. The cause of a failure is one of
+// "stopped" (by Stop), "cancelled" (by the context), "timeout", "reason" (the new process
+// said why it can't take charge), "child" (it exited, or did what it must not) and
+// "parent" (this process could not start it, or could not hand over). A failure has the
+// level Error, and all else is Info.
 //
 // # Other supervisors
 //

@@ -17,6 +17,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 )
 
@@ -26,7 +27,8 @@ import (
 func TestVersionParent(t *testing.T) {
 	for _, test := range []struct{ name, accepts, heard string }{
 		{"accepts nothing", "serve", ""},
-		{"accepts what was offered, and more", "serve and reload", "reload\n"},
+		{"accepts what an earlier version offers, and more", "serve and reload", "reload\nreload\n"},
+		{"accepts what was offered, and more", "serve, reload and upgrade", "reload\nupgrade\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) { testVersionParent(t, test.accepts, test.heard) })
 	}
@@ -45,10 +47,11 @@ func testVersionParent(t *testing.T, arg, heard string) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	if m := s.Await("offers"); m.Text != "reload" {
+	if m := s.Await("offers"); m.Text != "reload,upgrade" {
 		t.Errorf("the parent offers %q", m.Text)
 	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+	queue.Keep()
 	proctest.Terminate(t, child.PID)
 	if m := s.Await("heard"); m.Text != heard {
 		t.Errorf("after the commit, the parent said %q, want %q", m.Text, heard)
@@ -73,15 +76,17 @@ func init() {
 			pid = "-"
 		}
 		accepts := "fly later"
-		if proctest.Arg() == "serve and reload" {
-			accepts += " reload"
+		for _, word := range []string{"reload", "upgrade"} {
+			if strings.Contains(proctest.Arg(), word) {
+				accepts += " " + word
+			}
 		}
 		for _, line := range []string{"", "hello", "here " + pid + " " + accepts, "words on the way", "ready to go"} {
 			proctest.Must(0, parent.say(line))
 		}
 		verdict := parent.hear()
 		switch proctest.Arg() {
-		case "serve", "serve and reload":
+		case "serve", "serve and reload", "serve, reload and upgrade":
 			if verdict != "commit" {
 				panic(verdict)
 			}
@@ -265,7 +270,7 @@ func TestVersionOffers(t *testing.T) {
 		{"offers=", ""},
 		{"offers=fly,walk", ""},
 		{"offers=reload", " reload"},
-		{"offers=fly,reload,reloads offer=walk", " reload"},
+		{"offers=fly,reload,reloads,upgrade offer=walk", " reload upgrade"},
 	} {
 		t.Run(test.words, func(t *testing.T) {
 			s := proctest.NewService(t)
