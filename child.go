@@ -593,6 +593,9 @@ func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if err == nil && c.committed {
 		return true
 	}
+	// What is said between the last look and this is lost. A child can say it only if it
+	// was suspended between its own last look for an abort and its acknowledgement, and
+	// goes on in this very moment.
 	c.close()
 	c.process.Exited() // so that it is no zombie once it ends
 	return false

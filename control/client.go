@@ -140,25 +140,16 @@ func (c *client) run(ctx context.Context) int {
 	if c.question == "events" {
 		return c.fail(ctx, c.follow(ctx, c.print))
 	}
+	stop := func(bool) {}
 	if c.progress && c.question == "upgrade" {
-		defer c.showProgress(ctx)()
+		stop = c.showProgress(ctx)
 	}
-	for {
-		code, content, err := c.ask(ctx)
-		if err != nil {
-			return c.fail(ctx, err)
-		}
-		if code == http.StatusConflict && c.wait {
-			// From a process that was just replaced: the next one answers.
-			select {
-			case <-time.After(repeatInterval):
-				continue
-			case <-ctx.Done():
-				return c.fail(ctx, ctx.Err())
-			}
-		}
-		return c.report(code, content)
+	code, content, err := c.ask(ctx)
+	stop(err == nil && code == http.StatusOK)
+	if err != nil {
+		return c.fail(ctx, err)
 	}
+	return c.report(code, content)
 }
 
 // report prints an answer, and returns the exit status.
@@ -197,7 +188,23 @@ func (c *client) fail(ctx context.Context, err error) int {
 	return exitFailed
 }
 
+// ask returns the answer. If it is to wait, that is not the refusal of a process that
+// was just replaced, but what the next one answers.
 func (c *client) ask(ctx context.Context) (code int, content []byte, err error) {
+	for {
+		code, content, err = c.askOnce(ctx)
+		if err != nil || code != http.StatusConflict || !c.wait {
+			return code, content, err
+		}
+		select {
+		case <-time.After(repeatInterval):
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		}
+	}
+}
+
+func (c *client) askOnce(ctx context.Context) (code int, content []byte, err error) {
 	response, err := c.send(ctx, c.question, c.json)
 	if err != nil {
 		return 0, nil, err

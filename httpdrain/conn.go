@@ -338,8 +338,8 @@ func (c *conn) silentAt(now time.Time) time.Time {
 	if until := since.Add(grace); now.Before(until) {
 		return until
 	}
-	if heard, ok := lastReceived(c.Conn, now); ok && heard.After(since.Add(receivedTick)) {
-		c.since, since = heard, heard
+	if at, ok := lastTransfer(c.Conn, now); ok && at.After(since.Add(receivedTick)) {
+		c.since, since = at, at
 	}
 	return since.Add(grace)
 }

@@ -41,6 +41,9 @@
 //	header or body arriving        served; IdleGrace begins anew with what arrives,
 //	slowly                         where the kernel counts that (TCP on Linux).
 //	                               Elsewhere a header has IdleGrace to be complete
+//	response still being sent      IdleGrace begins anew with what is sent, where the
+//	by the kernel, over a slow     kernel tells that (TCP on Linux)
+//	link
 //	request in its handler         served. Its response says nothing, as net/http may
 //	                               have sent its header; the next one on the
 //	                               connection does

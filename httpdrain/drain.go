@@ -28,9 +28,9 @@ const DefaultIdleGrace = 5 * time.Second
 // All methods are safe for concurrent use.
 type Drainer struct {
 	// IdleGrace is how long a connection must have been silent before Shutdown closes
-	// it: no request being answered, and nothing received. If zero, [DefaultIdleGrace]
-	// is used. If negative, Shutdown does not wait. It must not be changed after the
-	// call of Shutdown.
+	// it: no request being answered, and nothing received or sent. If zero,
+	// [DefaultIdleGrace] is used. If negative, Shutdown does not wait. It must not be
+	// changed after the call of Shutdown.
 	//
 	// A client that is just sending a request on a connection that the server
 	// closes cannot know whether the request was processed, and must not repeat

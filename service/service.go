@@ -116,8 +116,9 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // process and its group, as timeout -s INT does, sends two.
 //
 // A signal to upgrade that comes while an upgrade is under way, or while the previous
-// process still drains, is kept, once, and heeded as soon as that is over. A signal to
-// stop cancels an upgrade. A failed upgrade is logged, and Run goes on.
+// process still drains, is kept, once, and heeded as soon as that is over, by the new
+// process if the upgrade has succeeded. A signal to stop cancels an upgrade. A failed
+// upgrade is logged, and Run goes on.
 //
 // If upg is nil, as it is where tableflip.New returns ErrNotSupported, Run serves without
 // upgrades, and logs that.
@@ -160,7 +161,9 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Health.succeed()
 
 	p.serve()
-	p.untilExit()
+	if p.untilExit() {
+		p.passOn()
+	}
 
 	opts.Logger.Info("draining")
 	begin := time.Now()
@@ -241,11 +244,11 @@ func (p *process) serve() {
 }
 
 // untilExit upgrades the process until it is to exit, and stops it when it is told
-// to, or when a server has failed.
-func (p *process) untilExit() {
+// to, or when a server has failed. It reports whether another upgrade is wanted.
+func (p *process) untilExit() (wanted bool) {
 	// While busy, the process cannot be upgraded: because its predecessor drains, or
 	// because it is being upgraded. Not in this goroutine, so that it can be stopped.
-	busy, wanted, idle := true, false, make(chan struct{}, 1)
+	busy, idle := true, make(chan struct{}, 1)
 	refusal := tableflip.ErrParentRunning // while busy
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
@@ -270,7 +273,7 @@ func (p *process) untilExit() {
 		}
 		select {
 		case <-p.upg.Exit():
-			return
+			return wanted || len(p.told.upgrade) > 0
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
@@ -298,6 +301,27 @@ func (p *process) untilExit() {
 			p.upg.Stop()
 		}
 	}
+}
+
+// passOn has the process that has replaced this one upgraded, because a signal that came
+// during the upgrade may be about a binary that is newer than the one that was started.
+func (p *process) passOn() {
+	upg, ok := p.upg.(interface {
+		Generations() []tableflip.Generation
+	})
+	if !ok || !p.upg.Replaced() {
+		return
+	}
+	generations := upg.Generations() // this one is always there
+	successor := generations[len(generations)-1].PID
+	if successor == 0 || successor == os.Getpid() {
+		return // It is out of reach, or has ended.
+	}
+	process, err := os.FindProcess(successor)
+	if err == nil {
+		err = process.Signal(p.told.upgrades[0])
+	}
+	p.opts.Logger.Info("upgrade passed on", "to", successor, "error", err)
 }
 
 // upgrade returns when the process has been replaced, or has not and logged why.

@@ -50,12 +50,9 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 		return listenAddr{}, false
 	}
 
-	host, service, err := net.SplitHostPort(n.Addr)
-	if err != nil {
-		return listenAddr{}, false
-	}
-	port, err := net.LookupPort(n.Network, service)
-	if err != nil || port == 0 {
+	host, service, _ := net.SplitHostPort(n.Addr)
+	port, _ := net.LookupPort(n.Network, service)
+	if port == 0 { // or there was an error
 		return listenAddr{}, false
 	}
 	want.network, want.family, want.port = n.Network[:3], n.Network[3:], uint16(port)
@@ -65,10 +62,7 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 	case "localhost":
 		want.host = thisHost
 	default:
-		ip, err := netip.ParseAddr(host)
-		if err != nil {
-			break // a name
-		}
+		ip, _ := netip.ParseAddr(host) // invalid for a name
 		want.ip = withNamedZone(ip.Unmap())
 		want.wildcard = want.ip.IsUnspecified()
 		want.host = hostKey(want.ip)
@@ -89,10 +83,9 @@ func unixKey(addr string) string {
 
 // withNamedZone has ip's zone be the name of an interface, not its number.
 func withNamedZone(ip netip.Addr) netip.Addr {
-	if index, err := strconv.Atoi(ip.Zone()); err == nil {
-		if link, err := net.InterfaceByIndex(index); err == nil {
-			return ip.WithZone(link.Name)
-		}
+	index, _ := strconv.Atoi(ip.Zone()) // of no interface, if it is no number
+	if link, err := net.InterfaceByIndex(index); err == nil {
+		return ip.WithZone(link.Name)
 	}
 	return ip
 }
@@ -122,9 +115,6 @@ func keyOf(e *entry, s descriptor.Socket) addrKey {
 // exactly is set, all wildcard addresses are the same, because a socket bound to one of
 // them is in the way of a new one bound to another.
 func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
-	if isUnix(want.network) {
-		return true
-	}
 	ip := s.Bound.Addr().Unmap()
 	if want.family == "4" && ip.Is6() && !s.DualStack || want.family == "6" && ip.Is4() {
 		return false
@@ -134,7 +124,7 @@ func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
 		return ip == want.ip
 	case want.wildcard && exactly:
 		return ip.Is4() || s.DualStack
-	case want.wildcard, !want.ip.IsValid():
+	case want.wildcard, !want.ip.IsValid(): // also of a Unix socket
 		return true
 	default:
 		return ip == want.ip

@@ -108,12 +108,16 @@ func listenAs(t *testing.T, r *registry.Registry, a address) net.Addr {
 	return ln.Addr()
 }
 
-// A socket of one address family is not found by an address of the other.
-func TestFamilies(t *testing.T) {
+// A socket of one address family is not found by an address of the other, and one of
+// the host's own addresses not by another.
+func TestOtherAddresses(t *testing.T) {
 	for _, test := range []struct{ before, after address }{
 		{address{"tcp4", "0.0.0.0:PORT"}, address{"tcp6", "[::]:PORT"}},
 		{address{"tcp6", "[::]:PORT"}, address{"tcp4", ":PORT"}},
 		{address{"udp4", "127.0.0.1:PORT"}, address{"udp6", "localhost:PORT"}},
+		{address{"tcp", "127.0.0.2:PORT"}, address{"tcp", "127.0.0.1:PORT"}},
+		{address{"tcp", "127.0.0.1:PORT"}, address{"tcp", ""}},
+		{address{"tcp", "127.0.0.1:PORT"}, address{"systemd", ""}},
 	} {
 		r := firstGeneration(t, registry.Options{})
 		_, port, err := net.SplitHostPort(listenAs(t, r, test.before).String())
@@ -188,6 +192,9 @@ func TestClaimedNames(t *testing.T) {
 	proctest.OK(t, err)
 	c := child(t, r, registry.Options{})
 	proctest.OK(t, proctest.ErrorOf(c.Listen("tcp", "localhost:"+port)))
+	proctest.WantError(t, "RemoveListener by its former name", c.RemoveListener("tcp", bound.String()), os.ErrNotExist)
+	proctest.OK(t, c.RemoveListener("tcp", "localhost:"+port))
+	proctest.OK(t, proctest.ErrorOf(c.Listen("tcp", "localhost:"+port)))
 	c.TakeCharge()
 	entries, _, release, err := c.FreezeForChild()
 	proctest.OK(t, err)
@@ -203,7 +210,7 @@ func TestClaimedNames(t *testing.T) {
 func TestConnsAreNotFoundByAddress(t *testing.T) {
 	server, _ := proctest.Connect(t)
 	r := firstGeneration(t, registry.Options{})
-	proctest.OK(t, r.AddConn("tcp", "a", server))
+	proctest.OK(t, r.AddConn("tcp", ":0", server))
 	c := child(t, r, registry.Options{})
 	if conn, err := c.Conn("tcp", server.LocalAddr().String()); conn != nil || err != nil {
 		t.Errorf("found %v, %v", conn, err)
@@ -290,6 +297,9 @@ func TestLostSocketFile(t *testing.T) {
 				t.Error("the listener that nobody can reach is claimed")
 			}
 			ln := proctest.Must(c.Listen("unix", "./"+relative(t, path)))
+			if text := logged(book); text != "" {
+				t.Errorf("logged %s", text)
+			}
 			c.TakeCharge()
 			proctest.Dial(t, 1, &net.UnixAddr{Net: "unix", Name: path})
 			proctest.Opened[net.Conn](t)(ln.Accept())
@@ -304,6 +314,20 @@ func TestLostSocketFile(t *testing.T) {
 func relative(t *testing.T, path string) string {
 	t.Chdir(filepath.Dir(path))
 	return filepath.Base(path)
+}
+
+// Nor is one whose file was lost in a later generation than the one that bound it.
+func TestLostSocketFileInherited(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "s")
+	r := firstGeneration(t, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
+	c := child(t, r, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(c.Listen("unix", path)))
+	c.TakeCharge()
+	proctest.OK(t, os.Remove(path))
+	if ln := proctest.Must(child(t, c, registry.Options{}).Listener("unix", path)); ln != nil {
+		t.Error("the listener that nobody can reach is claimed")
+	}
 }
 
 // Another process that has bound the path keeps it.

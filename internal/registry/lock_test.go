@@ -24,6 +24,7 @@ type fakeStore struct {
 	mu       sync.Mutex
 	told     []string
 	refused  []string // what Flush says could not be kept
+	flushes  int
 	flushing chan struct{}
 }
 
@@ -50,6 +51,7 @@ func (s *fakeStore) Flush() []string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.flushes++
 	refused := s.refused
 	s.refused = nil
 	return refused
@@ -112,6 +114,28 @@ func TestRefusedCopies(t *testing.T) {
 	r.Unfreeze()
 	if entries[0].FDName == "" || entries[1].FDName != "" {
 		t.Errorf("the child is told of the copies %q and %q", entries[0].FDName, entries[1].FDName)
+	}
+}
+
+// When a method has returned, a crash finds in the store what it has changed.
+func TestChangesAreFlushed(t *testing.T) {
+	store := &fakeStore{}
+	r := firstGeneration(t, registry.Options{Store: store})
+	r.OpenStore()
+	for _, change := range []struct {
+		what string
+		call func() error
+	}{
+		{"Listen", func() error { return proctest.ErrorOf(r.Listen("tcp", "127.0.0.1:0")) }},
+		{"ListenPacket", func() error { return proctest.ErrorOf(r.ListenPacket("udp", "127.0.0.1:0")) }},
+		{"RemoveListener", func() error { return r.RemoveListener("tcp", "127.0.0.1:0") }},
+		{"RemovePacketConn", func() error { return r.RemovePacketConn("udp", "127.0.0.1:0") }},
+	} {
+		before := store.flushes
+		proctest.OK(t, change.call())
+		if store.flushes == before {
+			t.Errorf("%s returned without a flush", change.what)
+		}
 	}
 }
 

@@ -230,7 +230,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 		return r.closed
 	}
 
-	if e.isAddressed() && isUnix(e.bound.Network) {
+	if e.isAddressed() {
 		if e.file = r.files.find(e.bound.Path, e.Addr); e.file != nil {
 			e.setOwner(source)
 		}
@@ -244,7 +244,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 	r.index.insert(e)
 
 	for _, old := range superseded {
-		if old.inherited && !r.files.inCharge && old.file != nil && old.file != e.file {
+		if old.inherited && !r.files.inCharge && old.file != e.file {
 			r.index.unclaim(old) // TakeCharge unlinks its file
 			continue
 		}

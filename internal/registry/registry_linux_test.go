@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/registry"
 )
@@ -122,6 +123,18 @@ func TestListenerTypes(t *testing.T) {
 			}
 			if first[0] != first[1] {
 				t.Errorf("Listen: %q, ListenWithCallback: %q", first[0], first[1])
+			}
+
+			closed := proctest.Must(r.Listen("tcp", "127.0.0.2:0"))
+			proctest.OK(t, closed.Close())
+			conn, err := closed.Accept()
+			proctest.WantError(t, "Accept", err, net.ErrClosed)
+			if conn != nil {
+				t.Errorf("accepted %v", conn)
+			}
+			local := proctest.Must(r.Listen("unix", filepath.Join(proctest.SocketDir(t), "s")))
+			if _, ok := local.(*net.UnixListener); !ok {
+				t.Errorf("a Unix listener is a %T", local)
 			}
 		})
 	}
@@ -238,24 +251,45 @@ func TestSharedPortIsWarnedOf(t *testing.T) {
 	}
 }
 
-// The queue is as long as the system allows now, and keeps the connections in it.
+// The queue is as long as the system allows now, and keeps the connections in it. A
+// socket that the manager has opened is left as it is.
 func TestListenAgain(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket"} {
-		path := filepath.Join(proctest.SocketDir(t), "s")
-		r := firstGeneration(t, registry.Options{})
-		ln := proctest.Must(r.Listen(network, path))
-		proctest.OK(t, descriptor.Control(ln.(syscall.Conn), func(fd uintptr) error { return unix.Listen(int(fd), 0) }))
-		c := child(t, r, registry.Options{})
-		inherited := proctest.Must(c.Listen(network, path))
-		first := proctest.Dial(t, 1, ln.Addr())
-		second, err := net.Dial(network, path)
-		proctest.WantError(t, "a queue of one holds two", err, unix.EAGAIN)
-		if err == nil {
-			second.Close()
+		for _, manager := range []string{"nobody", "stores", "opened"} {
+			t.Run(fmt.Sprint(network, " that the manager ", manager), func(t *testing.T) {
+				path := filepath.Join(proctest.SocketDir(t), "s")
+				r := firstGeneration(t, registry.Options{})
+				ln := proctest.Must(r.Listen(network, path))
+				proctest.OK(t, descriptor.Control(ln.(syscall.Conn), func(fd uintptr) error { return unix.Listen(int(fd), 0) }))
+				c := childWith(t, r, registry.Options{}, func(e *nametable.Entry) {
+					switch manager {
+					case "stores":
+						e.FDName = nametable.StoreName(e.Name)
+					case "opened":
+						e.FDName = "web.socket"
+					}
+				})
+				inherited := proctest.Must(c.Listen(network, path))
+				first := proctest.Dial(t, 1, ln.Addr())
+				wantFull(t, network, path)
+				c.TakeCharge()
+				if manager == "opened" {
+					wantFull(t, network, path)
+				} else {
+					proctest.Dial(t, 5, ln.Addr())
+				}
+				accepted := proctest.Opened[net.Conn](t)(inherited.Accept())
+				proctest.WantOpen(t, "the one that waited", accepted, first[0])
+			})
 		}
-		c.TakeCharge()
-		proctest.Dial(t, 5, ln.Addr())
-		accepted := proctest.Opened[net.Conn](t)(inherited.Accept())
-		proctest.WantOpen(t, "the one that waited", accepted, first[0])
+	}
+}
+
+func wantFull(t *testing.T, network, path string) {
+	t.Helper()
+	conn, err := net.Dial(network, path)
+	proctest.WantError(t, "a queue of one holds two", err, unix.EAGAIN)
+	if err == nil {
+		conn.Close()
 	}
 }

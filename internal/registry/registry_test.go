@@ -50,6 +50,12 @@ func firstGeneration(t *testing.T, opts registry.Options) *registry.Registry {
 // child returns the registry of a child of parent, which has not taken charge yet.
 func child(t *testing.T, parent *registry.Registry, opts registry.Options) *registry.Registry {
 	t.Helper()
+	return childWith(t, parent, opts, func(*nametable.Entry) {})
+}
+
+// childWith is child with entries that were changed on their way.
+func childWith(t *testing.T, parent *registry.Registry, opts registry.Options, change func(*nametable.Entry)) *registry.Registry {
+	t.Helper()
 	entries, fds, release, err := parent.FreezeForChild()
 	proctest.OK(t, err)
 	defer parent.Unfreeze()
@@ -63,6 +69,7 @@ func child(t *testing.T, parent *registry.Registry, opts registry.Options) *regi
 			err = fmt.Errorf("descriptor %d is taken", want)
 		}
 		proctest.OK(t, err)
+		entries[i] = entries[i].With(change)
 	}
 	return newRegistry(t, opts, first, entries)
 }
@@ -257,6 +264,18 @@ func TestAddListenerPortZero(t *testing.T) {
 	}
 	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln != nil {
 		t.Errorf("inherited %v too, which was replaced", ln.Addr())
+	}
+}
+
+// What a child adds does not take the place of what it has inherited and may claim yet.
+func TestAddListenerBesideInherited(t *testing.T) {
+	r := firstGeneration(t, registry.Options{})
+	before := proctest.Must(r.Listen("tcp", "localhost:0"))
+	c := child(t, r, registry.Options{})
+	other := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
+	proctest.OK(t, c.AddListener("tcp", "localhost:0", other.(registry.Listener), true))
+	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln == nil || ln.Addr().String() != before.Addr().String() {
+		t.Errorf("inherited %v, want %v", ln, before.Addr())
 	}
 }
 

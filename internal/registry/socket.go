@@ -218,7 +218,7 @@ func open[T any](r *Registry, e *entry, fileSocket func(*os.File) (T, error)) (T
 		return none, err
 	}
 	socket, err := fileSocket(file)
-	if owner, ok := any(socket).(syscall.Conn); ok && err == nil && e.file != nil {
+	if owner, ok := any(socket).(syscall.Conn); ok && e.file != nil {
 		e.setOwner(owner)
 	}
 	return socket, err

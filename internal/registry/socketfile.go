@@ -47,11 +47,11 @@ func (t *socketFiles) find(name, requested string) *socketFile {
 		return nil
 	}
 	for _, path := range []string{name, requested} {
-		id, isSocket, err := descriptor.IdentifyFile(path, false)
-		if err != nil || !isSocket {
+		id, isSocket, _ := descriptor.IdentifyFile(path, false)
+		if !isSocket {
 			continue
 		}
-		if path, err = absolute(path); err == nil {
+		if path, err := absolute(path); err == nil {
 			return t.use(&socketFile{path: path, id: id})
 		}
 	}
