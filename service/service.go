@@ -19,6 +19,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/control"
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/queue"
 	stub "example.com/tableflip/testing"
 )
 
@@ -141,6 +142,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		upg:    upg,
 		opts:   opts,
 		told:   hear(opts.UpgradeSignals),
+		asked:  queue.Asked(),
 		failed: make(chan struct{}, len(servers)),
 		asks:   make(chan ask),
 	}
@@ -161,8 +163,11 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Health.succeed()
 
 	p.serve()
-	if p.untilExit() {
-		p.passOn()
+	if p.untilExit() && p.upg.Replaced() {
+		// The signal that came during the upgrade may be about a binary that is newer
+		// than the one that was started.
+		queue.Keep()
+		opts.Logger.Info("upgrade passed on")
 	}
 
 	opts.Logger.Info("draining")
@@ -177,6 +182,7 @@ type process struct {
 	upg    Upgrader
 	opts   Options // Logger is not nil
 	told   *orders
+	asked  <-chan struct{} // an upgrade of the predecessor, which it has passed on
 	fronts []*front
 	failed chan struct{} // has an element for each server that has failed
 	asks   chan ask
@@ -264,6 +270,13 @@ func (p *process) untilExit() (wanted bool) {
 		})
 		return result
 	}
+	want := func() {
+		wanted = true
+		if busy {
+			p.opts.Logger.Info("upgrade queued")
+			go queue.Keep() // which a service manager can hold up
+		}
+	}
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
@@ -277,10 +290,9 @@ func (p *process) untilExit() (wanted bool) {
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
-			wanted = true
-			if busy {
-				p.opts.Logger.Info("upgrade queued")
-			}
+			want()
+		case <-p.asked:
+			want()
 		case a := <-p.asks:
 			switch {
 			case p.told.stop.Err() != nil:
@@ -301,27 +313,6 @@ func (p *process) untilExit() (wanted bool) {
 			p.upg.Stop()
 		}
 	}
-}
-
-// passOn has the process that has replaced this one upgraded, because a signal that came
-// during the upgrade may be about a binary that is newer than the one that was started.
-func (p *process) passOn() {
-	upg, ok := p.upg.(interface {
-		Generations() []tableflip.Generation
-	})
-	if !ok || !p.upg.Replaced() {
-		return
-	}
-	generations := upg.Generations() // this one is always there
-	successor := generations[len(generations)-1].PID
-	if successor == 0 || successor == os.Getpid() {
-		return // It is out of reach, or has ended.
-	}
-	process, err := os.FindProcess(successor)
-	if err == nil {
-		err = process.Signal(p.told.upgrades[0])
-	}
-	p.opts.Logger.Info("upgrade passed on", "to", successor, "error", err)
 }
 
 // upgrade returns when the process has been replaced, or has not and logged why.
