@@ -131,7 +131,7 @@ func TestOrphansAreReaped(t *testing.T) {
 	}
 }
 
-// While the old generation lives, it is the one that learns the new one's status.
+// While the old generation lives, it learns the new one's status, as its parent.
 func TestMainProcessDiesBeforeItsParent(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -222,8 +222,7 @@ func TestOnlyTheMainProcessHandsOver(t *testing.T) {
 	next.wantNoMoreSignals()
 }
 
-// A signal that arrives with the news that the main process is another is not for
-// the old one.
+// A signal that arrives together with a MAINPID is for the new main process.
 func TestSignalsMeetHandOvers(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -240,7 +239,7 @@ func TestSignalsMeetHandOvers(t *testing.T) {
 	}
 }
 
-// Nor is one that arrives when the main process has begun to die.
+// A signal that arrives when the main process has begun to die waits for the next one.
 func TestSignalsMeetDeaths(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -258,7 +257,7 @@ func TestSignalsMeetDeaths(t *testing.T) {
 	}
 }
 
-// Who calls Self may go on without a supervisor, and is no reaper then.
+// After an error of Self its caller may go on without a supervisor, and is no reaper.
 func TestNotStartedIsNoReaper(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken")
 	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
@@ -271,7 +270,7 @@ func TestNotStartedIsNoReaper(t *testing.T) {
 	}
 }
 
-// What a process said before it died counts.
+// Messages count that a process sent before it died.
 func TestLastWords(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	for name, handOver := range map[string]func(from, to *puppet) error{
@@ -402,8 +401,8 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// Whoever polls wakes up. The bound is a wake-up every 50 milliseconds; measured
-// were two in a minute.
+// A process that polls wakes up. The bound is a wake-up every 50 milliseconds; two in a
+// minute were measured.
 func TestSleepsWhenIdle(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")

@@ -95,7 +95,7 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 	child.AwaitEnd()
 	main.do("notify", "READY=1\nSTATUS=upgrade failed: exit status 1")
 	main.barrier()
-	// What it was told then is its own business, also if a later upgrade works.
+	// Signals of the failed upgrade do not go to a process of a later one.
 	second := main.upgrade(b)
 	second.wantNoMoreSignals()
 	b.signal(syscall.SIGUSR1)

@@ -14,10 +14,10 @@ import (
 )
 
 // This file owns the server's processes: it starts the first, replaces it, and
-// leaves none. Only the first is a child of this process. Yet they all are in
-// one process group, which is how they are stopped, and they all have the write
-// end of one pipe as their standard error, whose end tells that they are gone,
-// including those that this process has never heard of.
+// leaves none. Only the first is a child of this process. But all of them are in one
+// process group, by which they are stopped, and all of them have the write end of one
+// pipe as their standard error. The end of the pipe tells that they are gone, including
+// those that this process does not know.
 
 // Bounds are how long the server may take. Nothing does unless it is broken.
 type bounds struct {
@@ -203,7 +203,7 @@ func (s *server) replace(ctx context.Context, next *generation) error {
 	return nil
 }
 
-// awaitExit polls, as the process need not be a child of this one.
+// awaitExit polls, because the process need not be a child of this one.
 func (s *server) awaitExit(ctx context.Context, pid int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.bounds.drain, fmt.Errorf("the old process, %d, has not exited in %v", pid, s.bounds.drain))
 	defer cancel()

@@ -50,6 +50,12 @@ func firstGeneration(t *testing.T, opts registry.Options) *registry.Registry {
 // child returns the registry of a child of parent, which has not taken charge yet.
 func child(t *testing.T, parent *registry.Registry, opts registry.Options) *registry.Registry {
 	t.Helper()
+	return childWith(t, parent, opts, func(*nametable.Entry) {})
+}
+
+// childWith is child with entries that were changed on their way.
+func childWith(t *testing.T, parent *registry.Registry, opts registry.Options, change func(*nametable.Entry)) *registry.Registry {
+	t.Helper()
 	entries, fds, release, err := parent.FreezeForChild()
 	proctest.OK(t, err)
 	defer parent.Unfreeze()
@@ -63,6 +69,7 @@ func child(t *testing.T, parent *registry.Registry, opts registry.Options) *regi
 			err = fmt.Errorf("descriptor %d is taken", want)
 		}
 		proctest.OK(t, err)
+		entries[i] = entries[i].With(change)
 	}
 	return newRegistry(t, opts, first, entries)
 }
@@ -114,7 +121,7 @@ func dead(t *testing.T, network, path string) {
 
 // Who unlinks a socket's file.
 
-// R1
+// Whatever removes a Unix socket whose owner has closed it unlinks the file.
 func TestClosedSocketFile(t *testing.T) {
 	for _, inherited := range []bool{false, true} {
 		t.Run(fmt.Sprintf("inherited %v", inherited), func(t *testing.T) {
@@ -162,7 +169,7 @@ func TestClosedSocketFile(t *testing.T) {
 	}
 }
 
-// R1: what was bound at the path since is another's.
+// A socket that was bound at the path since keeps its file.
 func TestClosedSocketFileSuccessor(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -182,7 +189,7 @@ func (h hidesUnlink) SyscallConn() (syscall.RawConn, error) {
 	return h.Listener.(syscall.Conn).SyscallConn()
 }
 
-// R4
+// The Close of a wrapper that hides SetUnlinkOnClose would unlink the file.
 func TestHiddenUnlinkOnClose(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -203,7 +210,7 @@ func TestHiddenUnlinkOnClose(t *testing.T) {
 	proctest.OK(t, r.AddListener("tcp", "x", hidesUnlink{tcp}, true))
 }
 
-// R2: one of those that start at once gets the path, and keeps it.
+// Of several that replace a dead socket's file at once, one gets the path and keeps it.
 func TestDeadSocketFileRace(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for range 500 {
@@ -243,7 +250,7 @@ func TestDeadSocketFileRace(t *testing.T) {
 
 // What is added.
 
-// R3
+// A listener replaces the one before it even if the name leaves the port open.
 func TestAddListenerPortZero(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	var last net.Listener
@@ -257,6 +264,18 @@ func TestAddListenerPortZero(t *testing.T) {
 	}
 	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln != nil {
 		t.Errorf("inherited %v too, which was replaced", ln.Addr())
+	}
+}
+
+// What a child adds does not take the place of what it has inherited and may claim yet.
+func TestAddListenerBesideInherited(t *testing.T) {
+	r := firstGeneration(t, registry.Options{})
+	before := proctest.Must(r.Listen("tcp", "localhost:0"))
+	c := child(t, r, registry.Options{})
+	other := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
+	proctest.OK(t, c.AddListener("tcp", "localhost:0", other.(registry.Listener), true))
+	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln == nil || ln.Addr().String() != before.Addr().String() {
+		t.Errorf("inherited %v, want %v", ln, before.Addr())
 	}
 }
 
@@ -282,7 +301,7 @@ type fdPacketConn struct {
 
 func (s fdPacketConn) SyscallConn() (syscall.RawConn, error) { return s.file.SyscallConn() }
 
-// c25
+// The next generation does not get the type that a callback returned.
 func TestWrapperIsWarnedOf(t *testing.T) {
 	var opts registry.Options
 	book := logTo(&opts.Logger)
@@ -312,7 +331,7 @@ func TestWrapperIsWarnedOf(t *testing.T) {
 	}
 }
 
-// c20
+// Control is not called for an inherited socket.
 func TestOptionsOfInheritedSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	ln := proctest.Must(r.Listen("tcp", "127.0.0.1:0"))

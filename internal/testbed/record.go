@@ -59,8 +59,8 @@ type window struct {
 	dead time.Time
 }
 
-// excuses reports whether a failure is of what the killed process had begun, or waited
-// in a socket that was lost.
+// excuses reports whether the failed exchange was one that the killed process had begun,
+// or one that waited in a socket that was lost.
 func (w window) excuses(f failure) bool {
 	switch {
 	case f.Began.After(w.to.Add(settling)) || f.Ended.Before(w.from):
@@ -74,8 +74,8 @@ func (w window) excuses(f failure) bool {
 	return !isNewConnection || f.Began.Before(w.dead)
 }
 
-// settling is how long after a crash its consequences may be seen: by clients that
-// wait for an answer which will never come.
+// settling is how long after a crash its consequences may show, because clients wait for
+// an answer that will never come.
 const settling = 500 * time.Millisecond
 
 func newRecorder(grace time.Duration) *recorder {
@@ -93,7 +93,7 @@ func (r *recorder) add(e load.Exchange) {
 	k.sent++
 	if e.Err != nil {
 		f := failure{Exchange: e}
-		// The request must arrive before the grace is over, not only be sent.
+		// The request must arrive before the grace is over. That it was sent is not enough.
 		if e.Idle > r.grace*8/10 {
 			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(e.Idle)/float64(r.grace))
 		}
