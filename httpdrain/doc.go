@@ -7,7 +7,7 @@
 //	go d.Serve(ln) // or d.ServeTLS
 //	…
 //	<-upg.Exit() // or SIGTERM
-//	d.Replaced = true // after an upgrade: the successor has the listener's queue
+//	d.Replaced = upg.Replaced() // the successor has the listener's queue
 //	err := d.Shutdown(ctx)
 //
 // # Why
