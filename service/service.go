@@ -246,28 +246,28 @@ func (p *process) serve() {
 // untilExit upgrades the process until it is to exit, and stops it when it is told
 // to, or when a server has failed. It reports whether another upgrade is wanted.
 func (p *process) untilExit() (wanted bool) {
-	// While busy, the process cannot be upgraded: because its predecessor drains, or
-	// because it is being upgraded. Not in this goroutine, so that it can be stopped.
-	busy, idle := true, make(chan struct{}, 1)
-	refusal := tableflip.ErrParentRunning // while busy
+	// No upgrade can begin while the predecessor drains, or during another one. Both end
+	// outside of this goroutine, so that the process can be stopped.
+	alone, upgrading := false, false
+	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
-			idle <- struct{}{}
+			ended <- struct{}{}
 		}
 	}()
 	begin := func(ctx context.Context) <-chan error {
-		busy, refusal = true, tableflip.ErrUpgradeInProgress
+		upgrading = true
 		result := make(chan error, 1)
 		p.upgrades.Go(func() {
 			result <- p.upgrade(ctx)
-			idle <- struct{}{}
+			upgraded <- struct{}{}
 		})
 		return result
 	}
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
-		if wanted && !busy {
+		if wanted && alone && !upgrading {
 			wanted = false
 			begin(p.told.stop)
 		}
@@ -278,20 +278,24 @@ func (p *process) untilExit() (wanted bool) {
 			p.upg.Stop()
 		case <-p.told.upgrade:
 			wanted = true
-			if busy {
+			if !alone || upgrading {
 				p.opts.Logger.Info("upgrade queued")
 			}
 		case a := <-p.asks:
 			switch {
 			case p.told.stop.Err() != nil:
 				a.refuse(tableflip.ErrStopped)
-			case busy:
-				a.refuse(refusal)
+			case upgrading:
+				a.refuse(tableflip.ErrUpgradeInProgress)
+			case !alone && p.besideParent():
+				a.refuse(tableflip.ErrParentRunning)
 			default:
 				a.begun <- begin(a.ctx)
 			}
-		case <-idle:
-			busy = false
+		case <-ended:
+			alone = true
+		case <-upgraded:
+			upgrading = false
 		case <-stop:
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
 			stop, delayed = nil, time.After(p.opts.DrainDelay)
@@ -303,16 +307,32 @@ func (p *process) untilExit() (wanted bool) {
 	}
 }
 
-// passOn has the process that has replaced this one upgraded, because a signal that came
-// during the upgrade may be about a binary that is newer than the one that was started.
-func (p *process) passOn() {
+// besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
+// needs no goroutine that may not have run since.
+func (p *process) besideParent() bool {
+	generations := p.generations()
+	return len(generations) == 0 || generations[0].PID != os.Getpid()
+}
+
+// generations returns the processes of the service, oldest first, or nil if that is not
+// known.
+func (p *process) generations() []tableflip.Generation {
 	upg, ok := p.upg.(interface {
 		Generations() []tableflip.Generation
 	})
-	if !ok || !p.upg.Replaced() {
+	if !ok {
+		return nil
+	}
+	return upg.Generations()
+}
+
+// passOn has the process that has replaced this one upgraded, because a signal that came
+// during the upgrade may be about a binary that is newer than the one that was started.
+func (p *process) passOn() {
+	generations := p.generations()
+	if len(generations) == 0 || !p.upg.Replaced() {
 		return
 	}
-	generations := upg.Generations() // this one is always there
 	successor := generations[len(generations)-1].PID
 	if successor == 0 || successor == os.Getpid() {
 		return // It is out of reach, or has ended.
