@@ -132,6 +132,23 @@ func TestOtherAddresses(t *testing.T) {
 	}
 }
 
+// Of two sockets on all addresses, each is found by its own family's.
+func TestWildcards(t *testing.T) {
+	for addr, want := range map[string]string{"[::]:": "[::]:", "0.0.0.0:": "0.0.0.0:", ":": "0.0.0.0:"} {
+		for _, networks := range [][]string{{"tcp4", "tcp6"}, {"tcp6", "tcp4"}} {
+			r := firstGeneration(t, registry.Options{})
+			first := proctest.Must(r.Listen(networks[0], ":0"))
+			_, port, _ := net.SplitHostPort(first.Addr().String())
+			if err := proctest.ErrorOf(r.Listen(networks[1], ":"+port)); err != nil {
+				t.Skip("no such port of both families: ", err)
+			}
+			if ln := proctest.Must(child(t, r, registry.Options{}).Listener("tcp", addr+port)); ln == nil || ln.Addr().String() != want+port {
+				t.Errorf("%v: %s finds %v, want %s", networks, addr+port, ln, want+port)
+			}
+		}
+	}
+}
+
 // A Unix socket is found by any path to its file.
 func TestUnixSpellings(t *testing.T) {
 	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
