@@ -112,6 +112,8 @@ type Options struct {
 	// before the old one, and messages that the service manager did not receive. Its
 	// handler may call methods of the Upgrader, because they log only when they return:
 	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// Exit is closed before, so a process that exits without waiting for Upgrade to
+	// return loses these records.
 	Logger *slog.Logger
 }
 
