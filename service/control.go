@@ -69,6 +69,9 @@ func (p *process) connections() (n int) {
 // askUpgrade does what a signal does, and returns how that went. It ends with ctx, and
 // when the process is told to stop.
 func (p *process) askUpgrade(ctx context.Context) error {
+	if p.told.stop.Err() != nil {
+		return tableflip.ErrStopped
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(p.told.stop, func() {

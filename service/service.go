@@ -252,27 +252,27 @@ func (p *process) serve() {
 // untilExit upgrades the process until it is to exit, and stops it when it is told
 // to, or when a server has failed. It reports whether another upgrade is wanted.
 func (p *process) untilExit() (wanted bool) {
-	// While busy, the process cannot be upgraded: because its predecessor drains, or
-	// because it is being upgraded. Not in this goroutine, so that it can be stopped.
-	busy, idle := true, make(chan struct{}, 1)
-	refusal := tableflip.ErrParentRunning // while busy
+	// No upgrade can begin while the predecessor drains, or during another one. Both end
+	// outside of this goroutine, so that the process can be stopped.
+	alone, upgrading := false, false
+	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
-			idle <- struct{}{}
+			ended <- struct{}{}
 		}
 	}()
 	begin := func(ctx context.Context) <-chan error {
-		busy, refusal = true, tableflip.ErrUpgradeInProgress
+		upgrading = true
 		result := make(chan error, 1)
 		p.upgrades.Go(func() {
 			result <- p.upgrade(ctx)
-			idle <- struct{}{}
+			upgraded <- struct{}{}
 		})
 		return result
 	}
 	want := func() {
 		wanted = true
-		if busy {
+		if !alone || upgrading {
 			p.opts.Logger.Info("upgrade queued")
 			go queue.Keep() // which a service manager can hold up
 		}
@@ -280,7 +280,7 @@ func (p *process) untilExit() (wanted bool) {
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
-		if wanted && !busy {
+		if wanted && alone && !upgrading {
 			wanted = false
 			begin(p.told.stop)
 		}
@@ -297,13 +297,17 @@ func (p *process) untilExit() (wanted bool) {
 			switch {
 			case p.told.stop.Err() != nil:
 				a.refuse(tableflip.ErrStopped)
-			case busy:
-				a.refuse(refusal)
+			case upgrading:
+				a.refuse(tableflip.ErrUpgradeInProgress)
+			case !alone && p.besideParent():
+				a.refuse(tableflip.ErrParentRunning)
 			default:
 				a.begun <- begin(a.ctx)
 			}
-		case <-idle:
-			busy = false
+		case <-ended:
+			alone = true
+		case <-upgraded:
+			upgrading = false
 		case <-stop:
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
 			stop, delayed = nil, time.After(p.opts.DrainDelay)
@@ -313,6 +317,19 @@ func (p *process) untilExit() (wanted bool) {
 			p.upg.Stop()
 		}
 	}
+}
+
+// besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
+// needs no goroutine that may not have run since.
+func (p *process) besideParent() bool {
+	upg, ok := p.upg.(interface {
+		Generations() []tableflip.Generation
+	})
+	if !ok {
+		return true
+	}
+	generations := upg.Generations()
+	return len(generations) == 0 || generations[0].PID != os.Getpid()
 }
 
 // upgrade returns when the process has been replaced, or has not and logged why.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -290,6 +291,47 @@ func TestVersionOffers(t *testing.T) {
 			child.want(t, fmt.Sprintf("here %d%s", child.cmd.Process.Pid, test.accepted))
 		})
 	}
+}
+
+// A child in a PID namespace of its own does not know the number by which its parent
+// knows it.
+func TestVersionNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a PID namespace")
+	}
+	s := proctest.NewService(t)
+	cmd := s.Command("spoken-to")
+	proctest.Shell(`exec unshare --pid --fork --kill-child "$0"`)(cmd)
+	speakToChild(t, cmd, "", "fd,a", os.Stderr).want(t, "here -")
+}
+
+// When WaitForParent has returned, a child has nothing open that Ready has begun, however
+// soon its parent has ended. That it would be seen is up to the scheduler.
+func TestVersionChildPrepared(t *testing.T) {
+	for try := range 10 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("count-alone"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit")
+			child.saying.Close()
+			if m := s.Await("more"); m.Text != "0" {
+				t.Errorf("%s descriptors more than later", m.Text)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("count-alone", func() {
+		debug.SetGCPercent(-1)
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		alone := proctest.OpenDescriptors()
+		// Package os waits for what Ready has begun, too.
+		proctest.Must(0, proctest.Must(os.FindProcess(os.Getpid())).Release())
+		proctest.Report("more", alone-proctest.OpenDescriptors())
+	})
 }
 
 // What a later version passes on is closed, wherever it stands in the table.
