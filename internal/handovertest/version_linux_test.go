@@ -67,6 +67,16 @@ func TestVersionParentAborts(t *testing.T) {
 	s.AwaitEnd()
 }
 
+// A child that knows of no rehearsals is aborted by one.
+func TestVersionRehearses(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("rehearsed"))
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if m := s.Await("verdict"); m.Text != "abort" {
+		t.Errorf("the child heard %q", m.Text)
+	}
+}
+
 func init() {
 	proctest.Role("speaker", func() {
 		terminated := proctest.Terminated()
@@ -109,6 +119,9 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
+		case "rehearsed":
+			word, _, _ := strings.Cut(verdict, " ")
+			proctest.Report("verdict", word)
 		case "late", "late and known":
 			if abort := parent.hear(); verdict != "commit" || abort != "abort" {
 				panic(verdict + abort)
