@@ -56,6 +56,7 @@ type Upgrader interface {
 	HasParent() bool
 	WaitForParent(context.Context) error
 	UpgradeContext(context.Context) error
+	Rehearse(context.Context) error
 	Generations() []tableflip.Generation
 	Exit() <-chan struct{}
 	Replaced() bool
