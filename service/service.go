@@ -40,8 +40,8 @@ type Options struct {
 	// SIGHUP.
 	UpgradeSignals []os.Signal
 
-	// BeforeUpgrade, if not nil, is called before the new process is started. An error
-	// refuses the upgrade: it may check the new configuration, or the new binary. Its
+	// BeforeUpgrade, if not nil, is called before the new process is started, for a
+	// rehearsal, too. An error refuses the upgrade: it may check the new configuration, or the new binary. Its
 	// context ends when the process is told to stop.
 	BeforeUpgrade func(context.Context) error
 
@@ -261,11 +261,11 @@ func (p *process) untilExit() (wanted bool) {
 			ended <- struct{}{}
 		}
 	}()
-	begin := func(ctx context.Context) <-chan error {
+	begin := func(ctx context.Context, try func(context.Context) error) <-chan error {
 		upgrading = true
 		result := make(chan error, 1)
 		p.upgrades.Go(func() {
-			result <- p.upgrade(ctx)
+			result <- try(ctx)
 			upgraded <- struct{}{}
 		})
 		return result
@@ -282,7 +282,7 @@ func (p *process) untilExit() (wanted bool) {
 	for {
 		if wanted && alone && !upgrading {
 			wanted = false
-			begin(p.told.stop)
+			begin(p.told.stop, p.upgrade)
 		}
 		select {
 		case <-p.upg.Exit():
@@ -302,7 +302,7 @@ func (p *process) untilExit() (wanted bool) {
 			case !alone && p.besideParent():
 				a.refuse(tableflip.ErrParentRunning)
 			default:
-				a.begun <- begin(a.ctx)
+				a.begun <- begin(a.ctx, a.try)
 			}
 		case <-ended:
 			alone = true
@@ -335,7 +335,7 @@ func (p *process) besideParent() bool {
 // upgrade returns when the process has been replaced, or has not and logged why.
 func (p *process) upgrade(ctx context.Context) error {
 	begin := time.Now()
-	err := p.tryUpgrade(ctx)
+	err := p.afterCheck(ctx, p.upg.UpgradeContext)
 	if err == nil {
 		p.opts.Logger.Info("upgrade succeeded", "took", time.Since(begin))
 		return nil
@@ -347,13 +347,14 @@ func (p *process) upgrade(ctx context.Context) error {
 	return err
 }
 
-func (p *process) tryUpgrade(ctx context.Context) error {
+// afterCheck tries what BeforeUpgrade does not refuse.
+func (p *process) afterCheck(ctx context.Context, try func(context.Context) error) error {
 	if p.opts.BeforeUpgrade != nil {
 		if err := p.opts.BeforeUpgrade(ctx); err != nil {
 			return err
 		}
 	}
-	return p.upg.UpgradeContext(ctx)
+	return try(ctx)
 }
 
 // drain drains the servers side by side, until they are, the time is over, or the
