@@ -434,7 +434,10 @@ func TestUpgradeDuringDrain(t *testing.T) {
 	old := s.adopt()
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "drains")
 	s.wantExit(s.ctl("upgrade"), 3, "drains")
+	output, _ := s.ctlOutput("events")
+	output.Await("watching")
 	waits := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
+	output.Await("refused") // for the first time
 
 	s.setFlaw("")
 	old.Order("drained")

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip/control"
 	"example.com/tableflip/internal/event"
@@ -180,9 +181,11 @@ func TestCountersAreCurrent(t *testing.T) {
 			t.Fatalf("%d of %d are counted", got, i+1)
 		}
 	}
+	event.Publish(nil, slog.LevelInfo, event.Ended) // of a successor
+	event.Publish(nil, slog.LevelInfo, event.Ended, slog.Duration("took", 1500*time.Millisecond))
 	ctl.Close()
-	if got := ctl.Counters().Failures["test"]; got != 1000 {
-		t.Errorf("after Close, %d are counted", got)
+	if got := ctl.Counters(); got.Failures["test"] != 1000 || got.Drains != 1 || got.DrainSeconds != 1.5 {
+		t.Errorf("after Close, there are %+v", got)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 )
@@ -27,11 +28,11 @@ func (upg controlledUpgrader) Replaced() bool {
 }
 
 // startControlled runs a process with a control socket beside its predecessor.
-func startControlled(t *testing.T, opts service.Options) (r *run, socket string) {
+func startControlled(t *testing.T, opts service.Options, servers ...service.Server) (r *run, socket string) {
 	t.Helper()
 	opts.Control = filepath.Join(proctest.SocketDir(t), "ctl")
 	r = newRun(t)
-	r.run(controlledUpgrader{r.upg}, opts)
+	r.run(controlledUpgrader{r.upg}, opts, servers...)
 	return r, opts.Control
 }
 
@@ -134,6 +135,36 @@ func TestControlBeforeUpgrade(t *testing.T) {
 	wantAnswer(t, ask(t.Context(), socket, "rehearse?wait"), http.StatusInternalServerError, "bad configuration")
 	r.noUpgrade()
 	r.end()
+}
+
+// Who has connected before the process was replaced is answered while it drains, and the
+// events end with it.
+func TestControlDuringDrain(t *testing.T) {
+	drained, socket := make(chan struct{}), filepath.Join(proctest.SocketDir(t), "socket")
+	r, control := startControlled(t, quiet(), service.Stream("unix", socket,
+		func(net.Listener) error { <-drained; return nil },
+		func(context.Context) error { <-drained; return nil }))
+	close(r.upg.parent)
+	late := proctest.Opened[net.Conn](t)(net.Dial("unix", control))
+	events := proctest.Opened[net.Conn](t)(net.Dial("unix", control))
+	io.WriteString(events, "GET /events HTTP/1.0\r\n\r\n")
+	upgrade := ask(t.Context(), control, "upgrade?wait") // those are accepted first
+	<-r.upg.upgrades
+	r.upg.outcomes <- nil
+	r.upg.end()
+	wantAnswer(t, upgrade, http.StatusOK, "has taken over")
+
+	io.WriteString(late, "POST /upgrade HTTP/1.0\r\n\r\n")
+	<-r.upg.upgrades // which says why not
+	r.upg.outcomes <- tableflip.ErrUpgraded
+	if got := proctest.Answers(t, []net.Conn{late})[0]; !strings.Contains(got, "409 Conflict") {
+		t.Errorf("answered %q, want 409", got)
+	}
+	close(drained)
+	proctest.OK(t, r.returns())
+	if got := proctest.Answers(t, []net.Conn{events})[0]; !strings.Contains(got, "watching") {
+		t.Errorf("the events are %q", got)
+	}
 }
 
 // To stop by the control socket is to stop by a signal.
