@@ -305,6 +305,14 @@ func (c *child) failed(ctx context.Context, reason []string) error {
 	return fmt.Errorf("%w (%w)", err, c.process.Err())
 }
 
+// checkAlive returns an error if a child that was ready has gone.
+func (c *child) checkAlive(ctx context.Context) error {
+	if !c.hasHungUp() {
+		return nil
+	}
+	return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+}
+
 // orReason returns what the child has said when it left, or err.
 func (c *child) orReason(ctx context.Context, err error) error {
 	for words := range c.unheard {
@@ -397,8 +405,8 @@ func (c *child) exitError() error {
 // has returned nil.
 func (c *child) commit(ctx context.Context) error {
 	step.Reached(step.BeforeCommit)
-	if c.hasHungUp() {
-		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+	if err := c.checkAlive(ctx); err != nil {
+		return err
 	}
 	if err := c.say(wordCommit); err != nil {
 		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err))
@@ -518,11 +526,29 @@ func (c *child) forwardReload() {
 	}
 }
 
+// forwardUpgrade has a child that is in charge make an upgrade.
+func (c *child) forwardUpgrade() {
+	if slices.Contains(c.accepts, wordUpgrade) {
+		_ = c.say(wordUpgrade)
+		return
+	}
+	c.forwardReload()
+}
+
 // hasHungUp reports whether the child has closed its end of the ready pipe, as its
 // death does.
 func (c *child) hasHungUp() bool {
 	_, hungUp, err := descriptor.PollOf(c.ready)
 	return hungUp || err != nil
+}
+
+// dismiss has a child leave that was started for a rehearsal, in its own time as far as
+// that is short. It is to be aborted then.
+func (c *child) dismiss() {
+	if c.here {
+		_ = c.say(wordAbort + " " + wordRehearsal)
+		c.leave(context.Background())
+	}
 }
 
 // abort tells the child, should it still listen, to touch nothing that is shared, and
@@ -567,6 +593,9 @@ func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if err == nil && c.committed {
 		return true
 	}
+	// What is said between the last look and this is lost. A child can say it only if it
+	// was suspended between its own last look for an abort and its acknowledgement, and
+	// goes on in this very moment.
 	c.close()
 	c.process.Exited() // so that it is no zombie once it ends
 	return false

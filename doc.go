@@ -40,6 +40,10 @@
 // and the flags of its descriptors. Upgrade returns an error, and the next one works.
 // If instead the parent dies before it commits, the child is in charge.
 //
+// A child that knows why it cannot serve says so by [Upgrader.Fail], and Upgrade returns
+// the reason. [Upgrader.Rehearse] tries a new version without putting it in charge.
+// [Upgrader.Generations] lists the processes of the service.
+//
 // Either side of the handover ignores messages that it does not know, so that a binary
 // can be replaced by one with a later or an earlier version of this package.
 //
@@ -110,11 +114,13 @@
 //	                      upgrade, false after Stop
 //	tableflip: ended      another process has ended: the parent, after it has drained (took:
 //	                      for how long), or the child that has replaced this process
+//	tableflip: rehearsed  a rehearsal has succeeded; took
 //
-// The cause of a failure is one of "stopped" (by Stop), "cancelled" (by the context),
-// "timeout", "reason" (the new process said why it can't take charge), "child" (it
-// exited, or did what it must not) and "parent" (this process could not start it, or
-// could not hand over). A failure has the level Error, and all else is Info.
+// Those of a rehearsal also have rehearsal: true. The cause of a failure is one of
+// "stopped" (by Stop), "cancelled" (by the context), "timeout", "reason" (the new process
+// said why it can't take charge), "child" (it exited, or did what it must not) and
+// "parent" (this process could not start it, or could not hand over). A failure has the
+// level Error, and all else is Info.
 //
 // # Other supervisors
 //
@@ -157,7 +163,7 @@
 //     child, and if the child then fails, ends the service and starts it again.
 //     WATCHDOG=1 may be sent as before.
 //   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
-//     its predecessor.
+//     its predecessor, which [Upgrader.Generations] has.
 //   - A relative Options.PIDFile is relative to the directory in which the process was
 //     started, whatever os.Chdir did before New.
 //   - Stop removes the PID file.

@@ -36,15 +36,16 @@ const (
 // The parent's words, on the verdict pipe.
 const (
 	wordCommit   = "commit"   // the child is to take charge
-	wordAbort    = "abort"    // it is not, and must leave
+	wordAbort    = "abort"    // WORD…: it is not, and must leave
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
+	wordUpgrade  = "upgrade"  // so did somebody for an upgrade, which the child is to make
 )
 
 // offers are the words beyond the handover itself that this version knows. A parent
 // offers them in the table, and a child accepts what it knows of them when it says that
 // it is here. Neither says a word that was not accepted.
-var offers = []string{wordReload}
+var offers = []string{wordReload, wordUpgrade}
 
 // accepted returns those of the words that a parent has offered which this version knows.
 func accepted(offered []string) []string {
@@ -67,7 +68,7 @@ type parent struct {
 
 	closeReady sync.Once
 	listenOnce sync.Once
-	reload     func() // called for wordReload
+	asked      func(word string) // called for wordReload and wordUpgrade
 
 	decided chan struct{} // closed once one of these is true:
 	commit  bool          // the parent has put this process in charge, if it acknowledges that
@@ -120,9 +121,9 @@ func newParent(t *nametable.Table) (*parent, error) {
 }
 
 // listen begins to listen to the parent, once.
-func (p *parent) listen(reload func()) {
+func (p *parent) listen(asked func(word string)) {
 	p.listenOnce.Do(func() {
-		p.reload = reload
+		p.asked = asked
 		go p.watch()
 		if p.handle != nil {
 			go p.watchProcess()
@@ -166,15 +167,24 @@ func (p *parent) hear(words []string) {
 		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
 		p.refusal = errAborted
+		if slices.Contains(words, wordRehearsal) {
+			p.refusal = errRehearsal
+		}
 		close(p.decided)
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
 		close(p.aborted)
 	case word == wordNotified:
 		p.notified = true
-	case word == wordReload && p.reload != nil:
-		p.reload()
+	case word == wordReload || word == wordUpgrade:
+		p.asked(word)
 	}
 }
+
+// wordRehearsal follows wordAbort after a rehearsal. A child that does not know it is
+// aborted all the same.
+const wordRehearsal = "rehearsal"
+
+var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgrade: exit, and leave alone what is shared")
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
 

@@ -18,6 +18,7 @@ import (
 	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
 )
@@ -36,13 +37,15 @@ var (
 	// The texts of the five that follow are those of cloudflare/tableflip, whose
 	// users compare them.
 
-	// ErrNotReady is returned by Upgrade before Ready.
+	// ErrNotReady is returned by Upgrade and Rehearse before Ready.
 	ErrNotReady = errors.New("process is not ready yet")
 
-	// ErrUpgradeInProgress is returned by Upgrade while another upgrade is under way.
+	// ErrUpgradeInProgress is returned by Upgrade and Rehearse while another upgrade or
+	// rehearsal is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
-	// ErrParentRunning is returned by Upgrade while the previous process drains.
+	// ErrParentRunning is returned by Upgrade and Rehearse while the previous process
+	// drains.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
@@ -109,6 +112,8 @@ type Options struct {
 	// before the old one, and messages that the service manager did not receive. Its
 	// handler may call methods of the Upgrader, because they log only when they return:
 	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// Exit is closed before, so a process that exits without waiting for Upgrade to
+	// return loses these records.
 	Logger *slog.Logger
 }
 
@@ -169,6 +174,9 @@ type attempt struct {
 	unfollow func() bool   // lets go of caller
 	returned chan struct{} // closed when Upgrade returns
 	cause    string        // what ended it, as far as that is known
+
+	rehearsal bool
+	rehearsed bool // with success
 
 	// Guarded by Upgrader.mu:
 	reloadAgain bool          // the manager asked for another reload meanwhile
@@ -237,8 +245,9 @@ func New(opts Options) (*Upgrader, error) {
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(func() { go u.answerReload() })
+		parent.listen(func(word string) { go u.heedAsked(word) })
 	}
+	queue.OnKeep(u.keepUpgrade)
 	return u, nil
 }
 
@@ -483,6 +492,31 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
+// heedAsked is called when this process's parent, which it has replaced, was asked for a
+// reload or an upgrade.
+func (u *Upgrader) heedAsked(word string) {
+	if word == wordUpgrade && queue.Ask() {
+		return // whoever heeds that sees to the answer
+	}
+	u.answerReload()
+}
+
+// keepUpgrade is called when an upgrade has to wait.
+func (u *Upgrader) keepUpgrade() {
+	u.mu.Lock()
+	answer := func() {}
+	switch {
+	case u.state == upgrading && !u.attempt.answered:
+		u.attempt.reloadAgain = true
+	case u.state == upgrading, u.state == ready:
+		answer = u.notifier.ReloadQueued
+	case u.state == upgraded:
+		answer = u.child.forwardUpgrade
+	}
+	u.mu.Unlock()
+	answer()
+}
+
 // WaitForParent blocks until the parent's process has ended, or ctx is done. If ctx is
 // done first, the error wraps its cause. Without a parent it returns nil at once. If the
 // parent has refused this process, it returns an error. Call it after Ready, because the
@@ -533,9 +567,33 @@ func (u *Upgrader) Upgrade() error {
 //     itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+func (u *Upgrader) UpgradeContext(ctx context.Context) error {
+	return u.upgrade(ctx, false)
+}
+
+// Rehearse tells whether an upgrade would succeed. It does what UpgradeContext does until
+// the new process is ready. Then it returns nil, and this process is in charge as
+// before: the new process was told to leave, and was killed if it had not exited a
+// second later. The errors are those of UpgradeContext, and ctx, Options.UpgradeTimeout
+// and the states in which an upgrade is refused mean the same. Until a rehearsal ends,
+// upgrades are refused with [ErrUpgradeInProgress], and methods that add or remove
+// descriptors block. Stop ends it.
+//
+// The service manager is told nothing, and no file is touched but PIDFile with ".tmp"
+// added. What the set-up of the new version does is done: a new Unix socket's file goes
+// if the new process calls Stop, and a database that it has changed stays changed. Its
+// Ready returns an error that says that this was a rehearsal. What it accepts before it
+// calls Ready is lost, and so is what waits in the queues of further SO_REUSEPORT sockets
+// that it creates: see the limits of [Fds].
+//
+// If this process dies after the new one was ready, the new one takes charge.
+func (u *Upgrader) Rehearse(ctx context.Context) error {
+	return u.upgrade(ctx, true)
+}
+
+func (u *Upgrader) upgrade(ctx context.Context, rehearsal bool) (err error) {
 	defer u.logs.Hold()()
-	a, err := u.beginUpgrade(ctx)
+	a, err := u.beginUpgrade(ctx, rehearsal)
 	if err != nil {
 		return err
 	}
@@ -549,8 +607,9 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	err = u.handOver(a, c)
-	if err == nil {
+	if rehearsal {
+		err = u.rehearse(a, c)
+	} else if err = u.handOver(a, c); err == nil {
 		return nil
 	}
 
@@ -566,9 +625,9 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 }
 
 // beginUpgrade enters the state upgrading.
-func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
-	a, answer, refusal := u.enterUpgrade(caller)
-	if answer != nil {
+func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attempt, error) {
+	a, answer, refusal := u.enterUpgrade(caller, rehearsal)
+	if answer != nil && !rehearsal {
 		// The service manager may have asked for the upgrade, and wait.
 		answer()
 	}
@@ -577,13 +636,15 @@ func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
 		event.Publish(nil, slog.LevelWarn, event.Refused, slog.Any("error", refusal))
 		return nil, refusal
 	}
-	u.notifier.Reloading()
+	if !rehearsal {
+		u.notifier.Reloading()
+	}
 	return a, nil
 }
 
 // enterUpgrade returns an attempt, or how to answer the service manager and why there
 // is none.
-func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func(), refusal error) {
+func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
@@ -591,7 +652,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		return nil, nil, ErrNotReady
 	case upgrading:
 		if !u.attempt.answered {
-			u.attempt.reloadAgain = true
+			u.attempt.reloadAgain = u.attempt.reloadAgain || !rehearsal
 			return nil, nil, ErrUpgradeInProgress
 		}
 		return nil, u.answerReload, ErrUpgradeInProgress
@@ -617,7 +678,8 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		}, refusal
 	}
 
-	a = &attempt{caller: caller, began: time.Now(), returned: make(chan struct{})}
+	a = &attempt{caller: caller, began: time.Now(), rehearsal: rehearsal, returned: make(chan struct{})}
+	a.answered = rehearsal // which the manager has not asked for
 	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
 	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
 	a.unfollow = context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
@@ -658,33 +720,58 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 // handOver puts a child in charge once it is ready. After an error it may be in charge
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
-	if err := c.awaitReady(a.ctx); err != nil {
-		a.cause = cmp.Or(c.cause, causeChild)
-		if a.err() != nil {
-			err = c.named(err)
-		}
+	mainPID, err := u.prepareHandOver(a, c)
+	if err != nil {
 		return err
 	}
-	u.tell(a, slog.LevelInfo, event.Ready)
-	mainPID, err := u.notifier.PrepareMainPID()
-	if err != nil {
-		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
-	}
 	defer mainPID.Close()
-	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
-		return fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
-			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
-	}
-	// From here on neither the caller nor the timeout can end the attempt.
-	if err := a.err(); err != nil {
-		return c.named(err)
-	}
 	if err := c.commit(a.stopCtx); err != nil {
 		a.cause = cmp.Or(c.cause, causeChild)
 		return err
 	}
 	u.retire(a, c, mainPID)
 	return nil
+}
+
+// rehearse finds out whether a child can be put in charge, and then has it leave.
+func (u *Upgrader) rehearse(a *attempt, c *child) error {
+	mainPID, err := u.prepareHandOver(a, c)
+	if err == nil {
+		mainPID.Close()
+		if err = c.checkAlive(a.stopCtx); err != nil {
+			a.cause = cmp.Or(c.cause, causeChild)
+		}
+	}
+	a.rehearsed = err == nil
+	c.dismiss()
+	return err
+}
+
+// prepareHandOver returns once nothing but the commit is missing.
+func (u *Upgrader) prepareHandOver(a *attempt, c *child) (*systemd.MainPIDUpdate, error) {
+	if err := c.awaitReady(a.ctx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
+		if a.err() != nil {
+			err = c.named(err)
+		}
+		return nil, err
+	}
+	u.tell(a, slog.LevelInfo, event.Ready)
+	mainPID, err := u.notifier.PrepareMainPID()
+	if err != nil {
+		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
+	}
+	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
+		mainPID.Close()
+		return nil, fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
+			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
+	}
+	// From here on neither the caller nor the timeout can end the attempt.
+	if err := a.err(); err != nil {
+		mainPID.Close()
+		return nil, c.named(err)
+	}
+	return mainPID, nil
 }
 
 // retire makes way for a child that is in charge.
@@ -741,6 +828,9 @@ func (u *Upgrader) tell(a *attempt, level slog.Level, name string, attrs ...slog
 		attrs = append(u.successor.attrs(), attrs...)
 	}
 	u.mu.Unlock()
+	if a.rehearsal {
+		attrs = append(attrs, slog.Bool("rehearsal", true))
+	}
 	event.Publish(u.logger, level, name, attrs...)
 }
 
@@ -753,7 +843,11 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
-	if failed {
+	switch {
+	case !failed:
+	case err == nil && a.rehearsed:
+		u.tell(a, slog.LevelInfo, event.Rehearsed, took(a.began))
+	default:
 		err = cmp.Or(err, errors.New("tableflip: Options.Command has panicked"))
 		u.tell(a, slog.LevelError, event.Failed, slog.Any("error", err), slog.String("cause", a.failure(err)), took(a.began))
 	}
@@ -763,8 +857,7 @@ func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	switch {
 	case !failed:
 	case undecided: // the manager does not wait for the child's death
-		u.beginAnswer(a)
-		u.notifier.ReloadFailed(err)
+		u.answer(a, err)
 	default:
 		u.stayInCharge(a, err)
 	}
@@ -795,8 +888,7 @@ func (a *attempt) failure(err error) string {
 func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	u.registry.Unfreeze()
 	// While the state is upgrading, no other attempt can speak.
-	u.beginAnswer(a)
-	u.notifier.ReloadFailed(err)
+	u.answer(a, err)
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -823,6 +915,14 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	}
 	u.restorePIDFile(before)
 	u.stayInCharge(a, cmp.Or(context.Cause(a.stopCtx), errors.New("tableflip: the new process ended late")))
+}
+
+// answer tells the manager that an attempt has failed.
+func (u *Upgrader) answer(a *attempt, err error) {
+	if !a.rehearsal {
+		u.beginAnswer(a)
+		u.notifier.ReloadFailed(err)
+	}
 }
 
 // beginAnswer is called before the manager is told how an attempt went, which answers

@@ -28,11 +28,12 @@ const (
 	exitRefused = 3
 )
 
-const usage = `usage: %s [-s socket] [-wait] [-json] upgrade|status|stop|events
+const usage = `usage: %s [-s socket] [-wait] [-json] upgrade|rehearse|status|stop|events
 
 Asks a service at its control socket.
 
   upgrade   replaces the process, and waits until the new one is in charge
+  rehearse  tries an upgrade, and ends the new process before it takes charge
   status    says who serves, since when, and how the last upgrade went
   stop      has the service drain and end
   events    follows the steps of upgrades from generation to generation
@@ -47,10 +48,11 @@ socket; 3 refused for now.
 
 // methods are what can be asked for.
 var methods = map[string]string{
-	"upgrade": http.MethodPost,
-	"stop":    http.MethodPost,
-	"status":  http.MethodGet,
-	"events":  http.MethodGet,
+	"upgrade":  http.MethodPost,
+	"rehearse": http.MethodPost,
+	"stop":     http.MethodPost,
+	"status":   http.MethodGet,
+	"events":   http.MethodGet,
 }
 
 // repeatInterval is how often a question is repeated that met a process which was just
@@ -111,7 +113,7 @@ func parse(arguments []string, stderr *os.File) (*client, error) {
 	var err error
 	switch {
 	case flags.NArg() != 1 || methods[c.question] == "":
-		err = fmt.Errorf("it takes one of upgrade, status, stop and events, not %q", flags.Args())
+		err = fmt.Errorf("it takes one of upgrade, rehearse, status, stop and events, not %q", flags.Args())
 	case c.socket == "":
 		err = errors.New("it takes the path of a socket: -s")
 	}
@@ -140,25 +142,16 @@ func (c *client) run(ctx context.Context) int {
 	if c.question == "events" {
 		return c.fail(ctx, c.follow(ctx, c.print))
 	}
-	if c.progress && c.question == "upgrade" {
-		defer c.showProgress(ctx)()
+	stop := func(bool) {}
+	if c.progress && (c.question == "upgrade" || c.question == "rehearse") {
+		stop = c.showProgress(ctx)
 	}
-	for {
-		code, content, err := c.ask(ctx)
-		if err != nil {
-			return c.fail(ctx, err)
-		}
-		if code == http.StatusConflict && c.wait {
-			// From a process that was just replaced: the next one answers.
-			select {
-			case <-time.After(repeatInterval):
-				continue
-			case <-ctx.Done():
-				return c.fail(ctx, ctx.Err())
-			}
-		}
-		return c.report(code, content)
+	code, content, err := c.ask(ctx)
+	stop(err == nil && code == http.StatusOK)
+	if err != nil {
+		return c.fail(ctx, err)
 	}
+	return c.report(code, content)
 }
 
 // report prints an answer, and returns the exit status.
@@ -197,7 +190,23 @@ func (c *client) fail(ctx context.Context, err error) int {
 	return exitFailed
 }
 
+// ask returns the answer. If it is to wait, that is not the refusal of a process that
+// was just replaced, but what the next one answers.
 func (c *client) ask(ctx context.Context) (code int, content []byte, err error) {
+	for {
+		code, content, err = c.askOnce(ctx)
+		if err != nil || code != http.StatusConflict || !c.wait {
+			return code, content, err
+		}
+		select {
+		case <-time.After(repeatInterval):
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		}
+	}
+}
+
+func (c *client) askOnce(ctx context.Context) (code int, content []byte, err error) {
 	response, err := c.send(ctx, c.question, c.json)
 	if err != nil {
 		return 0, nil, err

@@ -243,6 +243,14 @@ func TestStatus(t *testing.T) {
 		t.Errorf("got %+v", st)
 	}
 	s.want(s.ask(t.Context(), http.MethodGet, "/upgrade"), http.StatusMethodNotAllowed)
+	for header, kind := range map[string]string{"Accept: application/json, */*": "Content-Type: application/json\r\n", "Accept: */*": "Content-Type: text/plain"} {
+		conn := proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+		fmt.Fprintf(conn, "GET /status HTTP/1.1\r\nHost: control\r\n%s\r\n\r\n", header)
+		// It is not kept open.
+		if got := proctest.Answers(t, []net.Conn{conn})[0]; !strings.Contains(got, kind) {
+			t.Errorf("to %q: answered %q, want %q in it", header, got, kind)
+		}
+	}
 	s.want(s.ask(t.Context(), http.MethodGet, "/other"), http.StatusNotFound)
 
 	s.setFlaw("drain")
@@ -326,19 +334,53 @@ func TestUpgradeFails(t *testing.T) {
 	s.wantExit(s.ctl("-wait", "upgrade"), 0, "has taken over")
 }
 
+func TestRehearse(t *testing.T) {
+	s := start(t)
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusOK, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.setFlaw("exit")
+	s.wantExit(s.ctl("rehearse"), 1, "exit status 7")
+	s.Next().AwaitEnd()
+	s.wantInCharge()
+	if st := s.status(); st.LastUpgrade != nil || len(st.Counters.Failures) != 0 {
+		t.Errorf("a rehearsal was counted: %+v", st)
+	}
+	s.setFlaw("")
+	waits := s.ctl("-wait", "rehearse")
+	s.wantExit(waits, 0, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.wantExit(s.ctl("upgrade"), 0, "has taken over")
+	s.adopt().AwaitEnd()
+	s.wantInCharge()
+	s.wantMode()
+}
+
 // Whoever asked goes away: the upgrade is aborted.
 func TestUpgradeAborted(t *testing.T) {
 	s := start(t)
-	abort := map[string]func(c *ctl){
-		"interrupted": func(c *ctl) { proctest.Kill(t, c.cmd.Process.Pid, syscall.SIGINT); s.wantExit(c, 1, "aborted") },
-		"killed":      func(c *ctl) { proctest.Kill(t, c.cmd.Process.Pid, syscall.SIGKILL); s.wantExit(c, -1) },
+	ctlThatIs := func(sig syscall.Signal, status int, says ...string) func() (abort func()) {
+		return func() func() {
+			c := s.ctl("upgrade")
+			return func() {
+				proctest.Kill(t, c.cmd.Process.Pid, sig)
+				s.wantExit(c, status, says...)
+			}
+		}
 	}
-	for _, name := range []string{"interrupted", "killed"} {
+	for _, ask := range []func() (abort func()){
+		ctlThatIs(syscall.SIGINT, 1, "interrupted: upgrade is aborted"),
+		ctlThatIs(syscall.SIGKILL, -1),
+		func() func() { // with a body
+			conn := proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+			io.WriteString(conn, "POST /upgrade HTTP/1.0\r\nContent-Length: 4\r\n\r\nbody")
+			return func() { conn.Close() }
+		},
+	} {
 		s.setFlaw("hang")
-		c := s.ctl("upgrade")
+		abort := ask()
 		child := s.Next()
 		child.Await("hanging")
-		abort[name](c)
+		abort()
 		child.AwaitEnd()
 		proctest.AwaitThat(t, "the service knows that it has failed", func() bool {
 			last := s.status().LastUpgrade
@@ -357,6 +399,7 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	child := s.Next()
 	child.Await("hanging")
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "another upgrade is under way")
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
 	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
 
 	second := s.ctl("-wait", "upgrade")
@@ -366,6 +409,22 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	s.wantExit(second, 0, "has taken over")
 	s.adopt().AwaitEnd()
 	s.wantInCharge()
+}
+
+// A process that was just replaced refuses, and its successor does not.
+func TestCtlAsksAgain(t *testing.T) {
+	s := &service{Service: proctest.NewService(t), t: t, socket: filepath.Join(proctest.SocketDir(t), "ctl")}
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", s.socket))
+	asked := 0
+	codes := []int{http.StatusConflict, http.StatusConflict, http.StatusOK}
+	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(codes[asked])
+		fmt.Fprintln(w, r.URL)
+		asked++
+	}))
+	s.wantExit(s.ctl("-wait", "-json", "upgrade"), 0, "/upgrade?json=1&wait=1")
+	asked = 0
+	s.wantExit(s.ctl("upgrade"), 3, "/upgrade?\n")
 }
 
 func TestUpgradeDuringDrain(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"example.com/tableflip/internal/event"
@@ -18,8 +19,8 @@ import (
 // the next. Each process streams its own, and a process that was replaced goes on until
 // it has drained. So two streams, or more, are read side by side.
 
-// firstTimeout is how long an upgrade waits for its progress to be seen.
-const firstTimeout = time.Second
+// progressTimeout is how long an upgrade waits for its progress to be seen.
+const progressTimeout = time.Second
 
 // maxLine is more than a step is long.
 const maxLine = 1 << 20
@@ -128,29 +129,37 @@ func (c *client) print(s step) {
 }
 
 // showProgress shows the steps of what is asked for next, until stop is called. It
-// returns once it can see them.
-func (c *client) showProgress(ctx context.Context) (stop func()) {
+// returns once it can see them. After a success, stop waits for the last one.
+func (c *client) showProgress(ctx context.Context) (stop func(succeeded bool)) {
 	ctx, cancel := context.WithCancel(ctx)
-	begun, ended := make(chan struct{}), make(chan struct{})
+	begun, done, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	tellBegun, tellDone := sync.OnceFunc(func() { close(begun) }), sync.OnceFunc(func() { close(done) })
 	go func() {
 		defer close(ended)
 		_ = c.follow(ctx, func(s step) {
-			if s.name != watching {
-				fmt.Fprintln(c.stderr, s)
+			if s.name == watching {
+				tellBegun()
 				return
 			}
-			select {
-			case begun <- struct{}{}:
-			default:
+			fmt.Fprintln(c.stderr, s)
+			if s.name == event.Committed || s.name == event.Rehearsed {
+				tellDone()
 			}
 		})
 	}()
-	select {
-	case <-begun:
-	case <-ended: // the question itself will tell why
-	case <-time.After(firstTimeout):
+	// Without an event, the answer itself says why.
+	await := func(event <-chan struct{}) {
+		select {
+		case <-event:
+		case <-ended:
+		case <-time.After(progressTimeout):
+		}
 	}
-	return func() {
+	await(begun)
+	return func(succeeded bool) {
+		if succeeded {
+			await(done)
+		}
 		cancel()
 		<-ended
 	}

@@ -5,6 +5,7 @@ package service_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,14 +65,24 @@ func jobRole() {
 		<-end
 		return ctx.Err()
 	}
-	opts := service.Options{
-		DrainTimeout:  proctest.Patience,
-		UpgradeFailed: func(err error) { wire.ReportError("upgrade failed", err) },
-	}
+	opts := service.Options{DrainTimeout: proctest.Patience, Logger: slog.New(reporting{slog.DiscardHandler, wire})}
 	if err := service.Run(upg, opts, service.Background(job)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+// reporting reports what is logged.
+type reporting struct {
+	slog.Handler
+	wire *proctest.Wire
+}
+
+func (r reporting) Enabled(context.Context, slog.Level) bool { return true }
+
+func (r reporting) Handle(_ context.Context, record slog.Record) error {
+	r.wire.Report(record.Message)
+	return nil
 }
 
 // A jobChain is a service whose job is being done.
@@ -203,4 +214,23 @@ func TestBackgroundCrashes(t *testing.T) {
 		c.upgrade()
 		c.stop()
 	})
+}
+
+// The signal may be about a binary that is newer than the one that has been started.
+func TestQueuedUpgradeIsPassedOn(t *testing.T) {
+	c := startJobs(t)
+	next := c.begin(c.s.PauseAt(step.ReadySaid))
+	next.AwaitStep(step.ReadySaid)
+	proctest.Kill(t, c.current.PID, syscall.SIGHUP)
+	c.current.Await("upgrade queued")
+	next.Resume()
+	c.current.Await("told to end")
+	c.current.Order("end")
+	next.Await("working")
+	third := c.s.Next()
+	next.Await("told to end")
+	next.Order("end")
+	third.Await("working")
+	c.current = third
+	c.stop()
 }

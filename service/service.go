@@ -19,6 +19,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/control"
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/queue"
 	stub "example.com/tableflip/testing"
 )
 
@@ -39,8 +40,8 @@ type Options struct {
 	// SIGHUP.
 	UpgradeSignals []os.Signal
 
-	// BeforeUpgrade, if not nil, is called before the new process is started. An error
-	// refuses the upgrade: it may check the new configuration, or the new binary. Its
+	// BeforeUpgrade, if not nil, is called before the new process is started, for a
+	// rehearsal, too. An error refuses the upgrade: it may check the new configuration, or the new binary. Its
 	// context ends when the process is told to stop.
 	BeforeUpgrade func(context.Context) error
 
@@ -116,8 +117,9 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // process and its group, as timeout -s INT does, sends two.
 //
 // A signal to upgrade that comes while an upgrade is under way, or while the previous
-// process still drains, is kept, once, and heeded as soon as that is over. A signal to
-// stop cancels an upgrade. A failed upgrade is logged, and Run goes on.
+// process still drains, is kept, once, and heeded as soon as that is over, by the new
+// process if the upgrade has succeeded. A signal to stop cancels an upgrade. A failed
+// upgrade is logged, and Run goes on.
 //
 // If upg is nil, as it is where tableflip.New returns ErrNotSupported, Run serves without
 // upgrades, and logs that.
@@ -140,6 +142,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		upg:    upg,
 		opts:   opts,
 		told:   hear(opts.UpgradeSignals),
+		asked:  queue.Asked(),
 		failed: make(chan struct{}, len(servers)),
 		asks:   make(chan ask),
 	}
@@ -160,7 +163,12 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Health.succeed()
 
 	p.serve()
-	p.untilExit()
+	if p.untilExit() && p.upg.Replaced() {
+		// The signal that came during the upgrade may be about a binary that is newer
+		// than the one that was started.
+		queue.Keep()
+		opts.Logger.Info("upgrade passed on")
+	}
 
 	opts.Logger.Info("draining")
 	begin := time.Now()
@@ -174,6 +182,7 @@ type process struct {
 	upg    Upgrader
 	opts   Options // Logger is not nil
 	told   *orders
+	asked  <-chan struct{} // an upgrade of the predecessor, which it has passed on
 	fronts []*front
 	failed chan struct{} // has an element for each server that has failed
 	asks   chan ask
@@ -241,54 +250,64 @@ func (p *process) serve() {
 }
 
 // untilExit upgrades the process until it is to exit, and stops it when it is told
-// to, or when a server has failed.
-func (p *process) untilExit() {
-	// While busy, the process cannot be upgraded: because its predecessor drains, or
-	// because it is being upgraded. Not in this goroutine, so that it can be stopped.
-	busy, wanted, idle := true, false, make(chan struct{}, 1)
-	refusal := tableflip.ErrParentRunning // while busy
+// to, or when a server has failed. It reports whether another upgrade is wanted.
+func (p *process) untilExit() (wanted bool) {
+	// No upgrade can begin while the predecessor drains, or during another one. Both end
+	// outside of this goroutine, so that the process can be stopped.
+	alone, upgrading := false, false
+	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
-			idle <- struct{}{}
+			ended <- struct{}{}
 		}
 	}()
-	begin := func(ctx context.Context) <-chan error {
-		busy, refusal = true, tableflip.ErrUpgradeInProgress
+	begin := func(ctx context.Context, try func(context.Context) error) <-chan error {
+		upgrading = true
 		result := make(chan error, 1)
 		p.upgrades.Go(func() {
-			result <- p.upgrade(ctx)
-			idle <- struct{}{}
+			result <- try(ctx)
+			upgraded <- struct{}{}
 		})
 		return result
+	}
+	want := func() {
+		wanted = true
+		if !alone || upgrading {
+			p.opts.Logger.Info("upgrade queued")
+			go queue.Keep() // which a service manager can hold up
+		}
 	}
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
-		if wanted && !busy {
+		if wanted && alone && !upgrading {
 			wanted = false
-			begin(p.told.stop)
+			begin(p.told.stop, p.upgrade)
 		}
 		select {
 		case <-p.upg.Exit():
-			return
+			return wanted || len(p.told.upgrade) > 0
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
-			wanted = true
-			if busy {
-				p.opts.Logger.Info("upgrade queued")
-			}
+			want()
+		case <-p.asked:
+			want()
 		case a := <-p.asks:
 			switch {
 			case p.told.stop.Err() != nil:
 				a.refuse(tableflip.ErrStopped)
-			case busy:
-				a.refuse(refusal)
+			case upgrading:
+				a.refuse(tableflip.ErrUpgradeInProgress)
+			case !alone && p.besideParent():
+				a.refuse(tableflip.ErrParentRunning)
 			default:
-				a.begun <- begin(a.ctx)
+				a.begun <- begin(a.ctx, a.try)
 			}
-		case <-idle:
-			busy = false
+		case <-ended:
+			alone = true
+		case <-upgraded:
+			upgrading = false
 		case <-stop:
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
 			stop, delayed = nil, time.After(p.opts.DrainDelay)
@@ -300,10 +319,23 @@ func (p *process) untilExit() {
 	}
 }
 
+// besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
+// needs no goroutine that may not have run since.
+func (p *process) besideParent() bool {
+	upg, ok := p.upg.(interface {
+		Generations() []tableflip.Generation
+	})
+	if !ok {
+		return true
+	}
+	generations := upg.Generations()
+	return len(generations) == 0 || generations[0].PID != os.Getpid()
+}
+
 // upgrade returns when the process has been replaced, or has not and logged why.
 func (p *process) upgrade(ctx context.Context) error {
 	begin := time.Now()
-	err := p.tryUpgrade(ctx)
+	err := p.afterCheck(ctx, p.upg.UpgradeContext)
 	if err == nil {
 		p.opts.Logger.Info("upgrade succeeded", "took", time.Since(begin))
 		return nil
@@ -315,13 +347,14 @@ func (p *process) upgrade(ctx context.Context) error {
 	return err
 }
 
-func (p *process) tryUpgrade(ctx context.Context) error {
+// afterCheck tries what BeforeUpgrade does not refuse.
+func (p *process) afterCheck(ctx context.Context, try func(context.Context) error) error {
 	if p.opts.BeforeUpgrade != nil {
 		if err := p.opts.BeforeUpgrade(ctx); err != nil {
 			return err
 		}
 	}
-	return p.upg.UpgradeContext(ctx)
+	return try(ctx)
 }
 
 // drain drains the servers side by side, until they are, the time is over, or the

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/tableflip"
 	"example.com/tableflip/httpdrain"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
@@ -75,6 +76,14 @@ func (upg replaceable) UpgradeContext(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+func (upg replaceable) Generations() []tableflip.Generation {
+	self := tableflip.Generation{PID: os.Getpid()}
+	if proctest.IsClosed(upg.parent) {
+		return []tableflip.Generation{self}
+	}
+	return []tableflip.Generation{{PID: os.Getppid()}, self}
 }
 
 func (upg replaceable) WaitForParent(ctx context.Context) error {

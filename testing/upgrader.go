@@ -109,6 +109,11 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 	return tableflip.ErrNotSupported
 }
 
+// Rehearse does what Upgrade does.
+func (u *Upgrader) Rehearse(ctx context.Context) error {
+	return tableflip.ErrNotSupported
+}
+
 // Fds is a registry that has inherited nothing and passes nothing on: it holds no
 // descriptor. It has the methods of [tableflip.Fds]. All are safe for concurrent use.
 // The zero value is usable, and is never stopped.

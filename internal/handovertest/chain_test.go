@@ -234,6 +234,12 @@ func (g *generation) obey(o proctest.Order) {
 		ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 		defer cancel()
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
+	case "rehearse":
+		g.childEnv.Store(o.Arguments)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		g.cancel.Store(cancel)
+		g.wire.ReportError("rehearsed", g.upg.Rehearse(ctx))
 	case "stop":
 		g.upg.Stop()
 		g.wire.Report("stopped")

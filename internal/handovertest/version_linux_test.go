@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 )
 
@@ -25,7 +27,8 @@ import (
 func TestVersionParent(t *testing.T) {
 	for _, test := range []struct{ name, accepts, heard string }{
 		{"accepts nothing", "serve", ""},
-		{"accepts what was offered, and more", "serve and reload", "reload\n"},
+		{"accepts what an earlier version offers, and more", "serve and reload", "reload\nreload\n"},
+		{"accepts what was offered, and more", "serve, reload and upgrade", "reload\nupgrade\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) { testVersionParent(t, test.accepts, test.heard) })
 	}
@@ -44,10 +47,11 @@ func testVersionParent(t *testing.T, arg, heard string) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	if m := s.Await("offers"); m.Text != "reload" {
+	if m := s.Await("offers"); m.Text != "reload,upgrade" {
 		t.Errorf("the parent offers %q", m.Text)
 	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+	queue.Keep()
 	proctest.Terminate(t, child.PID)
 	if m := s.Await("heard"); m.Text != heard {
 		t.Errorf("after the commit, the parent said %q, want %q", m.Text, heard)
@@ -63,6 +67,16 @@ func TestVersionParentAborts(t *testing.T) {
 	s.AwaitEnd()
 }
 
+// A child that knows of no rehearsals is aborted by one.
+func TestVersionRehearses(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("rehearsed"))
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if m := s.Await("verdict"); m.Text != "abort" {
+		t.Errorf("the child heard %q", m.Text)
+	}
+}
+
 func init() {
 	proctest.Role("speaker", func() {
 		terminated := proctest.Terminated()
@@ -72,15 +86,17 @@ func init() {
 			pid = "-"
 		}
 		accepts := "fly later"
-		if proctest.Arg() == "serve and reload" {
-			accepts += " reload"
+		for _, word := range []string{"reload", "upgrade"} {
+			if strings.Contains(proctest.Arg(), word) {
+				accepts += " " + word
+			}
 		}
 		for _, line := range []string{"", "hello", "here " + pid + " " + accepts, "words on the way", "ready to go"} {
 			proctest.Must(0, parent.say(line))
 		}
 		verdict := parent.hear()
 		switch proctest.Arg() {
-		case "serve", "serve and reload":
+		case "serve", "serve and reload", "serve, reload and upgrade":
 			if verdict != "commit" {
 				panic(verdict)
 			}
@@ -103,6 +119,9 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
+		case "rehearsed":
+			word, _, _ := strings.Cut(verdict, " ")
+			proctest.Report("verdict", word)
 		case "late", "late and known":
 			if abort := parent.hear(); verdict != "commit" || abort != "abort" {
 				panic(verdict + abort)
@@ -264,7 +283,7 @@ func TestVersionOffers(t *testing.T) {
 		{"offers=", ""},
 		{"offers=fly,walk", ""},
 		{"offers=reload", " reload"},
-		{"offers=fly,reload,reloads offer=walk", " reload"},
+		{"offers=fly,reload,reloads,upgrade offer=walk", " reload upgrade"},
 	} {
 		t.Run(test.words, func(t *testing.T) {
 			s := proctest.NewService(t)
@@ -272,6 +291,47 @@ func TestVersionOffers(t *testing.T) {
 			child.want(t, fmt.Sprintf("here %d%s", child.cmd.Process.Pid, test.accepted))
 		})
 	}
+}
+
+// A child in a PID namespace of its own does not know the number by which its parent
+// knows it.
+func TestVersionNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a PID namespace")
+	}
+	s := proctest.NewService(t)
+	cmd := s.Command("spoken-to")
+	proctest.Shell(`exec unshare --pid --fork --kill-child "$0"`)(cmd)
+	speakToChild(t, cmd, "", "fd,a", os.Stderr).want(t, "here -")
+}
+
+// When WaitForParent has returned, a child has nothing open that Ready has begun, however
+// soon its parent has ended. That it would be seen is up to the scheduler.
+func TestVersionChildPrepared(t *testing.T) {
+	for try := range 10 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("count-alone"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit")
+			child.saying.Close()
+			if m := s.Await("more"); m.Text != "0" {
+				t.Errorf("%s descriptors more than later", m.Text)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("count-alone", func() {
+		debug.SetGCPercent(-1)
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		alone := proctest.OpenDescriptors()
+		// Package os waits for what Ready has begun, too.
+		proctest.Must(0, proctest.Must(os.FindProcess(os.Getpid())).Release())
+		proctest.Report("more", alone-proctest.OpenDescriptors())
+	})
 }
 
 // What a later version passes on is closed, wherever it stands in the table.

@@ -79,6 +79,12 @@ func (n *Notifier) ReloadFailed(err error) {
 	}
 }
 
+// ReloadQueued answers a reload whose upgrade has to wait.
+func (n *Notifier) ReloadQueued() {
+	n.Reloading()
+	n.notify("READY=1", "STATUS=upgrade queued")
+}
+
 // status makes err fit into a field. For systemd, a carriage return also ends a field. It
 // ignores a message with a NUL in it, and a status that is not UTF-8.
 func status(err error) string {
