@@ -284,6 +284,8 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	output := must(os.Create(filepath.Join(dir, "output")))
 	defer output.Close()
 	cmd.Stdout, cmd.Stderr = output, output
+	// A mutant may signal its whole process group.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	must(0, cmd.Start())
 	kill := time.AfterFunc(limit+5*time.Second, func() { _ = cmd.Process.Kill() })
 	err := cmd.Wait()
