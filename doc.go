@@ -40,6 +40,10 @@
 // and the flags of its descriptors. Upgrade returns an error, and the next one works.
 // If instead the parent dies before it commits, the child is in charge.
 //
+// A child that knows why it cannot serve says so by [Upgrader.Fail], and Upgrade returns
+// the reason. [Upgrader.Rehearse] tries a new version without putting it in charge.
+// [Upgrader.Generations] lists the processes of the service.
+//
 // Either side of the handover ignores messages that it does not know, so that a binary
 // can be replaced by one with a later or an earlier version of this package.
 //
@@ -159,7 +163,7 @@
 //     child, and if the child then fails, ends the service and starts it again.
 //     WATCHDOG=1 may be sent as before.
 //   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
-//     its predecessor.
+//     its predecessor, which [Upgrader.Generations] has.
 //   - A relative Options.PIDFile is relative to the directory in which the process was
 //     started, whatever os.Chdir did before New.
 //   - Stop removes the PID file.

@@ -37,13 +37,15 @@ var (
 	// The texts of the five that follow are those of cloudflare/tableflip, whose
 	// users compare them.
 
-	// ErrNotReady is returned by Upgrade before Ready.
+	// ErrNotReady is returned by Upgrade and Rehearse before Ready.
 	ErrNotReady = errors.New("process is not ready yet")
 
-	// ErrUpgradeInProgress is returned by Upgrade while another upgrade is under way.
+	// ErrUpgradeInProgress is returned by Upgrade and Rehearse while another upgrade or
+	// rehearsal is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
-	// ErrParentRunning is returned by Upgrade while the previous process drains.
+	// ErrParentRunning is returned by Upgrade and Rehearse while the previous process
+	// drains.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
@@ -110,6 +112,8 @@ type Options struct {
 	// before the old one, and messages that the service manager did not receive. Its
 	// handler may call methods of the Upgrader, because they log only when they return:
 	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// Exit is closed before, so a process that exits without waiting for Upgrade to
+	// return loses these records.
 	Logger *slog.Logger
 }
 
@@ -579,7 +583,8 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 // added. What the set-up of the new version does is done: a new Unix socket's file goes
 // if the new process calls Stop, and a database that it has changed stays changed. Its
 // Ready returns an error that says that this was a rehearsal. What it accepts before it
-// calls Ready is lost.
+// calls Ready is lost, and so is what waits in the queues of further SO_REUSEPORT sockets
+// that it creates: see the limits of [Fds].
 //
 // If this process dies after the new one was ready, the new one takes charge.
 func (u *Upgrader) Rehearse(ctx context.Context) error {

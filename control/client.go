@@ -28,11 +28,12 @@ const (
 	exitRefused = 3
 )
 
-const usage = `usage: %s [-s socket] [-wait] [-json] upgrade|status|stop|events
+const usage = `usage: %s [-s socket] [-wait] [-json] upgrade|rehearse|status|stop|events
 
 Asks a service at its control socket.
 
   upgrade   replaces the process, and waits until the new one is in charge
+  rehearse  tries an upgrade, and ends the new process before it takes charge
   status    says who serves, since when, and how the last upgrade went
   stop      has the service drain and end
   events    follows the steps of upgrades from generation to generation
@@ -47,10 +48,11 @@ socket; 3 refused for now.
 
 // methods are what can be asked for.
 var methods = map[string]string{
-	"upgrade": http.MethodPost,
-	"stop":    http.MethodPost,
-	"status":  http.MethodGet,
-	"events":  http.MethodGet,
+	"upgrade":  http.MethodPost,
+	"rehearse": http.MethodPost,
+	"stop":     http.MethodPost,
+	"status":   http.MethodGet,
+	"events":   http.MethodGet,
 }
 
 // repeatInterval is how often a question is repeated that met a process which was just
@@ -111,7 +113,7 @@ func parse(arguments []string, stderr *os.File) (*client, error) {
 	var err error
 	switch {
 	case flags.NArg() != 1 || methods[c.question] == "":
-		err = fmt.Errorf("it takes one of upgrade, status, stop and events, not %q", flags.Args())
+		err = fmt.Errorf("it takes one of upgrade, rehearse, status, stop and events, not %q", flags.Args())
 	case c.socket == "":
 		err = errors.New("it takes the path of a socket: -s")
 	}
@@ -141,7 +143,7 @@ func (c *client) run(ctx context.Context) int {
 		return c.fail(ctx, c.follow(ctx, c.print))
 	}
 	stop := func(bool) {}
-	if c.progress && c.question == "upgrade" {
+	if c.progress && (c.question == "upgrade" || c.question == "rehearse") {
 		stop = c.showProgress(ctx)
 	}
 	code, content, err := c.ask(ctx)

@@ -334,6 +334,27 @@ func TestUpgradeFails(t *testing.T) {
 	s.wantExit(s.ctl("-wait", "upgrade"), 0, "has taken over")
 }
 
+func TestRehearse(t *testing.T) {
+	s := start(t)
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusOK, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.setFlaw("exit")
+	s.wantExit(s.ctl("rehearse"), 1, "exit status 7")
+	s.Next().AwaitEnd()
+	s.wantInCharge()
+	if st := s.status(); st.LastUpgrade != nil || len(st.Counters.Failures) != 0 {
+		t.Errorf("a rehearsal was counted: %+v", st)
+	}
+	s.setFlaw("")
+	waits := s.ctl("-wait", "rehearse")
+	s.wantExit(waits, 0, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.wantExit(s.ctl("upgrade"), 0, "has taken over")
+	s.adopt().AwaitEnd()
+	s.wantInCharge()
+	s.wantMode()
+}
+
 // Whoever asked goes away: the upgrade is aborted.
 func TestUpgradeAborted(t *testing.T) {
 	s := start(t)
@@ -378,6 +399,7 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	child := s.Next()
 	child.Await("hanging")
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "another upgrade is under way")
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
 	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
 
 	second := s.ctl("-wait", "upgrade")

@@ -27,6 +27,8 @@
 //	                away aborts the upgrade. With the parameter wait, it is not refused
 //	                because another upgrade is under way or an earlier generation
 //	                drains, but waits for that.
+//	POST /rehearse  the same up to the commit: would an upgrade succeed? See
+//	                Upgrader.Rehearse
 //	POST /stop      has the service drain and end; answers when that has begun
 //	GET /status     this process: its PID, generation, state, since when, version and
 //	                VCS revision, listeners and connections; the other generations that

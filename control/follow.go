@@ -142,7 +142,7 @@ func (c *client) showProgress(ctx context.Context) (stop func(succeeded bool)) {
 				return
 			}
 			fmt.Fprintln(c.stderr, s)
-			if s.name == event.Committed {
+			if s.name == event.Committed || s.name == event.Rehearsed {
 				tellDone()
 			}
 		})

@@ -34,6 +34,7 @@ func (s *Server) handler() http.Handler {
 	watchers := make(chan struct{}, maxWatchers)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /upgrade", s.upgrade)
+	mux.HandleFunc("POST /rehearse", s.rehearse)
 	mux.HandleFunc("POST /stop", s.stop)
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
@@ -79,6 +80,18 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	answer(w, r, http.StatusOK, result{
 		Done: fmt.Sprintf("process %d has taken over from %d after %v", pid, os.Getpid(), took),
 		PID:  pid,
+		Took: took.Seconds(),
+	})
+}
+
+func (s *Server) rehearse(w http.ResponseWriter, r *http.Request) {
+	_, took, err := s.attempt(r, s.upg.Rehearse)
+	if err != nil {
+		answer(w, r, statusOf(err), result{Error: explain(err)})
+		return
+	}
+	answer(w, r, http.StatusOK, result{
+		Done: fmt.Sprintf("an upgrade would succeed: the new process was ready after %v, and has left", took),
 		Took: took.Seconds(),
 	})
 }

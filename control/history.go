@@ -134,6 +134,9 @@ func (m *memory) note(e event.Event) {
 	for _, a := range e.Attrs {
 		attrs[a.Key] = a.Value
 	}
+	if _, ok := attrs["rehearsal"]; ok {
+		return
+	}
 	switch e.Name {
 	case event.InCharge:
 		if m.counters.Upgrades > 0 {

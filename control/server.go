@@ -56,6 +56,7 @@ type Upgrader interface {
 	HasParent() bool
 	WaitForParent(context.Context) error
 	UpgradeContext(context.Context) error
+	Rehearse(context.Context) error
 	Generations() []tableflip.Generation
 	Exit() <-chan struct{}
 	Replaced() bool
@@ -177,7 +178,7 @@ func (s *Server) shutDown() {
 	close(s.closing)
 	s.mu.Unlock()
 	s.stopAccepting()
-	s.serving.Wait() // a connection that was just accepted counts
+	s.serving.Wait() // until the successor was told how the drain has ended
 	s.history.close()
 	if s.relay.meeting != nil {
 		_ = s.relay.meeting.Close()

@@ -46,7 +46,7 @@ func TestDrippingResponse(t *testing.T) {
 		t.Skip("takes seconds")
 	}
 	t.Parallel()
-	const grace, size = time.Second, 256 << 10
+	const grace, size = 2 * time.Second, 256 << 10
 	idle := make(chan struct{}, 1)
 	s := start(t, config{grace: grace, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Write(make([]byte, size))
@@ -64,17 +64,16 @@ func TestDrippingResponse(t *testing.T) {
 	c.send(get("/"))
 	wait(t, idle, "StateIdle")
 	result := s.drain(t.Context())
-	begin := time.Now()
-	tick := time.Tick(grace / 50)
 	response, err := http.ReadResponse(c.r, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := int64(1); n > 0; <-tick {
-		n, _ = io.CopyN(io.Discard, response.Body, 2<<10)
+	drip := time.Tick(grace / 100)
+	for begin := time.Now(); time.Since(begin) < grace*3/2; <-drip {
+		io.CopyN(io.Discard, response.Body, 1<<10)
 	}
-	if took := time.Since(begin); took < 2*grace {
-		t.Fatalf("the response was there after %v", took)
+	if rest, err := io.Copy(io.Discard, response.Body); rest < size/4 || err != nil {
+		t.Fatalf("the rest of the response is %d bytes, %v", rest, err)
 	}
 	if a := c.get("/"); !a.Close || len(a.body) != size {
 		t.Errorf("%d bytes, close %t", len(a.body), a.Close)

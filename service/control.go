@@ -11,10 +11,11 @@ import (
 
 // This file owns what the control socket can ask of the process.
 
-// An ask is for an upgrade whose result somebody waits for. The result is sent to what
-// is sent to begun.
+// An ask is for an upgrade or a rehearsal, for whose result somebody waits. The result is
+// sent to what is sent to begun.
 type ask struct {
 	ctx   context.Context
+	try   func(context.Context) error
 	begun chan<- (<-chan error)
 }
 
@@ -46,7 +47,11 @@ type controlled struct {
 	p *process
 }
 
-func (c controlled) UpgradeContext(ctx context.Context) error { return c.p.askUpgrade(ctx) }
+func (c controlled) UpgradeContext(ctx context.Context) error { return c.p.ask(ctx, c.p.upgrade) }
+
+func (c controlled) Rehearse(ctx context.Context) error {
+	return c.p.ask(ctx, func(ctx context.Context) error { return c.p.afterCheck(ctx, c.Upgrader.Rehearse) })
+}
 
 func (c controlled) Stop() { c.p.told.tell(errors.New("service: stopped by the control socket")) }
 
@@ -66,9 +71,9 @@ func (p *process) connections() (n int) {
 	return n
 }
 
-// askUpgrade does what a signal does, and returns how that went. It ends with ctx, and
-// when the process is told to stop.
-func (p *process) askUpgrade(ctx context.Context) error {
+// ask tries an upgrade or a rehearsal when none is under way, as a signal does, and
+// returns how that went. It ends with ctx, and when the process is told to stop.
+func (p *process) ask(ctx context.Context, try func(context.Context) error) error {
 	if p.told.stop.Err() != nil {
 		return tableflip.ErrStopped
 	}
@@ -80,7 +85,7 @@ func (p *process) askUpgrade(ctx context.Context) error {
 
 	begun := make(chan (<-chan error), 1)
 	select {
-	case p.asks <- ask{ctx, begun}:
+	case p.asks <- ask{ctx, try, begun}:
 		return <-<-begun
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -105,12 +105,33 @@ func TestControlUpgrade(t *testing.T) {
 	r.noUpgrade()
 }
 
+// Rehearse ends as an upgrade does.
+func (upg controlledUpgrader) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
+
+// A signal that comes during a rehearsal is queued, too.
+func TestControlRehearse(t *testing.T) {
+	opts, log := logged()
+	r, socket := startControlled(t, opts)
+	close(r.upg.parent)
+	rehearsal := ask(t.Context(), socket, "rehearse?wait")
+	<-r.upg.upgrades
+	r.signal(syscall.SIGHUP)
+	log.Await(t, "upgrade queued")
+	r.upg.outcomes <- nil
+	wantAnswer(t, rehearsal, http.StatusOK, "an upgrade would succeed")
+	<-r.upg.upgrades
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
+}
+
 func TestControlBeforeUpgrade(t *testing.T) {
 	opts := quiet()
 	opts.BeforeUpgrade = func(context.Context) error { return errors.New("bad configuration") }
 	r, socket := startControlled(t, opts)
 	close(r.upg.parent)
 	wantAnswer(t, ask(t.Context(), socket, "upgrade?wait"), http.StatusInternalServerError, "bad configuration")
+	wantAnswer(t, ask(t.Context(), socket, "rehearse?wait"), http.StatusInternalServerError, "bad configuration")
 	r.noUpgrade()
 	r.end()
 }

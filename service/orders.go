@@ -11,12 +11,11 @@ import (
 
 // orders are what signals, and the control socket, tell the process.
 type orders struct {
-	upgrades []os.Signal       // what upgrade gets
-	upgrade  <-chan os.Signal  // holds one, however many have come
-	stop     context.Context   // ends with the first SIGTERM or SIGINT
-	now      context.Context   // ends with the second SIGINT
-	tell     func(cause error) // ends stop as a signal does
-	forget   func()            // gives the signals back, and ends both
+	upgrade <-chan os.Signal  // holds one, however many have come
+	stop    context.Context   // ends with the first SIGTERM or SIGINT
+	now     context.Context   // ends with the second SIGINT
+	tell    func(cause error) // ends stop as a signal does
+	forget  func()            // gives the signals back, and ends both
 }
 
 func hear(upgrades []os.Signal) *orders {
@@ -45,7 +44,7 @@ func hear(upgrades []os.Signal) *orders {
 		}
 		tellNow(errors.New("service: interrupted twice"))
 	}()
-	return &orders{upgrades, upgrade, stop, now, tellStop, func() {
+	return &orders{upgrade, stop, now, tellStop, func() {
 		for _, signals := range []chan os.Signal{upgrade, terminate, interrupt} {
 			signal.Stop(signals)
 		}

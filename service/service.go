@@ -19,6 +19,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/control"
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/queue"
 	stub "example.com/tableflip/testing"
 )
 
@@ -39,8 +40,8 @@ type Options struct {
 	// SIGHUP.
 	UpgradeSignals []os.Signal
 
-	// BeforeUpgrade, if not nil, is called before the new process is started. An error
-	// refuses the upgrade: it may check the new configuration, or the new binary. Its
+	// BeforeUpgrade, if not nil, is called before the new process is started, for a
+	// rehearsal, too. An error refuses the upgrade: it may check the new configuration, or the new binary. Its
 	// context ends when the process is told to stop.
 	BeforeUpgrade func(context.Context) error
 
@@ -141,6 +142,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		upg:    upg,
 		opts:   opts,
 		told:   hear(opts.UpgradeSignals),
+		asked:  queue.Asked(),
 		failed: make(chan struct{}, len(servers)),
 		asks:   make(chan ask),
 	}
@@ -161,8 +163,11 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Health.succeed()
 
 	p.serve()
-	if p.untilExit() {
-		p.passOn()
+	if p.untilExit() && p.upg.Replaced() {
+		// The signal that came during the upgrade may be about a binary that is newer
+		// than the one that was started.
+		queue.Keep()
+		opts.Logger.Info("upgrade passed on")
 	}
 
 	opts.Logger.Info("draining")
@@ -177,6 +182,7 @@ type process struct {
 	upg    Upgrader
 	opts   Options // Logger is not nil
 	told   *orders
+	asked  <-chan struct{} // an upgrade of the predecessor, which it has passed on
 	fronts []*front
 	failed chan struct{} // has an element for each server that has failed
 	asks   chan ask
@@ -255,21 +261,28 @@ func (p *process) untilExit() (wanted bool) {
 			ended <- struct{}{}
 		}
 	}()
-	begin := func(ctx context.Context) <-chan error {
+	begin := func(ctx context.Context, try func(context.Context) error) <-chan error {
 		upgrading = true
 		result := make(chan error, 1)
 		p.upgrades.Go(func() {
-			result <- p.upgrade(ctx)
+			result <- try(ctx)
 			upgraded <- struct{}{}
 		})
 		return result
+	}
+	want := func() {
+		wanted = true
+		if !alone || upgrading {
+			p.opts.Logger.Info("upgrade queued")
+			go queue.Keep() // which a service manager can hold up
+		}
 	}
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
 		if wanted && alone && !upgrading {
 			wanted = false
-			begin(p.told.stop)
+			begin(p.told.stop, p.upgrade)
 		}
 		select {
 		case <-p.upg.Exit():
@@ -277,10 +290,9 @@ func (p *process) untilExit() (wanted bool) {
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
-			wanted = true
-			if !alone || upgrading {
-				p.opts.Logger.Info("upgrade queued")
-			}
+			want()
+		case <-p.asked:
+			want()
 		case a := <-p.asks:
 			switch {
 			case p.told.stop.Err() != nil:
@@ -290,7 +302,7 @@ func (p *process) untilExit() (wanted bool) {
 			case !alone && p.besideParent():
 				a.refuse(tableflip.ErrParentRunning)
 			default:
-				a.begun <- begin(a.ctx)
+				a.begun <- begin(a.ctx, a.try)
 			}
 		case <-ended:
 			alone = true
@@ -310,44 +322,20 @@ func (p *process) untilExit() (wanted bool) {
 // besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
 // needs no goroutine that may not have run since.
 func (p *process) besideParent() bool {
-	generations := p.generations()
-	return len(generations) == 0 || generations[0].PID != os.Getpid()
-}
-
-// generations returns the processes of the service, oldest first, or nil if that is not
-// known.
-func (p *process) generations() []tableflip.Generation {
 	upg, ok := p.upg.(interface {
 		Generations() []tableflip.Generation
 	})
 	if !ok {
-		return nil
+		return true
 	}
-	return upg.Generations()
-}
-
-// passOn has the process that has replaced this one upgraded, because a signal that came
-// during the upgrade may be about a binary that is newer than the one that was started.
-func (p *process) passOn() {
-	generations := p.generations()
-	if len(generations) == 0 || !p.upg.Replaced() {
-		return
-	}
-	successor := generations[len(generations)-1].PID
-	if successor == 0 || successor == os.Getpid() {
-		return // It is out of reach, or has ended.
-	}
-	process, err := os.FindProcess(successor)
-	if err == nil {
-		err = process.Signal(p.told.upgrades[0])
-	}
-	p.opts.Logger.Info("upgrade passed on", "to", successor, "error", err)
+	generations := upg.Generations()
+	return len(generations) == 0 || generations[0].PID != os.Getpid()
 }
 
 // upgrade returns when the process has been replaced, or has not and logged why.
 func (p *process) upgrade(ctx context.Context) error {
 	begin := time.Now()
-	err := p.tryUpgrade(ctx)
+	err := p.afterCheck(ctx, p.upg.UpgradeContext)
 	if err == nil {
 		p.opts.Logger.Info("upgrade succeeded", "took", time.Since(begin))
 		return nil
@@ -359,13 +347,14 @@ func (p *process) upgrade(ctx context.Context) error {
 	return err
 }
 
-func (p *process) tryUpgrade(ctx context.Context) error {
+// afterCheck tries what BeforeUpgrade does not refuse.
+func (p *process) afterCheck(ctx context.Context, try func(context.Context) error) error {
 	if p.opts.BeforeUpgrade != nil {
 		if err := p.opts.BeforeUpgrade(ctx); err != nil {
 			return err
 		}
 	}
-	return p.upg.UpgradeContext(ctx)
+	return try(ctx)
 }
 
 // drain drains the servers side by side, until they are, the time is over, or the

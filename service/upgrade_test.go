@@ -16,6 +16,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
@@ -60,12 +61,20 @@ func TestUpgradeSignals(t *testing.T) {
 }
 
 func TestUpgradeWaitsForParent(t *testing.T) {
+	// A service manager that waits for the answer to a reload gets it at once.
+	answered := make(chan struct{}, 10)
+	queue.OnKeep(func() { answered <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
 	opts, log := logged()
 	r := startBesideParent(t, opts)
-	for range 3 {
+	for range 2 {
 		r.signal(syscall.SIGHUP)
 		log.Await(t, "upgrade queued")
+		proctest.Within(t, "the answer", answered)
 	}
+	queue.Ask() // as the parent that was asked for one more does
+	log.Await(t, "upgrade queued")
+	proctest.Within(t, "the answer", answered)
 	r.noUpgrade()
 	close(r.upg.parent)
 	<-r.upg.upgrades

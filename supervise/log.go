@@ -38,13 +38,10 @@ func openJournal(handler slog.Handler) *journal {
 			select {
 			case record := <-j.records:
 				j.write(record)
-				continue
-			default:
-			}
-			select {
-			case record := <-j.records:
-				j.write(record)
 			case <-j.closing:
+				for len(j.records) > 0 {
+					j.write(<-j.records)
+				}
 				return
 			}
 		}

@@ -257,12 +257,46 @@ func TestSignalsMeetDeaths(t *testing.T) {
 	}
 }
 
+// The service gets nothing that is the supervisor's.
+func TestServiceInheritsNothing(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	supervisors := openSockets(t, b.pid)
+	if len(supervisors) == 0 {
+		t.Error("the supervisor has no socket")
+	}
+	for socket := range openSockets(t, main.PID) {
+		if supervisors[socket] {
+			t.Errorf("the service has the supervisor's %s", socket)
+		}
+	}
+}
+
+func openSockets(t *testing.T, pid int) map[string]bool {
+	t.Helper()
+	sockets := map[string]bool{}
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	for _, fd := range proctest.Must(os.ReadDir(dir)) {
+		if file, err := os.Readlink(dir + fd.Name()); err == nil && strings.HasPrefix(file, "socket:") {
+			sockets[file] = true
+		}
+	}
+	return sockets
+}
+
 // After an error of Self its caller may go on without a supervisor, and is no reaper.
 func TestNotStartedIsNoReaper(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken")
 	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
+	before := openSockets(t, os.Getpid())
 	if _, err := (supervise.Supervisor{Command: []string{broken}}).Run(); err == nil {
 		t.Fatal("started")
+	}
+	for socket := range openSockets(t, os.Getpid()) {
+		if !before[socket] {
+			t.Errorf("%s is still open", socket)
+		}
 	}
 	var isReaper int32
 	if err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&isReaper)), 0, 0, 0); err != nil || isReaper != 0 {
@@ -363,6 +397,7 @@ func TestPassesOn(t *testing.T) {
 	wantPassedOn("READY=1", "STATUS=")
 	first.do("notify", "STOPPING=1") // no longer its business
 	first.do("notify", "STATUS=old")
+	second.do("notify", "FDSTORE=1") // nor this
 	second.do("notify", "WATCHDOG=1")
 	wantPassedOn("WATCHDOG=1")
 	second.do("notify", "STOPPING=1")

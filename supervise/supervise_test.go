@@ -82,6 +82,9 @@ func TestSignalsGoToTheMainProcess(t *testing.T) {
 	third.do("notify", "STOPPING=1")
 	third.Order("exit", "0")
 	b.wantStatus(0)
+	if n := b.log.Count("NOTIFY_SOCKET"); n != 0 {
+		t.Error("without a NOTIFY_SOCKET of its own, the supervisor has passed something on")
+	}
 }
 
 func TestFailedUpgradeChangesNothing(t *testing.T) {

@@ -9,6 +9,10 @@
 //	mv server.new server
 //	kill -HUP "$(cat server.pid)"
 //
+// With -control server.ctl it can be asked for an upgrade, whose outcome it then tells:
+//
+//	./server -control server.ctl -ctl upgrade # or rehearse, status, stop, events
+//
 // What is promised: no request is lost because of an upgrade. A connection stays with the
 // process that accepted it, which answers what comes on it, and tells its client to
 // connect anew. When the service is stopped, it answers what it has accepted.
@@ -33,6 +37,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/control"
 	"example.com/tableflip/service"
 )
 
@@ -43,12 +48,17 @@ func main() {
 	listen := flag.String("listen", "localhost:8080", "`address` to serve on, or the path of a Unix socket")
 	pidFile := flag.String("pid-file", "", "`file` that holds the PID of the process in charge")
 	drain := flag.Duration("drain", 30*time.Second, "how long requests may take to end before the process exits")
+	socket := flag.String("control", "", "`path` of the control socket, if there is to be one")
+	ask := flag.String("ctl", "", "`question` for the server at that control socket: upgrade, rehearse, status, stop or events")
 	flag.Parse()
+	if *ask != "" {
+		os.Exit(control.Main("-s", *socket, *ask))
+	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("version", version, "pid", os.Getpid()))
 
 	upg, err := tableflip.New(tableflip.Options{PIDFile: *pidFile, Logger: slog.Default()})
 	if err == nil || errors.Is(err, tableflip.ErrNotSupported) {
-		err = service.Run(upg, service.Options{DrainTimeout: *drain}, service.HTTP(&http.Server{
+		err = service.Run(upg, service.Options{DrainTimeout: *drain, Control: *socket}, service.HTTP(&http.Server{
 			Addr:              *listen,
 			Handler:           http.HandlerFunc(answer),
 			ReadHeaderTimeout: 5 * time.Second,

@@ -152,6 +152,17 @@ func TestGenerations(t *testing.T) {
 	})
 }
 
+// The child is the process that serves, and not the wrapper that has started it.
+func TestGenerationsWrapper(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0"; exit`)}, "succeed")
+	var all []tableflip.Generation
+	proctest.During(t, step.ReadyReceived, func() { all = upg.Generations() })
+	Upgrade(t, upg)
+	if child := s.Await("ready"); len(all) != 2 || all[1].PID != child.PID || all[1].State != "starting" {
+		t.Errorf("the generations are %v, and the child was %d", all, child.PID)
+	}
+}
+
 func TestEvents(t *testing.T) {
 	s := proctest.NewService(t)
 	s.Start(s.Command("lineage", s.Wire()))

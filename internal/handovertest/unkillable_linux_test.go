@@ -228,6 +228,7 @@ func TestUnkillableManager(t *testing.T) {
 	child.Resume()
 	child.Await("refused")
 	child.AwaitEnd()
+	proctest.AwaitThat(t, "the parent has learned of the end", func() bool { return !proctest.Exists(filepath.Join(c.dir, "pid.tmp")) })
 	c.wantCharge(parent.PID)
 	c.wantStop(parent)
 }

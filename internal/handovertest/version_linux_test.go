@@ -7,7 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,6 +66,16 @@ func TestVersionParentAborts(t *testing.T) {
 	s.AwaitEnd()
 }
 
+// A child that knows of no rehearsals is aborted by one.
+func TestVersionRehearses(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("rehearsed"))
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if m := s.Await("verdict"); m.Text != "abort" {
+		t.Errorf("the child heard %q", m.Text)
+	}
+}
+
 func init() {
 	proctest.Role("speaker", func() {
 		terminated := proctest.Terminated()
@@ -108,6 +118,9 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
+		case "rehearsed":
+			word, _, _ := strings.Cut(verdict, " ")
+			proctest.Report("verdict", word)
 		case "late", "late and known":
 			if abort := parent.hear(); verdict != "commit" || abort != "abort" {
 				panic(verdict + abort)
@@ -227,7 +240,7 @@ func TestVersionChild(t *testing.T) {
 // A commit that was taken back before it was read is none. Whether Ready would return in
 // the time that it takes to hear all lines is up to the scheduler, so that this tries often.
 func TestVersionChildCommitTakenBack(t *testing.T) {
-	for try := range 20 {
+	for try := range 10 {
 		t.Run(strconv.Itoa(try), func(t *testing.T) {
 			s := proctest.NewService(t)
 			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
@@ -241,9 +254,7 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 
 func init() {
 	proctest.Role("spoken-to", func() {
-		proctest.Must(io.Copy(io.Discard, os.Stdin))
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		runtime.Gosched()
 		ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
 		go func() {
 			for {
@@ -277,6 +288,47 @@ func TestVersionOffers(t *testing.T) {
 			child.want(t, fmt.Sprintf("here %d%s", child.cmd.Process.Pid, test.accepted))
 		})
 	}
+}
+
+// A child in a PID namespace of its own does not know the number by which its parent
+// knows it.
+func TestVersionNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a PID namespace")
+	}
+	s := proctest.NewService(t)
+	cmd := s.Command("spoken-to")
+	proctest.Shell(`exec unshare --pid --fork --kill-child "$0"`)(cmd)
+	speakToChild(t, cmd, "", "fd,a", os.Stderr).want(t, "here -")
+}
+
+// When WaitForParent has returned, a child has nothing open that Ready has begun, however
+// soon its parent has ended. That it would be seen is up to the scheduler.
+func TestVersionChildPrepared(t *testing.T) {
+	for try := range 10 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("count-alone"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit")
+			child.saying.Close()
+			if m := s.Await("more"); m.Text != "0" {
+				t.Errorf("%s descriptors more than later", m.Text)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("count-alone", func() {
+		debug.SetGCPercent(-1)
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		alone := proctest.OpenDescriptors()
+		// Package os waits for what Ready has begun, too.
+		proctest.Must(0, proctest.Must(os.FindProcess(os.Getpid())).Release())
+		proctest.Report("more", alone-proctest.OpenDescriptors())
+	})
 }
 
 // What a later version passes on is closed, wherever it stands in the table.

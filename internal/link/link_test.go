@@ -41,6 +41,15 @@ func (r *table) File(string) (*os.File, error) {
 }
 
 func (r *table) AddFile(_ string, file *os.File) error {
+	err := descriptor.Control(file, func(fd uintptr) error {
+		if closes, err := descriptor.IsCloseOnExec(fd); !closes {
+			return fmt.Errorf("any process would inherit %d, %v", fd, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	if r.file != nil {
 		r.file.Close()
 	}
@@ -355,7 +364,10 @@ func TestGarbageAtPoint(t *testing.T) {
 	blocking, blockingPeer := sockets(t)
 	defer unix.Close(blockingPeer)
 	write(t, r.file, strings.Repeat("GET / HTTP/1.0\r\n", 100))
-	write(t, r.file, "c", 0, 1)
+	one, two := sockets(t)
+	defer unix.Close(two)
+	proctest.OK(t, unix.SetNonblock(one, true))
+	write(t, r.file, "c", one, two)
 	write(t, r.file, "c", make([]int, link.MaxDescriptors+1)...)
 	file := proctest.Opened[*os.File](t)(os.Open(os.Args[0]))
 	write(t, r.file, "c", int(file.Fd()))
@@ -565,6 +577,19 @@ func TestCloseMeeting(t *testing.T) {
 	late := join(t, r).Older()[0] // last's point is closed
 	wantReceiveError(t, late, io.EOF)
 	proctest.WantError(t, "Send", late.Send(t.Context(), nil), io.EOF)
+}
+
+func TestAcceptWaits(t *testing.T) {
+	r := new(table)
+	m := join(t, r)
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	accepted := proctest.InBackground(func() error { return proctest.ErrorOf(m.Accept(ctx)) })
+	cancel(cause)
+	proctest.WantError(t, "Accept", proctest.Within(t, "Accept", accepted), cause)
+	child := join(t, r).Older()[0]
+	proctest.OK(t, child.Send(t.Context(), []byte("hello")))
+	wantMessage(t, accept(t, m), "hello")
 }
 
 // Of the claims that nobody accepts, all but the newest are closed.

@@ -132,12 +132,30 @@ func TestOtherAddresses(t *testing.T) {
 	}
 }
 
+// Of two sockets on all addresses, each is found by its own family's.
+func TestWildcards(t *testing.T) {
+	for addr, want := range map[string]string{"[::]:": "[::]:", "0.0.0.0:": "0.0.0.0:", ":": "0.0.0.0:"} {
+		for _, networks := range [][]string{{"tcp4", "tcp6"}, {"tcp6", "tcp4"}} {
+			r := firstGeneration(t, registry.Options{})
+			first := proctest.Must(r.Listen(networks[0], ":0"))
+			_, port, _ := net.SplitHostPort(first.Addr().String())
+			if err := proctest.ErrorOf(r.Listen(networks[1], ":"+port)); err != nil {
+				t.Skip("no such port of both families: ", err)
+			}
+			if ln := proctest.Must(child(t, r, registry.Options{}).Listener("tcp", addr+port)); ln == nil || ln.Addr().String() != want+port {
+				t.Errorf("%v: %s finds %v, want %s", networks, addr+port, ln, want+port)
+			}
+		}
+	}
+}
+
 // A Unix socket is found by any path to its file.
 func TestUnixSpellings(t *testing.T) {
 	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
 	t.Chdir(dir)
 	proctest.OK(t, os.Mkdir("sub", 0o700))
 	proctest.OK(t, os.Symlink("sub", "link"))
+	proctest.OK(t, os.Symlink("s", "alias"))
 	for _, test := range []struct{ before, after string }{
 		{dir + "/s", "s"},
 		{"s", dir + "/s"},
@@ -145,6 +163,7 @@ func TestUnixSpellings(t *testing.T) {
 		{dir + "/s", dir + "//sub/../s"},
 		{dir + "/sub/s", dir + "/link/s"},
 		{dir + "/link/s", "sub/s"},
+		{dir + "/s", "alias"},
 		{"@tableflip " + dir, "\x00tableflip " + dir},
 	} {
 		r := firstGeneration(t, registry.Options{})
@@ -349,14 +368,22 @@ func TestSocketFileOfAnother(t *testing.T) {
 
 // In a chroot(2) not even the directory is there: the inherited socket is claimed.
 func TestSocketFileUnseen(t *testing.T) {
-	dir := proctest.SocketDir(t)
-	path := filepath.Join(dir, "s")
-	r := firstGeneration(t, registry.Options{})
-	proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
-	proctest.OK(t, os.Rename(dir, dir+"-away"))
-	t.Cleanup(func() { os.RemoveAll(dir + "-away") })
-	c := child(t, r, registry.Options{})
-	if ln, err := c.Listen("unix", path); err != nil || ln.Addr().String() != path {
-		t.Errorf("inherited %v, %v", ln, err)
+	for _, blocked := range []bool{false, true} {
+		dir := proctest.SocketDir(t)
+		path := filepath.Join(dir, "s")
+		r := firstGeneration(t, registry.Options{})
+		proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
+		proctest.OK(t, os.Rename(dir, dir+"-away"))
+		t.Cleanup(func() { os.RemoveAll(dir + "-away") })
+		if blocked { // nor can it be looked for
+			proctest.OK(t, os.WriteFile(dir, nil, 0o600))
+		}
+		c := child(t, r, registry.Options{})
+		if ln := proctest.Must(c.Listener("unix", "/nowhere/to/be/found/s")); ln != nil {
+			t.Errorf("another path finds %v", ln.Addr())
+		}
+		if ln, err := c.Listen("unix", path); err != nil || ln.Addr().String() != path {
+			t.Errorf("inherited %v, %v", ln, err)
+		}
 	}
 }

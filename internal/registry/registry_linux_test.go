@@ -57,6 +57,22 @@ func TestLiveSocketFile(t *testing.T) {
 	}
 }
 
+// Who has found a dead socket's file waits for the others that have, and looks again.
+func TestDeadSocketFileLock(t *testing.T) {
+	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
+	path := filepath.Join(dir, "s")
+	dead(t, "unix", path)
+	unlock := descriptor.LockDir(dir)
+	r := firstGeneration(t, registry.Options{})
+	result := make(chan error, 1)
+	go func() { result <- proctest.ErrorOf(r.Listen("unix", path)) }()
+	proctest.AwaitThat(t, "Listen waits for the lock", func() bool { return openDescriptors(t)[dir] == 2 || len(result) > 0 })
+	_ = os.Remove(path)
+	proctest.Opened[net.Listener](t)(net.Listen("unix", path))
+	unlock()
+	wantInUse(t, "Listen", proctest.Within(t, "Listen", result))
+}
+
 func TestDeadSocketFileReplaced(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
 		path := filepath.Join(proctest.SocketDir(t), "s")
@@ -291,5 +307,41 @@ func wantFull(t *testing.T, network, path string) {
 	proctest.WantError(t, "a queue of one holds two", err, unix.EAGAIN)
 	if err == nil {
 		conn.Close()
+	}
+}
+
+// What a crashed process has left with the manager has a name, and nothing else.
+func TestStoredSocketFile(t *testing.T) {
+	for _, test := range []struct {
+		story   string
+		prefix  string // of the address
+		lose    func(dir, path string) error
+		claimed bool
+	}{
+		{"there", "", func(_, _ string) error { return nil }, true},
+		{"gone", "", func(_, path string) error { return os.Remove(path) }, false},
+		{"unseen", "", func(dir, _ string) error { return os.Rename(dir, dir+"-away") }, true},
+		{"abstract", "@", func(_, _ string) error { return nil }, true},
+	} {
+		t.Run(test.story, func(t *testing.T) {
+			dir := proctest.SocketDir(t)
+			t.Cleanup(func() { os.RemoveAll(dir + "-away") })
+			path := test.prefix + filepath.Join(dir, "s")
+			crashed := firstGeneration(t, registry.Options{})
+			proctest.OK(t, proctest.ErrorOf(crashed.Listen("unix", path)))
+			c := childWith(t, crashed, registry.Options{}, func(e *nametable.Entry) {
+				*e = nametable.Entry{Name: e.Name, FDName: nametable.StoreName(e.Name)}
+			})
+			crashed.HandOver(errStopped)
+			proctest.OK(t, test.lose(dir, path))
+			proctest.OK(t, c.DescribeStored())
+			if ln := proctest.Must(c.Listener("unix", path)); (ln != nil) != test.claimed {
+				t.Errorf("claimed %v", ln)
+			}
+			c.Stop(false, errStopped)
+			if test.story == "there" && !proctest.Exists(path) {
+				t.Error("a process that was not in charge has unlinked the file")
+			}
+		})
 	}
 }

@@ -183,6 +183,35 @@ func TestClosedSocketFileSuccessor(t *testing.T) {
 	}
 }
 
+// A file that was put where the socket was bound is no socket's.
+func TestRenamedSocketFile(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "s")
+	r := firstGeneration(t, registry.Options{})
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", path))
+	proctest.OK(t, os.Rename(path, path+"2"))
+	proctest.OK(t, os.WriteFile(path, nil, 0o600))
+	proctest.OK(t, r.AddListener("unix", path, ln.(registry.Listener), true))
+	r.Stop(true, errStopped)
+	if !proctest.Exists(path) {
+		t.Error("a file that is no socket is gone")
+	}
+}
+
+// The parent has died, and this process ends before it was ready: nobody else unlinks.
+func TestStopInChargeEarly(t *testing.T) {
+	dir := proctest.SocketDir(t)
+	r := firstGeneration(t, registry.Options{})
+	for _, name := range []string{"claimed", "unclaimed"} {
+		proctest.OK(t, proctest.ErrorOf(r.Listen("unix", filepath.Join(dir, name))))
+	}
+	c := child(t, r, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(c.Listen("unix", filepath.Join(dir, "claimed"))))
+	c.Stop(true, errStopped)
+	if left := proctest.Must(os.ReadDir(dir)); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 type hidesUnlink struct{ net.Listener }
 
 func (h hidesUnlink) SyscallConn() (syscall.RawConn, error) {

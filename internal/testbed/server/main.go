@@ -95,11 +95,14 @@ func run(cfg config) error {
 		return err
 	}
 	defer upg.Stop()
+	// Exit is closed before Upgrade returns, whose outcome is reported.
+	var upgrades sync.WaitGroup
+	defer upgrades.Wait()
 	go func() {
 		for {
 			select {
 			case <-hangup:
-				go upgrade(upg, cfg)
+				upgrades.Go(func() { upgrade(upg, cfg) })
 			case <-terminate:
 				upg.Stop()
 			}
