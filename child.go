@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,14 +57,17 @@ type child struct {
 	here      bool
 	isHere    atomic.Bool     // the process that was started said so itself
 	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
-	accepts   []string        // what that understands
+	accepts   []string        // the words, of those offered, that the child understands
 	committed bool            // it may take charge
 	announced *process.Handle // of pid, if it is another process than the one that was started
+	hereHeard func()          // called when the child says that it is here
+	cause     string          // what it did wrong, if it said so
 }
 
 // startChild starts cmd, as a child of this process or of systemd, with fds as its
-// descriptors from 5 on, and tells it until when it is waited for. The caller keeps fds.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*nametable.Entry, fds []uintptr, until time.Time) (*child, error) {
+// descriptors from 5 on. It completes the table, whose entries are fds. The caller keeps
+// fds.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -81,12 +85,9 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, entries []*
 		lines:   bufio.NewReaderSize(readyRead, maxLine),
 		verdict: verdictWrite,
 	}
-	table := nametable.Table{
-		PID:          os.Getpid(),
-		PIDNamespace: process.PIDNamespace(),
-		Until:        until,
-		Entries:      entries,
-	}
+	table.PID = os.Getpid()
+	table.PIDNamespace = process.PIDNamespace()
+	table.Offers = offers
 	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
 	if err == nil {
 		// Options.Command may have brought back what the package has removed.
@@ -151,6 +152,9 @@ func (c *child) say(word string) error {
 // next returns the words of the child's next line. Its error is the cause of ctx's
 // end, io.EOF, or another.
 func (c *child) next(ctx context.Context) ([]string, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.ready.SetReadDeadline(time.Unix(1, 0))
@@ -208,6 +212,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			if err := c.hearHere(words[1:]); err != nil {
 				return err
 			}
+			c.hereHeard()
 			stop()
 			watched, stop = c.watch(ctx) // the process that has announced itself, too
 		case wordReady:
@@ -217,7 +222,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			step.Reached(step.ReadyReceived)
 			return nil
 		case wordFailed:
-			return c.failed(words[1:])
+			return c.failed(ctx, words[1:])
 		}
 	}
 }
@@ -250,7 +255,7 @@ func (c *child) hearHere(words []string) error {
 		return c.announcedExited()
 	}
 	if err != nil {
-		return nil // the pipe alone tells of it
+		return nil // only the pipe tells when it ends
 	}
 	held := c.isHeldBy(pid)
 	switch {
@@ -290,13 +295,61 @@ func (c *child) named(err error) error {
 	return fmt.Errorf("%w; the new process was %d", err, c.pid)
 }
 
-func (c *child) failed(reason []string) error {
-	return fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
+// failed is the error of a child that has said why it leaves. It gets the time for that.
+func (c *child) failed(ctx context.Context, reason []string) error {
+	c.cause = causeReason
+	err := fmt.Errorf("tableflip: the new process, %d, failed: %s", c.pid, strings.Join(reason, " "))
+	if !c.leave(ctx) || c.process.Err() == nil || c.process.Err() == process.ErrStatusUnknown {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", err, c.process.Err())
+}
+
+// checkAlive returns an error if a child that was ready has gone.
+func (c *child) checkAlive(ctx context.Context) error {
+	if !c.hasHungUp() {
+		return nil
+	}
+	return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+}
+
+// orReason returns what the child has said when it left, or err.
+func (c *child) orReason(ctx context.Context, err error) error {
+	for words := range c.unheard {
+		if len(words) > 0 && words[0] == wordFailed {
+			return c.failed(ctx, words[1:])
+		}
+	}
+	return err
+}
+
+// leave gives a child that is to exit by itself the time to do so. It reports whether
+// the process that was started has.
+func (c *child) leave(ctx context.Context) (exited bool) {
+	ctx, cancel := context.WithTimeout(ctx, exitGrace)
+	defer cancel()
+	select {
+	case <-c.process.Exited():
+	case <-ctx.Done():
+		return false
+	}
+	if handle := c.announced; handle != nil {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = handle.Wait()
+		}()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+	}
+	return true
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. Only after a while a thread waits
-// for the process: there is none while the child starts.
+// not tell if a descendant of the child has it open. A thread waits for the process only
+// after exitGrace, because most children are ready by then.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {
@@ -352,11 +405,11 @@ func (c *child) exitError() error {
 // has returned nil.
 func (c *child) commit(ctx context.Context) error {
 	step.Reached(step.BeforeCommit)
-	if c.hasHungUp() {
-		return fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid)
+	if err := c.checkAlive(ctx); err != nil {
+		return err
 	}
 	if err := c.say(wordCommit); err != nil {
-		return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err)
+		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err))
 	}
 	c.committed = true
 	step.Reached(step.AfterCommit)
@@ -368,7 +421,7 @@ func (c *child) commit(ctx context.Context) error {
 	defer stop()
 	err := c.awaitAcknowledged(ctx)
 	if err != nil && ctx.Err() != nil {
-		// It may have come at the last moment.
+		// The acknowledgement may have come at the last moment.
 		err = c.lastWord(err)
 	}
 	if err == nil {
@@ -389,7 +442,7 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 		case words[0] == wordAcknowledged:
 			return nil
 		case words[0] == wordFailed:
-			return c.failed(words[1:])
+			return c.failed(ctx, words[1:])
 		}
 	}
 }
@@ -405,7 +458,8 @@ func (c *child) lastWord(err error) error {
 	return err
 }
 
-// hearLateHere finds out who is to be killed, if that was said and not heard.
+// hearLateHere reads a here that has not been read yet, so that abort also kills the
+// process that sent it.
 func (c *child) hearLateHere() {
 	if c.here {
 		return
@@ -453,7 +507,7 @@ func (c *child) keep(logger *slog.Logger) {
 }
 
 // awaitEnd waits until a child that is in charge has ended, and reports whether it was
-// told to.
+// told to stop.
 func (c *child) awaitEnd() (wasStopped bool) {
 	for {
 		words, err := c.next(context.Background())
@@ -472,11 +526,29 @@ func (c *child) forwardReload() {
 	}
 }
 
+// forwardUpgrade has a child that is in charge make an upgrade.
+func (c *child) forwardUpgrade() {
+	if slices.Contains(c.accepts, wordUpgrade) {
+		_ = c.say(wordUpgrade)
+		return
+	}
+	c.forwardReload()
+}
+
 // hasHungUp reports whether the child has closed its end of the ready pipe, as its
 // death does.
 func (c *child) hasHungUp() bool {
 	_, hungUp, err := descriptor.PollOf(c.ready)
 	return hungUp || err != nil
+}
+
+// dismiss has a child leave that was started for a rehearsal, in its own time as far as
+// that is short. It is to be aborted then.
+func (c *child) dismiss() {
+	if c.here {
+		_ = c.say(wordAbort + " " + wordRehearsal)
+		c.leave(context.Background())
+	}
 }
 
 // abort tells the child, should it still listen, to touch nothing that is shared, and
@@ -485,10 +557,14 @@ func (c *child) hasHungUp() bool {
 func (c *child) abort() error {
 	_ = c.say(wordAbort)
 	c.hearLateHere()
-	err := c.process.Kill(killTimeout)
+	var processErr, announcedErr error
+	var killing sync.WaitGroup
+	killing.Go(func() { processErr = c.process.Kill(killTimeout) })
 	if c.announced != nil {
-		err = errors.Join(err, c.announced.Kill(killTimeout))
+		killing.Go(func() { announcedErr = c.announced.Kill(killTimeout) })
 	}
+	killing.Wait()
+	err := errors.Join(processErr, announcedErr)
 	if err == nil && c.committed && !c.isKnown() && !c.hasHungUp() {
 		err = fmt.Errorf("tableflip: the new process, which a wrapper, %d, has started, was told to leave, and is still there", c.process.PID())
 	}
@@ -501,11 +577,10 @@ func (c *child) abort() error {
 // isKnown reports whether it is the child itself whose death this process can see.
 func (c *child) isKnown() bool { return c.isHere.Load() || c.announced != nil }
 
-// settle waits for a child of which abort could confirm nothing. It reports whether
-// the child is in charge, because it acknowledged the commit; if not, it cannot take
-// charge any more.
-func (c *child) settle() (inCharge bool) {
-	ctx := context.Background()
+// settle waits, until ctx ends, for a child of which abort could confirm nothing. It
+// reports whether the child is in charge, because it acknowledged the commit; if not, it
+// cannot take charge any more: it cannot acknowledge, and will read that it was aborted.
+func (c *child) settle(ctx context.Context) (inCharge bool) {
 	if c.isKnown() {
 		watched, stop := c.watch(ctx)
 		defer stop()
@@ -518,11 +593,10 @@ func (c *child) settle() (inCharge bool) {
 	if err == nil && c.committed {
 		return true
 	}
+	// What is said between the last look and this is lost. A child can say it only if it
+	// was suspended between its own last look for an abort and its acknowledgement, and
+	// goes on in this very moment.
 	c.close()
 	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
-
-// forget lets a child of which abort could confirm nothing acknowledge nothing more:
-// it will read that it was aborted.
-func (c *child) forget() { c.ready.Close() }

@@ -17,6 +17,8 @@
 //	<-upg.Exit()
 //	// close ln, finish what has begun, return from main
 //
+// Package service, in this module, does all of this in one call.
+//
 // Upgrade starts the binary that argv[0] named at the start, with the same arguments.
 // The new process, the child, inherits the listeners of this one, the parent: its
 // Listen does not create a socket, but returns the same one, with all connections that
@@ -37,6 +39,10 @@
 // commit leaves its parent as it was: with its sockets, Unix socket files, PID file,
 // and the flags of its descriptors. Upgrade returns an error, and the next one works.
 // If instead the parent dies before it commits, the child is in charge.
+//
+// A child that knows why it cannot serve says so by [Upgrader.Fail], and Upgrade returns
+// the reason. [Upgrader.Rehearse] tries a new version without putting it in charge.
+// [Upgrader.Generations] lists the processes of the service.
 //
 // Either side of the handover ignores messages that it does not know, so that a binary
 // can be replaced by one with a later or an earlier version of this package.
@@ -77,24 +83,54 @@
 //	FileDescriptorStoreMax=16
 //	Restart=always
 //
-// It is Restart=always because, if the new process fails right after the commit, the
-// successful end of the old one can be all that systemd sees.
+// Restart=on-failure does not suffice: if the new process fails right after the commit,
+// systemd may see only the successful end of the old one.
 //
-// If the new process dies while the old one drains, systemd starts the service again once
-// the old one has ended. So that this takes no longer than it must, end soon when
-// [Upgrader.Hurry] says so, as package service does. Leave KillMode= alone: "mixed" cuts
-// what the old process has begun, at every stop, and "process" can leave a process behind
-// that holds the addresses and that systemd neither stops nor restarts.
+// If the new process dies while the old one drains, systemd starts the service again
+// only when the old one has ended. The old one should therefore end soon once
+// [Upgrader.Hurry] is closed, as package service does. Leave KillMode= at its default.
+// With "mixed", every stop cuts the requests of a process that drains. With "process", a
+// process can be left behind that holds the addresses, and that systemd neither stops nor
+// restarts.
 //
-// With Type=simple or forking, let systemd learn the new main process from the PID
-// file, PIDFile=/run/service.pid, with the same path in Options.PIDFile. Ready
-// replaces the file before the old process may exit, which is when systemd reads it.
+// With Type=simple or forking, systemd learns the new main process from a PID file. Set
+// PIDFile=/run/service.pid in the unit, and the same path in [Options].PIDFile. systemd
+// reads the file when the old process exits, and Ready has replaced it by then.
+//
+// # The log
+//
+// [Options].Logger receives a record of each step, whose message and attributes stay as
+// they are, so that programs can depend on them. Each names a process by its pid and its
+// generation, counted from the first one, 1:
+//
+//	tableflip: started    the new process was started
+//	tableflip: here       it has called New; if a wrapper started it, pid is now its own
+//	tableflip: ready      it has called Ready
+//	tableflip: committed  it is in charge; took: how long the upgrade took
+//	tableflip: failed     the upgrade failed; error, cause, took
+//	tableflip: in charge  this process is; version and revision of the program, as far as
+//	                      the go command recorded them
+//	tableflip: draining   this process has been in charge; replaced: true after an
+//	                      upgrade, false after Stop
+//	tableflip: ended      another process has ended: the parent, after it has drained (took:
+//	                      for how long), or the child that has replaced this process
+//	tableflip: rehearsed  a rehearsal has succeeded; took
+//
+// Those of a rehearsal also have rehearsal: true. The cause of a failure is one of
+// "stopped" (by Stop), "cancelled" (by the context), "timeout", "reason" (the new process
+// said why it can't take charge), "child" (it exited, or did what it must not) and
+// "parent" (this process could not start it, or could not hand over). A failure has the
+// level Error, and all else is Info.
 //
 // # Other supervisors
 //
 // Containers, runit, supervisord, launchd and shells take the end of the first
 // generation for the end of the service. Package supervise and the command
-// tableflip-supervise, both in this module, are a process that stays in its place.
+// tableflip-supervise, both in this module, keep a process in place for them.
+//
+// The directory examples/deploy has units and recipes, a page on what to expect while
+// two versions of a service run, and a test to copy that asks whether a service survives
+// upgrades under load.
 //
 // # What an upgrade applies
 //
@@ -110,7 +146,8 @@
 //	namespaces, cgroup           applied at a restart
 //	listening sockets            with the options that they were created with
 //
-// [Options].Command can change what the new process gets, within what this process may.
+// [Options].Command can change what the new process gets, as far as this process is
+// permitted to.
 //
 // # Moving over from github.com/cloudflare/tableflip
 //
@@ -121,12 +158,12 @@
 //
 //   - A program that talks to systemd itself must stop sending MAINPID, and READY after
 //     an upgrade: this package sends both from the old process, so that
-//     NotifyAccess=main, the default, suffices. With that, systemd ignores a child that
-//     sends MAINPID before Ready. With NotifyAccess=all it follows the child, and if that
-//     then fails, it ends the service and starts it again. WATCHDOG=1 may be sent as
-//     before.
+//     NotifyAccess=main, the default, suffices. With NotifyAccess=main, systemd ignores a
+//     child that sends MAINPID before Ready. With NotifyAccess=all, systemd follows the
+//     child, and if the child then fails, ends the service and starts it again.
+//     WATCHDOG=1 may be sent as before.
 //   - Under systemd the new process is systemd's child: os.Getppid is not the PID of
-//     its predecessor.
+//     its predecessor, which [Upgrader.Generations] has.
 //   - A relative Options.PIDFile is relative to the directory in which the process was
 //     started, whatever os.Chdir did before New.
 //   - Stop removes the PID file.
@@ -145,7 +182,7 @@
 // The new process must keep the network namespace, or at least the descriptors, of the
 // old one. It runs as the same user unless Options.Command chooses another. The names
 // of the descriptors travel in the environment, which systems limit: on Linux, to about
-// 2 MiB in all with the usual stack limit, room for tens of thousands of listeners. The
+// 2 MiB in all with the usual stack limit, enough for tens of thousands of listeners. The
 // limit of open files must allow for two descriptors per listener. A new process starts
 // with the soft limit that the first generation was started with, because the Go
 // runtime restores it. On Linux, if the descriptors do not fit under that, the new
@@ -153,7 +190,7 @@
 // systems raise the soft limit, or call syscall.Setrlimit, which makes Go pass it on.
 //
 // The next generation starts in the first one's working directory, by its name, so
-// that a link such as /srv/current is followed anew. Service managers do not tell that
+// that a link such as /srv/current is followed anew. Service managers do not pass that
 // name: without PWD, it is known only if the binary was started by an absolute path
 // that begins with it. Otherwise set PWD for the service (Environment=PWD=/srv/current),
 // start it by an absolute path, or set Dir and Path in Options.Command. Without any of
@@ -165,7 +202,7 @@
 // # Systems
 //
 // The tests run on Linux. For other systems their kernels' sources and manual pages
-// were read, except AIX's, whose kernel nobody outside can read. What differs there:
+// were read, except AIX's, whose source is not public. What differs there:
 //
 //	environment        at most 256 KiB on NetBSD and DragonFly, 512 KiB on OpenBSD,
 //	                   1 MiB on macOS and, by default, AIX, 2 MiB on Solaris and

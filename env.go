@@ -17,9 +17,9 @@ import (
 )
 
 // This file decides what this process inherits. The variables that were found in the
-// environment at its start are a table for this process, one that was lost on its way
-// to it, or one that has leaked from another process. Without a table, it may have been
-// activated by the service manager.
+// environment at its start are a table whose descriptors are there, one whose descriptors
+// were lost on the way, or one that has leaked from another process. Without a table, the
+// service manager may have passed sockets.
 
 // inherited is the parent of this process, for the Upgraders after the first one. It
 // is guarded by upgraderExists.
@@ -36,7 +36,7 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 		registryOpts.Store = notifier.NewStore(opts.DescriptorStore)
 	}
 	if inherited != nil {
-		// An earlier Upgrader of this process had what there was.
+		// An earlier Upgrader of this process has taken all descriptors.
 		if err := inherited.abandonment(); err != nil {
 			return nil, nil, err
 		}
@@ -183,8 +183,8 @@ func isAwaited(t *nametable.Table) bool {
 	if isAncestor(t.PID) || process.Parent(t.PID) == parent {
 		return true
 	}
-	// Without /proc there is no saying who comes before the parent. But a table is passed
-	// down, and so came from an ancestor, unless this process has become init's child.
+	// Without /proc nothing tells the parent's parent. But a table is passed down, and so
+	// came from an ancestor, unless this process has become init's child.
 	return parent != 1 && process.Parent(parent) == 0
 }
 

@@ -71,6 +71,7 @@ func Example() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	drainer.Replaced = upg.Replaced()
 	if err := drainer.Shutdown(ctx); err != nil {
 		log.Println("drain:", err)
 	}

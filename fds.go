@@ -10,19 +10,19 @@ import (
 
 // This file is the public face of the registry (internal/registry).
 
-// Listener can be shared between processes.
+// A Listener can be passed to another process.
 type Listener interface {
 	net.Listener
 	syscall.Conn
 }
 
-// PacketConn can be shared between processes.
+// A PacketConn can be passed to another process.
 type PacketConn interface {
 	net.PacketConn
 	syscall.Conn
 }
 
-// Conn can be shared between processes.
+// A Conn can be passed to another process.
 type Conn interface {
 	net.Conn
 	syscall.Conn
@@ -40,18 +40,18 @@ type Conn interface {
 // Unix address. Several descriptors of one name are claimed in the order in which they
 // were added.
 //
-// If nothing inherited has the name that is asked for, a listener or packet conn is
-// found by what it is bound to. The new version may spell the address otherwise: ":80",
+// If nothing inherited has the requested name, a listener or packet conn is found by the
+// address that it is bound to. The new version may spell the address otherwise: ":80",
 // "*:80", "0.0.0.0:80", "[::]:80" and ":http" all find a socket that is bound to port
 // 80 of all addresses, "localhost:80" finds one on a loopback address, and any path to
-// its file finds a Unix socket. No host name is resolved. A socket that is not the same,
-// such as "127.0.0.1:80" in the place of ":80", can't be bound while the old one is
-// open: the error then names what was inherited and not claimed.
+// its file finds a Unix socket. No host name is resolved. A socket that conflicts with an
+// unclaimed one, such as "127.0.0.1:80" with ":80", can't be bound while that is open. The
+// error then names what was inherited and not claimed.
 //
 // The network "systemd" finds the sockets that systemd passed to the first generation
 // by their FileDescriptorName, which is the name of their socket unit by default:
-// Listener("systemd", "web.socket"). They are like all others, except that this package
-// does not unlink their files.
+// Listener("systemd", "web.socket"). They differ from other sockets only in that this
+// package does not unlink their files.
 //
 // # Claims
 //
@@ -75,14 +75,14 @@ type Conn interface {
 //
 // # Unix sockets
 //
-// Whoever creates a Unix socket's file unlinks it. While a listener or packet conn is
-// in the registry, that is the process in charge: [Upgrader.Stop] does it. A listener
+// While a listener or packet conn is in the registry, the process in charge unlinks its
+// file: [Upgrader.Stop] does that. What is not in the registry is its creator's. A listener
 // that was added must have the method SetUnlinkOnClose of [net.UnixListener], because
 // its Close would otherwise unlink the file that the new process serves.
 //
-// If the file of an inherited socket is gone, or is another socket's, nobody can reach
-// the inherited one any more. It is then not claimed, a warning is logged, and Listen
-// binds the path anew, which fails if another process has it.
+// If the file of an inherited socket is gone, or has been replaced by another socket's,
+// no client can reach the inherited socket any more. It is then not claimed, a warning is
+// logged, and Listen binds the path anew, which fails if another process has it.
 //
 // Once a child is in charge, clients of a Unix listener see its credentials
 // (SO_PEERCRED), and the queue is as long as the system allows at that time.
@@ -102,9 +102,9 @@ type Conn interface {
 // All methods are safe for concurrent use. During an upgrade, methods that add or
 // remove descriptors block until it ends, because the set passed to the new process is
 // fixed. With Options.DescriptorStore, methods that add or remove a listener or packet
-// conn block until systemd has been told: for a second if it does not read, after which
-// it is told nothing any more, and for five at most. After a successful upgrade all
-// methods fail with [ErrUpgraded], and after Stop with [ErrStopped].
+// conn block until systemd has been told, for five seconds at most. If systemd does not
+// read for a second, it is told nothing any more. After a successful upgrade all methods
+// fail with [ErrUpgraded], and after Stop with [ErrStopped].
 type Fds struct {
 	registry *registry.Registry
 }
@@ -135,8 +135,10 @@ func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 // parameters that callback sets hold in its own generation at best; set them by
 // Options.ListenConfig.
 //
-// An error from callback is wrapped. The registry is not locked during the
-// call, so that callback may use it. As for Listen, the caller owns the listener.
+// An error from callback is wrapped. If it says that the file of a Unix socket is in
+// use, and nobody has the socket open, the file is removed and callback called again.
+// The registry is not locked during the call, so that callback may use it. As for
+// Listen, the caller owns the listener.
 func (f *Fds) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
 	return f.registry.ListenWithCallback(network, addr, callback)
 }
@@ -147,11 +149,11 @@ func (f *Fds) Listener(network, addr string) (net.Listener, error) {
 	return f.registry.Listener(network, addr)
 }
 
-// AddListener passes ln on to the next child under the given name. It takes the place
-// of all claimed listeners that were added by this name, also if the name leaves the
-// port open. The caller keeps ln and may close it: a duplicate is passed on. If ln is a
-// Unix listener, its Close no longer unlinks the socket file; Stop does. What it
-// replaces is removed as by [Fds.RemoveListener].
+// AddListener passes ln on to the next child under the given name. It replaces all
+// claimed listeners that were added by this name, even if the name leaves the port open,
+// and removes them as [Fds.RemoveListener] does. The caller keeps ln and may close it: a
+// duplicate is passed on. If ln is a Unix listener, its Close no longer unlinks the
+// socket file; Stop does.
 func (f *Fds) AddListener(network, addr string, ln Listener) error {
 	return f.registry.AddListener(network, addr, ln, true)
 }
@@ -161,7 +163,7 @@ func (f *Fds) AddListener(network, addr string, ln Listener) error {
 // closed already, RemoveListener unlinks the file. Of several listeners with this name
 // the one added first is removed. If there is none, the error is os.ErrNotExist.
 //
-// In a child whose Ready has not returned, an inherited listener is unclaimed again.
+// In a child whose Ready has not returned, an inherited listener becomes unclaimed again.
 func (f *Fds) RemoveListener(network, addr string) error {
 	return f.registry.RemoveListener(network, addr)
 }
@@ -181,9 +183,9 @@ func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return f.registry.ListenPacket(network, addr)
 }
 
-// ListenPacketWithCallback returns a packet conn inherited from the parent
-// process, or calls callback to create a new one, which must implement
-// PacketConn. It is to ListenPacket what ListenWithCallback is to Listen.
+// ListenPacketWithCallback returns a packet conn inherited from the parent process, or
+// calls callback to create a new one, which must implement PacketConn. Otherwise it does
+// what [Fds.ListenWithCallback] does.
 func (f *Fds) ListenPacketWithCallback(network, addr string, callback func(network, addr string) (net.PacketConn, error)) (net.PacketConn, error) {
 	return f.registry.ListenPacketWithCallback(network, addr, callback)
 }
@@ -194,9 +196,9 @@ func (f *Fds) PacketConn(network, addr string) (net.PacketConn, error) {
 	return f.registry.PacketConn(network, addr)
 }
 
-// AddPacketConn passes conn on to the next child under the given name. It takes
-// the place of packet conns that have this name. The caller keeps conn and may
-// close it: a duplicate is passed on.
+// AddPacketConn passes conn on to the next child under the given name. It replaces
+// packet conns that have this name. The caller keeps conn and may close it: a duplicate
+// is passed on.
 func (f *Fds) AddPacketConn(network, addr string, conn PacketConn) error {
 	return f.registry.AddPacketConn(network, addr, conn, true)
 }
@@ -219,10 +221,10 @@ func (f *Fds) Conn(network, addr string) (net.Conn, error) {
 	return f.registry.Conn(network, addr)
 }
 
-// AddConn passes conn on to the next child under the given name. It takes the
-// place of connections that have this name. The caller keeps conn and may close
-// it: a duplicate is passed on, which keeps the connection open until RemoveConn,
-// a successful upgrade, or Stop.
+// AddConn passes conn on to the next child under the given name. It replaces
+// connections that have this name. The caller keeps conn and may close it: a duplicate is
+// passed on, which keeps the connection open until RemoveConn, a successful upgrade, or
+// Stop.
 func (f *Fds) AddConn(network, addr string, conn Conn) error {
 	return f.registry.AddConn(network, addr, conn)
 }
@@ -248,11 +250,10 @@ func (f *Fds) Files() ([]*os.File, error) {
 	return f.registry.Files()
 }
 
-// AddFile passes file on to the next child under the given name. It takes the
-// place of files that have this name. The caller keeps file and may close it: a
-// duplicate, which shares the file offset and locks by flock(2), is passed on. A
-// process loses its locks by fcntl(2) when it closes any duplicate: do not hold
-// these on a file that is passed on.
+// AddFile passes file on to the next child under the given name. It replaces files that
+// have this name. The caller keeps file and may close it: a duplicate, which shares the
+// file offset and locks by flock(2), is passed on. A process loses its locks by fcntl(2)
+// when it closes any duplicate: do not hold these on a file that is passed on.
 func (f *Fds) AddFile(fileName string, file *os.File) error {
 	return f.registry.AddFile(fileName, file)
 }

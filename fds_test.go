@@ -175,7 +175,7 @@ func TestCallbackResults(t *testing.T) {
 		{"no SyscallConn", func(string, string) (net.Listener, error) {
 			return brokenListener{proctest.Must(net.Listen("tcp", "localhost:0"))}, nil
 		}},
-		{"nothing, as there is none", nil},
+		{"nothing, because it is nil", nil},
 	} {
 		ln, err := upg.ListenWithCallback("tcp", "x", test.callback)
 		if err == nil || ln != nil {
@@ -193,7 +193,7 @@ func TestCallbackResults(t *testing.T) {
 		{"no SyscallConn", func(string, string) (net.PacketConn, error) {
 			return brokenPacketConn{proctest.Must(net.ListenPacket("udp", "localhost:0"))}, nil
 		}},
-		{"nothing, as there is none", nil},
+		{"nothing, because it is nil", nil},
 	} {
 		conn, err := upg.ListenPacketWithCallback("udp", "x", test.callback)
 		if err == nil || conn != nil {

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
@@ -24,7 +26,7 @@ import (
 
 // The child's words, on the ready pipe.
 const (
-	wordHere         = "here"         // PID WORD…: New was called, and understands WORDs
+	wordHere         = "here"         // PID WORD…: New was called, and accepts WORDs
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
@@ -34,10 +36,23 @@ const (
 // The parent's words, on the verdict pipe.
 const (
 	wordCommit   = "commit"   // the child is to take charge
-	wordAbort    = "abort"    // it is not, and must leave
+	wordAbort    = "abort"    // WORD…: it is not, and must leave
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
+	wordUpgrade  = "upgrade"  // so did somebody for an upgrade, which the child is to make
 )
+
+// offers are the words beyond the handover itself that this version knows. A parent
+// offers them in the table, and a child accepts what it knows of them when it says that
+// it is here. Neither says a word that was not accepted.
+var offers = []string{wordReload, wordUpgrade}
+
+// accepted returns those of the words that a parent has offered which this version knows.
+func accepted(offered []string) []string {
+	return slices.DeleteFunc(slices.Clone(offered), func(word string) bool {
+		return !slices.Contains(offers, word)
+	})
+}
 
 // parentHandle is the kind and the name under which a parent passes a handle of its
 // own process.
@@ -45,19 +60,22 @@ var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	pid     int
+	generation Generation // guarded by Upgrader.mu
+
 	ready   *os.File
 	verdict *os.File
 	handle  *process.Handle // of the parent's process, nil where there are none
 
 	closeReady sync.Once
 	listenOnce sync.Once
-	reload     func() // called for wordReload
+	asked      func(word string) // called for wordReload and wordUpgrade
 
 	decided chan struct{} // closed once one of these is true:
 	commit  bool          // the parent has put this process in charge, if it acknowledges that
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
+
+	processEnded chan struct{} // closed by watchProcess
 
 	aborted  chan struct{} // closed if the parent takes the commit back
 	exited   chan struct{} // closed once the parent's process has ended, and then:
@@ -76,30 +94,36 @@ func newParent(t *nametable.Table) (*parent, error) {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
 	p := &parent{
-		pid:     t.PID,
+		generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
+
 		ready:   os.NewFile(inherit.ReadyFD, "ready"),
 		verdict: os.NewFile(inherit.VerdictFD, "verdict"),
 		decided: make(chan struct{}),
 		aborted: make(chan struct{}),
 		exited:  make(chan struct{}),
+
+		processEnded: make(chan struct{}),
 	}
 
 	// In a PID namespace of its own this process does not know the number by which
-	// the parent knows it.
-	pid := ownPID()
-	if t.PIDNamespace != process.PIDNamespace() {
-		pid = "-"
+	// the parent knows it. There, its own parent is 0 or another process, and no table
+	// comes from a process 1. If the two are one, /proc, which is slow in a process that
+	// has just started, need not be asked.
+	pid := "-"
+	if os.Getppid() == t.PID || t.PIDNamespace == process.PIDNamespace() {
+		pid = ownPID()
+		p.generation.PID = t.PID
 	}
 	// Whether the parent has heard shows in its verdict.
-	_ = p.say(wordHere, pid, wordReload)
+	_ = p.say(append([]string{wordHere, pid}, accepted(t.Offers)...)...)
 	step.Reached(step.HereSaid)
 	return p, nil
 }
 
 // listen begins to listen to the parent, once.
-func (p *parent) listen(reload func()) {
+func (p *parent) listen(asked func(word string)) {
 	p.listenOnce.Do(func() {
-		p.reload = reload
+		p.asked = asked
 		go p.watch()
 		if p.handle != nil {
 			go p.watchProcess()
@@ -115,8 +139,8 @@ func (p *parent) say(words ...string) error {
 // watch waits for the verdict, and then for the parent to exit.
 func (p *parent) watch() {
 	for lines := bufio.NewReader(p.verdict); ; {
-		// What was said right after the commit takes it back. This process may have
-		// been suspended meanwhile.
+		// An abort right behind the commit takes it back: this process may have been
+		// suspended meanwhile.
 		if p.commit && lines.Buffered() == 0 && !isClosed(p.decided) {
 			close(p.decided)
 		}
@@ -143,25 +167,31 @@ func (p *parent) hear(words []string) {
 		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
 		p.refusal = errAborted
+		if slices.Contains(words, wordRehearsal) {
+			p.refusal = errRehearsal
+		}
 		close(p.decided)
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
 		close(p.aborted)
 	case word == wordNotified:
 		p.notified = true
-	case word == wordReload && p.reload != nil:
-		p.reload()
+	case word == wordReload || word == wordUpgrade:
+		p.asked(word)
 	}
 }
+
+// wordRehearsal follows wordAbort after a rehearsal. A child that does not know it is
+// aborted all the same.
+const wordRehearsal = "rehearsal"
+
+var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgrade: exit, and leave alone what is shared")
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
 
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
-	// Who is told that the parent has exited finds its descriptors closed.
+	// Whoever learns that the parent has exited finds these descriptors closed.
 	p.verdict.Close()
-	if p.handle != nil {
-		p.handle.Close()
-	}
 	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
 	case ended && !isClosed(p.decided):
 		p.orphan = true
@@ -171,14 +201,31 @@ func (p *parent) hearEnd(err error) {
 		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
 		close(p.decided)
 	}
+	if p.handle != nil {
+		if p.refusal == nil {
+			p.awaitProcess()
+		}
+		p.handle.Close()
+	}
 	if p.refusal == nil {
 		p.closeReady.Do(func() { p.ready.Close() })
 		close(p.exited)
 	}
 }
 
-// unread lets watch go on after the parent's process has ended, if there is something
-// that it said before.
+// awaitProcess returns when the kernel has done away with a process that has closed the
+// pipe. It closes descriptors one by one, and one after the pipe may hold a lock that
+// this process wants. There is a limit because a process that executes another program
+// closes the pipe, too.
+func (p *parent) awaitProcess() {
+	select {
+	case <-p.processEnded:
+	case <-time.After(time.Second):
+	}
+}
+
+// unread lets watch go on after the parent's process has ended, if the parent has said
+// something before.
 func (p *parent) unread() bool {
 	readable, _, err := descriptor.PollOf(p.verdict)
 	if !readable || err != nil {
@@ -192,11 +239,13 @@ func (p *parent) unread() bool {
 // not tell if a process that the parent has forked has it open.
 func (p *parent) watchProcess() {
 	if p.handle.Wait() == nil {
+		close(p.processEnded)
 		p.verdict.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// sayStopping tells a parent that drains, if it is still there, that nobody waits for it.
+// sayStopping tells a parent that still drains that this process was told to stop, so
+// that nobody waits for the parent's end.
 func (p *parent) sayStopping() { _ = p.say(wordStopping) }
 
 // sayReady tells the parent that this process can serve.
@@ -252,13 +301,17 @@ func (p *parent) takeCharge(prepare func() error) error {
 
 var errAbandoned = errors.New("tableflip: the upgrade that started this process was abandoned by Stop: exit, and leave alone what is shared")
 
-// abandon gives up, unless this process is in charge, which it reports. The parent
-// cannot commit any more, or gets no acknowledgement of what it has committed.
-func (p *parent) abandon() (inCharge bool) {
+// abandon gives up, unless this process is in charge, which it reports. From then on
+// the parent cannot commit, or gets no acknowledgement of its commit. The
+// parent is told why, unless that is nil.
+func (p *parent) abandon(why error) (inCharge bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.inCharge || p.diedUndecided() {
 		return true
+	}
+	if why != nil {
+		_ = p.say(wordFailed, oneLine(why))
 	}
 	p.abandonLocked(errAbandoned)
 	return false
@@ -328,7 +381,17 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// maxReason keeps a reason below the parent's maxLine.
+const maxReason = 1000
+
 // oneLine makes the text of err fit into a line of words.
 func oneLine(err error) string {
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r)
+	}), " ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
 }

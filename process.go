@@ -3,21 +3,24 @@ package tableflip
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"time"
 
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 )
 
 // This file owns what is started by an upgrade, and whether it may be. How a process is
-// started and killed, and what this one was started with, is internal/process.
+// started and killed, and what this process was started with, is in internal/process.
 
-// newCommand describes a process like this one was when it started. customize, which
-// may be nil, can change all of it but its extra files.
+// newCommand describes a process that is started as this one was. customize, which may
+// be nil, can change everything except ExtraFiles.
 func newCommand(customize func(*exec.Cmd)) (*exec.Cmd, error) {
 	path, pathErr := process.Path()
 	stdin, stdout, stderr := process.Streams()
@@ -84,12 +87,27 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		return nil, fmt.Errorf("%w%s", err, process.LimitHint(err))
 	}
 	defer release()
-	if self, err := process.Open(os.Getpid()); err == nil {
-		defer self.Close()
+	if self, err := process.OpenSelf(); err == nil {
+		defer descriptor.Close(self)
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
-		fds = append(fds, self.FD())
+		fds = append(fds, self)
 	}
-	return startChild(a.ctx, cmd, u.managerEnv, entries, fds, until)
+	u.mu.Lock()
+	table := nametable.Table{Until: until, Generation: u.number, Since: u.since, Entries: entries}
+	u.mu.Unlock()
+	c, err := startChild(a.ctx, cmd, u.managerEnv, table, fds)
+	if err != nil {
+		return nil, err
+	}
+	note := func(name string) {
+		u.mu.Lock()
+		u.successor = &Generation{c.pid, u.number + 1, a.began, stateStarting}
+		u.mu.Unlock()
+		u.tell(a, slog.LevelInfo, name)
+	}
+	c.hereHeard = func() { note(event.Here) }
+	note(event.Started)
+	return c, nil
 }
 
 // warnOf logs what may make an upgrade useless.

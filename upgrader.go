@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/logqueue"
 	"example.com/tableflip/internal/pidfile"
 	"example.com/tableflip/internal/process"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
 )
@@ -35,13 +37,15 @@ var (
 	// The texts of the five that follow are those of cloudflare/tableflip, whose
 	// users compare them.
 
-	// ErrNotReady is returned by Upgrade before Ready.
+	// ErrNotReady is returned by Upgrade and Rehearse before Ready.
 	ErrNotReady = errors.New("process is not ready yet")
 
-	// ErrUpgradeInProgress is returned by Upgrade while another upgrade is under way.
+	// ErrUpgradeInProgress is returned by Upgrade and Rehearse while another upgrade or
+	// rehearsal is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
-	// ErrParentRunning is returned by Upgrade while the previous process drains.
+	// ErrParentRunning is returned by Upgrade and Rehearse while the previous process
+	// drains.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
@@ -102,10 +106,14 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
-	// Logger, if not nil, receives warnings: inherited descriptors that nobody claimed,
-	// errors of cleaning up, a new process that dies before the old one, and messages
-	// that the service manager did not take. Its handler may call methods of the
-	// Upgrader, which log when they return.
+	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
+	// the package documentation lists under "The log", and warnings: inherited
+	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
+	// before the old one, and messages that the service manager did not receive. Its
+	// handler may call methods of the Upgrader, because they log only when they return:
+	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// Exit is closed before, so a process that exits without waiting for Upgrade to
+	// return loses these records.
 	Logger *slog.Logger
 }
 
@@ -116,7 +124,7 @@ type state int
 
 const (
 	starting  state = iota // New has returned, Ready has not
-	accepting              // Ready takes charge
+	accepting              // Ready is taking charge
 	ready                  // in charge
 	upgrading              // in charge, with a child that is starting
 	upgraded               // the child is in charge
@@ -132,25 +140,27 @@ type Upgrader struct {
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	logger         *slog.Logger    // nil for none
-	logs           *logqueue.Queue // of logger, held by methods for which its handler could wait
+	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
+	number         int             // of this generation
 	managerEnv     systemd.Env
 	notifier       *systemd.Notifier // nil if nobody wants to be notified
 	unsupervised   error             // why whoever watches would end the service with this process
 
-	readyMu   sync.Mutex     // held by Ready, so that calls at once all return one result
-	preparing sync.WaitGroup // what Ready does beside asking the parent
-	stop      chan struct{}  // closed when Stop begins
-	ended     chan struct{}  // closed when Stop ends
-	exit      chan struct{}  // closed when the process is to drain and exit
-	hurry     chan struct{}  // closed when it should end soon
+	readyMu sync.Mutex    // held by Ready, so that concurrent calls return one result
+	stop    chan struct{} // closed when Stop begins
+	ended   chan struct{} // closed when Stop ends
+	exit    chan struct{} // closed when the process is to drain and exit
+	hurry   chan struct{} // closed when it should end soon
 
 	// Under mu nothing blocks.
-	mu       sync.Mutex
-	state    state
-	accepted chan struct{} // while accepting: closed at its end
-	attempt  *attempt      // while upgrading
-	child    *child        // once upgraded
+	mu        sync.Mutex
+	state     state
+	since     time.Time     // when this generation's State began
+	accepted  chan struct{} // while accepting: closed at its end
+	attempt   *attempt      // while upgrading
+	successor *Generation   // the child that is starting, or has taken charge, while it lives
+	child     *child        // once upgraded
 }
 
 // An attempt is an upgrade under way.
@@ -160,31 +170,35 @@ type attempt struct {
 	stopCtx  context.Context // ends when Stop is called
 	cancel   context.CancelCauseFunc
 	stop     context.CancelCauseFunc
+	began    time.Time
 	unfollow func() bool   // lets go of caller
 	returned chan struct{} // closed when Upgrade returns
+	cause    string        // what ended it, as far as that is known
+
+	rehearsal bool
+	rehearsed bool // with success
 
 	// Guarded by Upgrader.mu:
-	reloadAgain bool   // the manager asked for another reload meanwhile
-	answered    bool   // the manager was told how it went
-	undecided   *child // Upgrade has returned, and this child may still take charge
+	reloadAgain bool          // the manager asked for another reload meanwhile
+	answered    bool          // the manager was told how it went
+	undecided   chan struct{} // if its child may take charge after Upgrade has returned: closed once that is decided
 }
 
 // New returns the [Upgrader] for this process. It inherits descriptors from the parent
 // process or, in the first generation, from systemd (LISTEN_FDS with a matching
 // LISTEN_PID). It does not block.
 //
-// What a parent passes on is taken when the package is initialised: the variables that
-// describe it leave the environment, and the descriptors get close-on-exec, so that no
-// process that is started before New can get them. So a program cannot hand them on by
-// executing itself (syscall.Exec): if it does before New, New returns an error. Have
-// Options.Command start what was to be executed.
+// When the package is initialised, before New, it removes the variables from the
+// environment and sets close-on-exec on the descriptors, so that no process that is
+// started before New inherits them. A program that executes itself (syscall.Exec) before
+// New therefore loses them, and New returns an error. Have Options.Command start what is
+// to be executed instead.
 //
-// There is one Upgrader per process at a time: New may be called again after
-// Stop, or after an error. A process that was replaced must not call it again for the
-// same service, which is the new process's. New returns [ErrNotSupported] where upgrades are not
-// possible. If what a parent passed on is unreadable, or was lost on the way while the
-// parent waits, New fails every time: the process should exit, which leaves the parent
-// as it was.
+// There is one Upgrader per process at a time: New may be called again after Stop, or
+// after an error. A process that was replaced must not call New again for the same
+// service. New returns [ErrNotSupported] where upgrades are not possible. If what a
+// parent passed on is unreadable, or was lost on the way while the parent waits, New
+// fails every time: the process should exit, which leaves the parent as it was.
 func New(opts Options) (*Upgrader, error) {
 	if !descriptor.Supported {
 		return nil, ErrNotSupported
@@ -223,11 +237,17 @@ func New(opts Options) (*Upgrader, error) {
 		ended:          make(chan struct{}),
 		exit:           make(chan struct{}),
 		hurry:          make(chan struct{}),
+		number:         1,
+		since:          time.Now(),
+	}
+	if parent != nil {
+		u.number = parent.generation.Number + 1
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(func() { go u.answerReload() })
+		parent.listen(func(word string) { go u.heedAsked(word) })
 	}
+	queue.OnKeep(u.keepUpgrade)
 	return u, nil
 }
 
@@ -254,9 +274,62 @@ func (u *Upgrader) Replaced() bool {
 // Hurry returns a channel that is closed when this process, which has been replaced and
 // drains, should end soon because its successor has died without Stop. A supervisor such
 // as systemd starts the service again only when no process of it is left. If the
-// successor was stopped, the service is to end, and this process has its time.
+// successor was stopped, the channel stays open, and this process may take its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
+}
+
+// A Generation is one process of the service.
+type Generation struct {
+	PID    int       // 0 if it has none here, because it is in another PID namespace
+	Number int       // counted from the first generation, which is 1
+	Since  time.Time // when State began, or zero if that is not known
+	State  string    // "starting", "in charge" or "draining"
+}
+
+// The states of a Generation.
+const (
+	stateStarting = "starting"  // Ready has not returned
+	stateInCharge = "in charge" // it may be upgraded
+	stateDraining = "draining"  // it was replaced or stopped
+)
+
+// attrs names a generation in the log.
+func (g Generation) attrs() []slog.Attr {
+	return []slog.Attr{slog.Int("pid", g.PID), slog.Int("generation", g.Number)}
+}
+
+// Generations returns the processes of the service that this one knows to live, oldest
+// first: its parent, until that has ended, this process, and its child, from the start
+// of an upgrade or rehearsal on. It does not block.
+//
+// Each process tells its child its Number. A parent with a version of this package that
+// did not tell counts as generation 1, and its Since is zero while it is in charge.
+func (u *Upgrader) Generations() []Generation {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var all []Generation
+	// While Ready takes charge, it holds what hasExited asks for.
+	if u.parent != nil && !isClosed(u.parent.exited) && (u.state == accepting || !u.parent.hasExited()) {
+		all = append(all, u.parent.generation)
+	}
+	all = append(all, u.selfLocked())
+	if u.successor != nil {
+		all = append(all, *u.successor)
+	}
+	return all
+}
+
+// selfLocked returns what this process is.
+func (u *Upgrader) selfLocked() Generation {
+	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
+	switch u.state {
+	case ready, upgrading:
+		self.State = stateInCharge
+	case upgraded, stopped:
+		self.State = stateDraining
+	}
+	return self
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -274,9 +347,9 @@ func (u *Upgrader) Hurry() <-chan struct{} {
 // those that are Unix sockets, except systemd's.
 //
 // Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: once its
-// parent has exited), and Ready does nothing any more. It returns [ErrStopped] after
-// Stop, and as soon as Stop is called. If it could not write the PID file before it
-// asked the parent, it can be called again.
+// parent has exited), and further calls return nil at once. Ready returns [ErrStopped]
+// after Stop, and when Stop is called while it waits. If it could not write the PID file
+// before it asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
 	defer u.logs.Hold()()
 	u.readyMu.Lock()
@@ -311,9 +384,14 @@ func (u *Upgrader) Ready() error {
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.state = ready
-	if err != nil {
-		u.state = starting
+	u.state = starting
+	if err == nil {
+		u.state, u.since = ready, time.Now()
+		if u.parent != nil && u.parent.generation.State == stateInCharge {
+			u.parent.generation.State, u.parent.generation.Since = stateDraining, u.since
+		}
+		// What is logged waits until Ready has returned.
+		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), event.Build()...)...)
 	}
 	close(u.accepted)
 	return err
@@ -333,7 +411,6 @@ func (u *Upgrader) askParent() error {
 	}
 	u.parent.sayReady()
 
-	u.preparing.Go(process.Prepare) // for the next upgrade, while there is nothing else to do
 	select {
 	case <-u.parent.decided:
 	case <-u.stop:
@@ -351,7 +428,7 @@ func (u *Upgrader) askParent() error {
 // takeCharge makes this the process in charge. What it does after the
 // acknowledgement cannot be undone.
 func (u *Upgrader) takeCharge() error {
-	// An Upgrader that is not the first one of its process needs nobody's leave.
+	// A later Upgrader of the same process needs no permission.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
 		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
@@ -366,8 +443,8 @@ func (u *Upgrader) takeCharge() error {
 	u.registry.TakeCharge()
 
 	if asks {
-		u.preparing.Wait()
-		go u.afterParent()
+		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
+		go u.afterParent(time.Now())
 		return nil
 	}
 	u.registry.ForgetUnclaimed()
@@ -380,19 +457,24 @@ func (u *Upgrader) takeCharge() error {
 
 // afterParent does what must wait until the parent's process has ended. Until then the
 // manager listens to the parent.
-func (u *Upgrader) afterParent() {
+func (u *Upgrader) afterParent(replaced time.Time) {
 	<-u.parent.exited
 	u.registry.ForgetUnclaimed()
-	if u.notifier == nil {
-		return
+	if u.notifier != nil {
+		if !u.parent.notified {
+			u.notifyMainPID()
+		}
+		u.registry.OpenStore()
 	}
-	if !u.parent.notified {
-		u.notifyMainPID()
-	}
-	u.registry.OpenStore()
+
+	u.mu.Lock()
+	accepted, attrs := u.accepted, u.parent.generation.attrs()
+	u.mu.Unlock()
+	<-accepted // so that it is said first that this process is in charge
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(replaced))...)
 }
 
-// notifyMainPID is for a child whose parent has died before it could do that.
+// notifyMainPID is for a child whose parent died before it could notify the manager.
 // systemd has ended the service then; other managers may have waited.
 func (u *Upgrader) notifyMainPID() {
 	u.mu.Lock()
@@ -410,15 +492,44 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
-// WaitForParent blocks until the parent's process has ended, or ctx is done. In that
-// case the error wraps the cause of ctx. Without a parent it returns at once. If the
-// parent has refused this process, it returns an error. Call it after Ready: the parent
-// does not exit before.
+// heedAsked is called when this process's parent, which it has replaced, was asked for a
+// reload or an upgrade.
+func (u *Upgrader) heedAsked(word string) {
+	if word == wordUpgrade && queue.Ask() {
+		return // whoever heeds that sees to the answer
+	}
+	u.answerReload()
+}
+
+// keepUpgrade is called when an upgrade has to wait.
+func (u *Upgrader) keepUpgrade() {
+	u.mu.Lock()
+	answer := func() {}
+	switch {
+	case u.state == upgrading && !u.attempt.answered:
+		u.attempt.reloadAgain = true
+	case u.state == upgrading, u.state == ready:
+		answer = u.notifier.ReloadQueued
+	case u.state == upgraded:
+		answer = u.child.forwardUpgrade
+	}
+	u.mu.Unlock()
+	answer()
+}
+
+// WaitForParent blocks until the parent's process has ended, or ctx is done. If ctx is
+// done first, the error wraps its cause. Without a parent it returns nil at once. If the
+// parent has refused this process, it returns an error. Call it after Ready, because the
+// parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	process.Prepare() // which Ready has begun
+	return nil
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -432,12 +543,13 @@ func (u *Upgrader) Upgrade() error {
 // The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
 // has none, to become ready. Then it has 10 seconds to take charge, which it does at
 // once unless it is suspended, and during which ctx no longer counts. If there is a
-// service manager, UpgradeContext also waits, for at most six seconds, until that knows
-// its new main process.
+// service manager, UpgradeContext also waits, for at most six seconds, until the manager
+// knows the new main process.
 //
 // After an error this process is in charge as before, the new one has been killed and
 // reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. If the death of the new process cannot be confirmed in a second,
+// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
+// the death of the new process cannot be confirmed in a second,
 // because it belongs to another user or the kernel does not let it go, the error says
 // so. Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
@@ -450,13 +562,38 @@ func (u *Upgrader) Upgrade() error {
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
 //     passed;
 //   - the cause of ctx's end;
-//   - an *exec.ExitError, if the new process failed, except under systemd, whose
-//     child it is, and in a program that waits for all its children itself;
+//   - an *exec.ExitError, if the new process exited with a failure, except under
+//     systemd, whose child it is, and in a program that waits for all its children
+//     itself;
 //   - what os/exec returned, for example os.ErrNotExist, if it could not be
 //     started.
-func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
+func (u *Upgrader) UpgradeContext(ctx context.Context) error {
+	return u.upgrade(ctx, false)
+}
+
+// Rehearse tells whether an upgrade would succeed. It does what UpgradeContext does until
+// the new process is ready. Then it returns nil, and this process is in charge as
+// before: the new process was told to leave, and was killed if it had not exited a
+// second later. The errors are those of UpgradeContext, and ctx, Options.UpgradeTimeout
+// and the states in which an upgrade is refused mean the same. Until a rehearsal ends,
+// upgrades are refused with [ErrUpgradeInProgress], and methods that add or remove
+// descriptors block. Stop ends it.
+//
+// The service manager is told nothing, and no file is touched but PIDFile with ".tmp"
+// added. What the set-up of the new version does is done: a new Unix socket's file goes
+// if the new process calls Stop, and a database that it has changed stays changed. Its
+// Ready returns an error that says that this was a rehearsal. What it accepts before it
+// calls Ready is lost, and so is what waits in the queues of further SO_REUSEPORT sockets
+// that it creates: see the limits of [Fds].
+//
+// If this process dies after the new one was ready, the new one takes charge.
+func (u *Upgrader) Rehearse(ctx context.Context) error {
+	return u.upgrade(ctx, true)
+}
+
+func (u *Upgrader) upgrade(ctx context.Context, rehearsal bool) (err error) {
 	defer u.logs.Hold()()
-	a, err := u.beginUpgrade(ctx)
+	a, err := u.beginUpgrade(ctx, rehearsal)
 	if err != nil {
 		return err
 	}
@@ -470,14 +607,15 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	err = u.handOver(a, c)
-	if err == nil {
+	if rehearsal {
+		err = u.rehearse(a, c)
+	} else if err = u.handOver(a, c); err == nil {
 		return nil
 	}
 
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
-		a.undecided = c
+		a.undecided = make(chan struct{})
 		u.mu.Unlock()
 		go u.settle(a, c, before)
 		return errors.Join(err, abortErr)
@@ -487,22 +625,26 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) (err error) {
 }
 
 // beginUpgrade enters the state upgrading.
-func (u *Upgrader) beginUpgrade(caller context.Context) (*attempt, error) {
-	a, answer, refusal := u.enterUpgrade(caller)
-	if answer != nil {
+func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attempt, error) {
+	a, answer, refusal := u.enterUpgrade(caller, rehearsal)
+	if answer != nil && !rehearsal {
 		// The service manager may have asked for the upgrade, and wait.
 		answer()
 	}
 	if refusal != nil {
+		// Not logged, because a handler that upgrades would log without end.
+		event.Publish(nil, slog.LevelWarn, event.Refused, slog.Any("error", refusal))
 		return nil, refusal
 	}
-	u.notifier.Reloading()
+	if !rehearsal {
+		u.notifier.Reloading()
+	}
 	return a, nil
 }
 
 // enterUpgrade returns an attempt, or how to answer the service manager and why there
 // is none.
-func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func(), refusal error) {
+func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
@@ -510,7 +652,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		return nil, nil, ErrNotReady
 	case upgrading:
 		if !u.attempt.answered {
-			u.attempt.reloadAgain = true
+			u.attempt.reloadAgain = u.attempt.reloadAgain || !rehearsal
 			return nil, nil, ErrUpgradeInProgress
 		}
 		return nil, u.answerReload, ErrUpgradeInProgress
@@ -536,7 +678,8 @@ func (u *Upgrader) enterUpgrade(caller context.Context) (a *attempt, answer func
 		}, refusal
 	}
 
-	a = &attempt{caller: caller, returned: make(chan struct{})}
+	a = &attempt{caller: caller, began: time.Now(), rehearsal: rehearsal, returned: make(chan struct{})}
+	a.answered = rehearsal // which the manager has not asked for
 	a.stopCtx, a.stop = context.WithCancelCause(context.WithoutCancel(caller))
 	a.ctx, a.cancel = context.WithCancelCause(a.stopCtx)
 	a.unfollow = context.AfterFunc(caller, func() { a.cancel(cancelled(caller)) })
@@ -577,34 +720,67 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 // handOver puts a child in charge once it is ready. After an error it may be in charge
 // all the same, until it was aborted.
 func (u *Upgrader) handOver(a *attempt, c *child) error {
-	if err := c.awaitReady(a.ctx); err != nil {
-		if a.err() != nil {
-			err = c.named(err)
-		}
+	mainPID, err := u.prepareHandOver(a, c)
+	if err != nil {
 		return err
 	}
-	mainPID, err := u.notifier.PrepareMainPID()
-	if err != nil {
-		return fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
-	}
 	defer mainPID.Close()
-	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
-		return fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
-			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
-	}
-	// From here on neither the caller nor the timeout can end the attempt.
-	if err := a.err(); err != nil {
-		return c.named(err)
-	}
 	if err := c.commit(a.stopCtx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
 		return err
 	}
 	u.retire(a, c, mainPID)
 	return nil
 }
 
+// rehearse finds out whether a child can be put in charge, and then has it leave.
+func (u *Upgrader) rehearse(a *attempt, c *child) error {
+	mainPID, err := u.prepareHandOver(a, c)
+	if err == nil {
+		mainPID.Close()
+		if err = c.checkAlive(a.stopCtx); err != nil {
+			a.cause = cmp.Or(c.cause, causeChild)
+		}
+	}
+	a.rehearsed = err == nil
+	c.dismiss()
+	return err
+}
+
+// prepareHandOver returns once nothing but the commit is missing.
+func (u *Upgrader) prepareHandOver(a *attempt, c *child) (*systemd.MainPIDUpdate, error) {
+	if err := c.awaitReady(a.ctx); err != nil {
+		a.cause = cmp.Or(c.cause, causeChild)
+		if a.err() != nil {
+			err = c.named(err)
+		}
+		return nil, err
+	}
+	u.tell(a, slog.LevelInfo, event.Ready)
+	mainPID, err := u.notifier.PrepareMainPID()
+	if err != nil {
+		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
+	}
+	if supervisor := u.managerEnv.Supervisor(); supervisor != 0 && isAncestor(supervisor) && !mainPID.IsReachable() {
+		mainPID.Close()
+		return nil, fmt.Errorf("tableflip: the supervisor, %d, would end the service with this process, because it can't be told of the new one: "+
+			"its NOTIFY_SOCKET is not in the environment, or is in another network namespace", supervisor)
+	}
+	// From here on neither the caller nor the timeout can end the attempt.
+	if err := a.err(); err != nil {
+		mainPID.Close()
+		return nil, c.named(err)
+	}
+	return mainPID, nil
+}
+
 // retire makes way for a child that is in charge.
 func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) {
+	u.mu.Lock()
+	u.successor.State, u.successor.Since = stateInCharge, time.Now()
+	u.mu.Unlock()
+	u.tell(a, slog.LevelInfo, event.Committed, took(a.began))
+
 	u.beginAnswer(a)
 	if mainPID.Notify(c.pid) {
 		_ = c.say(wordNotified)
@@ -614,61 +790,122 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	c.keep(u.logger)
 
 	u.mu.Lock()
-	wasStopped := u.state == stopped
-	if !wasStopped {
-		u.state = upgraded
-		u.child = c
-		close(u.exit)
+	u.state, u.since = upgraded, time.Now()
+	u.child = c
+	close(u.exit)
+	u.mu.Unlock()
+	u.registry.HandOver(ErrUpgraded)
+	u.tellDraining(true)
+	go func() {
+		if !c.awaitEnd() {
+			close(u.hurry)
+		}
+		u.loseSuccessor()
+	}()
+}
+
+// loseSuccessor is called when the process in charge has ended before this one.
+func (u *Upgrader) loseSuccessor() {
+	u.mu.Lock()
+	attrs := u.successor.attrs()
+	u.successor = nil
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, attrs...)
+}
+
+// tellDraining publishes that this process has been in charge.
+func (u *Upgrader) tellDraining(replaced bool) {
+	u.mu.Lock()
+	attrs := append(u.selfLocked().attrs(), slog.Bool("replaced", replaced))
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Draining, attrs...)
+}
+
+// tell publishes a step of an attempt.
+func (u *Upgrader) tell(a *attempt, level slog.Level, name string, attrs ...slog.Attr) {
+	u.mu.Lock()
+	if u.successor != nil {
+		attrs = append(u.successor.attrs(), attrs...)
 	}
 	u.mu.Unlock()
-	if !wasStopped {
-		u.registry.HandOver(ErrUpgraded)
-		go func() {
-			if !c.awaitEnd() {
-				close(u.hurry)
-			}
-		}()
+	if a.rehearsal {
+		attrs = append(attrs, slog.Bool("rehearsal", true))
 	}
+	event.Publish(u.logger, level, name, attrs...)
 }
+
+func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(since)) }
 
 // endUpgrade leaves the state upgrading, unless the child is in charge or may still
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
-	a.stop(nil)
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
 	switch {
 	case !failed:
-	case undecided: // the manager does not wait for the child's death
-		u.beginAnswer(a)
-		u.notifier.ReloadFailed(err)
+	case err == nil && a.rehearsed:
+		u.tell(a, slog.LevelInfo, event.Rehearsed, took(a.began))
 	default:
-		u.stayInCharge(a, cmp.Or(err, errors.New("tableflip: Options.Command has panicked")))
+		err = cmp.Or(err, errors.New("tableflip: Options.Command has panicked"))
+		u.tell(a, slog.LevelError, event.Failed, slog.Any("error", err), slog.String("cause", a.failure(err)), took(a.began))
+	}
+	if !undecided {
+		a.stop(nil)
+	}
+	switch {
+	case !failed:
+	case undecided: // the manager does not wait for the child's death
+		u.answer(a, err)
+	default:
+		u.stayInCharge(a, err)
 	}
 	close(a.returned)
+}
+
+// What ends an attempt, beside its caller, Stop and the time.
+const (
+	causeReason = "reason" // the new process said why it can't take charge
+	causeChild  = "child"  // the new process exited, or did what it must not
+	causeParent = "parent" // this process could not start it, or could not hand over
+)
+
+// failure returns the cause of err in a word.
+func (a *attempt) failure(err error) string {
+	switch {
+	case errors.Is(err, ErrStopped):
+		return "stopped"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case a.caller.Err() != nil && errors.Is(err, context.Cause(a.caller)):
+		return "cancelled"
+	}
+	return cmp.Or(a.cause, causeParent)
 }
 
 // stayInCharge ends an attempt that has failed because of err.
 func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	u.registry.Unfreeze()
 	// While the state is upgrading, no other attempt can speak.
-	u.beginAnswer(a)
-	u.notifier.ReloadFailed(err)
+	u.answer(a, err)
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.state == upgrading {
 		u.state = ready
 		u.attempt = nil
+		u.successor = nil
 	}
 }
 
-// settle waits for a child whose death could not be confirmed.
+// settle waits for a child whose death could not be confirmed, no longer than until Stop
+// is called.
 func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
+	defer close(a.undecided)
+	defer a.stop(nil)
 	<-a.returned
-	if c.settle() {
+	if c.settle(a.stopCtx) {
 		mainPID, err := u.notifier.PrepareMainPID()
 		if err == nil {
 			defer mainPID.Close()
@@ -676,14 +913,16 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 		u.retire(a, c, mainPID)
 		return
 	}
-	u.mu.Lock()
-	wasStopped := u.state == stopped
-	u.mu.Unlock()
-	if wasStopped {
-		return
-	}
 	u.restorePIDFile(before)
-	u.stayInCharge(a, errors.New("tableflip: the new process ended late"))
+	u.stayInCharge(a, cmp.Or(context.Cause(a.stopCtx), errors.New("tableflip: the new process ended late")))
+}
+
+// answer tells the manager that an attempt has failed.
+func (u *Upgrader) answer(a *attempt, err error) {
+	if !a.rehearsal {
+		u.beginAnswer(a)
+		u.notifier.ReloadFailed(err)
+	}
 }
 
 // beginAnswer is called before the manager is told how an attempt went, which answers
@@ -712,11 +951,16 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // that was never put in charge unlinks only the sockets that it created itself. After a
 // successful upgrade there is nothing to do.
 //
-// When Stop returns, all of this is done and Exit is closed. It blocks for as long as it
-// takes to kill a new process that is starting, or until the service manager knows the
-// process that has just taken charge. Both take a few seconds at most.
+// When Stop returns, all of this is done and Exit is closed. It blocks while a new
+// process that is starting is killed, or until the service manager knows the process that
+// has just taken charge. Both take a few seconds at most.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
+	u.stopFor(nil)
+}
+
+// stopFor stops because of an error, which may be nil.
+func (u *Upgrader) stopFor(why error) {
 	if !u.beginStop() {
 		<-u.ended
 		return
@@ -731,15 +975,13 @@ func (u *Upgrader) Stop() {
 	}
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
-	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon()
+	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
 	wasReady := u.state != starting
-	if u.state == upgrading {
-		u.attempt.undecided.forget()
-	}
-	u.state = stopped
+	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
 	if inCharge {
+		u.tellDraining(false)
 		u.notifier.Stopping()
 		if u.parent != nil {
 			u.parent.sayStopping()
@@ -748,9 +990,28 @@ func (u *Upgrader) Stop() {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
+		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)
+}
+
+// Fail is [Upgrader.Stop] for a process that cannot serve, and says why. Call it in the
+// place of Stop if the set-up of a new version fails, and exit with a status that is not
+// zero.
+//
+// Before this process is in charge, the parent's Upgrade returns an error with the
+// text of err, and the parent's Logger and service manager get it, too. The parent
+// gives this process a second to exit before it kills it. The text is cut to a line of
+// 1,000 bytes. In a process that is in charge, and in the first generation, Fail is Stop.
+// In all of them the Logger receives err, as an error.
+func (u *Upgrader) Fail(err error) {
+	defer u.logs.Hold()()
+	err = cmp.Or(err, errors.New("it gave no reason"))
+	if u.logger != nil {
+		u.logger.Error("tableflip: this process stops because it has failed", "error", err)
+	}
+	u.stopFor(err)
 }
 
 // beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It
@@ -767,9 +1028,11 @@ func (u *Upgrader) beginStop() bool {
 		switch {
 		case u.state == accepting:
 			busy = u.accepted
-		case u.state == upgrading && !isClosed(u.attempt.returned):
+		case u.state == upgrading:
 			u.attempt.stop(ErrStopped)
-			busy = u.attempt.returned
+			if busy = u.attempt.returned; isClosed(busy) {
+				busy = u.attempt.undecided
+			}
 		default:
 			return first
 		}

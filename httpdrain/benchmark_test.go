@@ -8,8 +8,10 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"example.com/tableflip/httpdrain"
 )
@@ -92,21 +94,29 @@ func requestOverHTTP2(b *testing.B, transport *http.Transport, url string) {
 	}
 }
 
+// cpuTime returns the processor time that the process has had, where that is known.
+var cpuTime = func() time.Duration { return 0 }
+
 // What a drain costs per connection: it is the same however many there are. All
 // connections are idle but for 200, whose requests end one after the other.
 func BenchmarkDrain(b *testing.B) {
 	for _, n := range []int{1000, 10_000, 100_000} {
 		for _, by := range []string{"Server.Shutdown", "Drainer.Shutdown"} {
 			b.Run(fmt.Sprintf("%s/%d", by, n), func(b *testing.B) {
+				var used time.Duration
 				for b.Loop() {
 					b.StopTimer()
 					shutdown, finish := manyConnections(b, by == "Drainer.Shutdown", n)
+					runtime.GC() // of what that has left
+					began := cpuTime()
 					b.StartTimer()
 					go finish()
 					if err := shutdown(b.Context()); err != nil {
 						b.Fatal(err)
 					}
+					used += cpuTime() - began
 				}
+				b.ReportMetric(float64(used.Nanoseconds())/float64(b.N*n), "cpu-ns/connection")
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/connection")
 			})
 		}

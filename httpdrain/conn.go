@@ -15,9 +15,9 @@ import (
 // hooks, and decides when one is silent. It never closes one itself: it lets the
 // server's next read fail, so that a request which the server has got is served.
 //
-// During a drain each connection has a timer of its own, and the Drainer counts
-// those that it waits for, so that a drain costs the same for each connection
-// however many there are.
+// During a drain each connection that stirs has a timer of its own, and one sweep looks
+// at those that do not. The Drainer counts those that it waits for. So a drain costs the
+// same for each connection however many there are.
 
 const (
 	// expiredWait is how long net/http may take to close a connection that has
@@ -278,11 +278,28 @@ func (c *conn) revive() {
 // look decides whether the drain waits for the connection, and when to look again
 // if it does not stir. c.mu is held.
 func (c *conn) look() {
-	if c.ended || !c.joined {
-		return
+	if next := c.consider(); !next.Equal(c.drainer.sweepAt) {
+		c.lookAt(next)
 	}
-	next, waiting := c.decide(time.Now())
-	c.await(waiting)
+}
+
+// sweep is look for a connection to which the sweep will come back.
+func (c *conn) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if next := c.consider(); c.expired.IsZero() {
+		c.lookAt(next)
+	}
+}
+
+func (c *conn) lookAgain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.look()
+}
+
+// lookAt sets the timer, unless next is zero.
+func (c *conn) lookAt(next time.Time) {
 	switch {
 	case next.IsZero():
 	case c.timer == nil:
@@ -292,10 +309,13 @@ func (c *conn) look() {
 	}
 }
 
-func (c *conn) lookAgain() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.look()
+func (c *conn) consider() (next time.Time) {
+	if c.ended || !c.joined {
+		return time.Time{}
+	}
+	next, waiting := c.decide(time.Now())
+	c.await(waiting)
+	return next
 }
 
 // decide expires the connection if it is time for that. The next look is at next,
@@ -327,7 +347,7 @@ func (c *conn) decide(now time.Time) (next time.Time, waiting bool) {
 
 // silentAt returns when the grace will be over, if nothing is received.
 func (c *conn) silentAt(now time.Time) time.Time {
-	grace := max(c.drainer.grace(), hookTime)
+	grace := c.drainer.leastGrace()
 	if c.knows && c.isHTTP2() {
 		grace = min(grace, lateWait)
 	}
@@ -338,8 +358,8 @@ func (c *conn) silentAt(now time.Time) time.Time {
 	if until := since.Add(grace); now.Before(until) {
 		return until
 	}
-	if heard, ok := lastReceived(c.Conn, now); ok && heard.After(since.Add(receivedTick)) {
-		c.since, since = heard, heard
+	if at, ok := lastTransfer(c.Conn, now); ok && at.After(since.Add(receivedTick)) {
+		c.since, since = at, at
 	}
 	return since.Add(grace)
 }

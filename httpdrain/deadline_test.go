@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // Clients whose requests have deadlines lose none to a drain that they would not have
@@ -54,7 +56,10 @@ func TestDeadlinesOverHTTP2(t *testing.T) {
 				transport := plainHTTP2Transport()
 				transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 					nc, err := current.Load().dial()
-					return overLink(nc, rtt), err
+					if err != nil {
+						return nil, err
+					}
+					return load.Link{RoundTrip: rtt}.Over(nc), nil
 				}
 				transports = append(transports, transport)
 				for range 20 {

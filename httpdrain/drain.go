@@ -28,9 +28,9 @@ const DefaultIdleGrace = 5 * time.Second
 // All methods are safe for concurrent use.
 type Drainer struct {
 	// IdleGrace is how long a connection must have been silent before Shutdown closes
-	// it: no request being answered, and nothing received. If zero, [DefaultIdleGrace]
-	// is used. If negative, Shutdown does not wait. It must not be changed after the
-	// call of Shutdown.
+	// it: no request being answered, and nothing received or sent. If zero,
+	// [DefaultIdleGrace] is used. If negative, Shutdown does not wait. It must not be
+	// changed after the call of Shutdown.
 	//
 	// A client that is just sending a request on a connection that the server
 	// closes cannot know whether the request was processed, and must not repeat
@@ -69,6 +69,7 @@ type Drainer struct {
 
 	draining atomic.Bool
 	began    time.Time     // set before draining
+	sweepAt  time.Time     // when sweep looks first; set before draining
 	conns    sync.Map      // net.Conn, as the server's hooks see it, to *conn
 	hijacked hijackedConns // what the server has given away
 	waits    atomic.Int64  // what the drain waits for
@@ -164,6 +165,7 @@ func (d *Drainer) Shutdown(ctx context.Context) error {
 	first := !d.draining.Load()
 	if first {
 		d.began = time.Now()
+		d.sweepAt = d.began.Add(d.leastGrace())
 		d.draining.Store(true)
 	}
 	d.mu.Unlock()
@@ -185,6 +187,7 @@ func (d *Drainer) drain() {
 	stopLogging := d.logProgress()
 	listeners := d.interruptListeners()
 	d.joinConnections()
+	go d.sweep()
 	d.stopAccepting(listeners)
 	d.awaitNothing()
 	d.err = d.closeServer()
@@ -198,6 +201,24 @@ func (d *Drainer) joinConnections() {
 		value.(*conn).join()
 		return true
 	})
+}
+
+// sweep looks at the connections when those are to be closed that have been silent since
+// the drain began, and once more when they should be.
+func (d *Drainer) sweep() {
+	wait := time.Until(d.sweepAt)
+	for _, look := range []func(*conn){(*conn).sweep, (*conn).lookAgain} {
+		select {
+		case <-time.After(wait):
+		case <-d.done:
+			return
+		}
+		d.conns.Range(func(_, value any) bool {
+			look(value.(*conn))
+			return true
+		})
+		wait = expiredWait
+	}
 }
 
 func (d *Drainer) interruptListeners() []*listener {
@@ -269,6 +290,9 @@ func (d *Drainer) closeServer() error {
 	}
 	return nil
 }
+
+// leastGrace is for how long a connection is silent at least before it is closed.
+func (d *Drainer) leastGrace() time.Duration { return max(d.grace(), hookTime) }
 
 func (d *Drainer) grace() time.Duration {
 	if d.IdleGrace == 0 {

@@ -173,13 +173,26 @@ func (c *framedConn) follow(p []byte) {
 	}
 }
 
-// Write inserts what is pending where a frame may be inserted first.
+// Write is called by the server in a goroutine of its own for each response. Its frame is
+// small, because that goroutine's stack, which need not grow without it, would be copied.
 func (c *framedConn) Write(p []byte) (n int, err error) {
 	if !c.http2.Load() {
 		return c.Conn.Write(p)
 	}
 	c.writing.Lock()
-	defer c.writing.Unlock()
+	if c.pending == "" {
+		n, err = c.Conn.Write(p)
+		c.sent(p[:n])
+	} else {
+		n, err = c.writeAround(p)
+	}
+	c.begin()
+	c.writing.Unlock()
+	return n, err
+}
+
+// writeAround inserts what is pending where a frame may be inserted first.
+func (c *framedConn) writeAround(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		part := p[n:]
 		if c.pending != "" {
@@ -192,7 +205,6 @@ func (c *framedConn) Write(p []byte) (n int, err error) {
 		n += m
 		c.flush()
 	}
-	c.begin()
 	return n, err
 }
 
@@ -222,7 +234,9 @@ func (c *framedConn) leave() {
 // net/http's client fails a request that has been given a connection and no stream
 // yet when a GOAWAY arrives on it, if it cannot rewind the body, although it has
 // sent nothing of it. Requests follow responses. So the hold makes it likely that
-// the client has sent the requests which it was about to send.
+// the client has sent the requests which it was about to send. To hold until the client
+// acknowledges a PING, 35 ms at most, did not lose less in 160 drains on two busy
+// processors.
 func (c *framedConn) begin() {
 	if !c.greeted || !c.leaving || c.begun {
 		return

@@ -2,11 +2,13 @@ package httpdrain
 
 import (
 	"bytes"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
 	"testing"
+	"unsafe"
 )
 
 const inserted = goAway + ping + areYouLeaving
@@ -96,4 +98,34 @@ func randomFrames(random *rand.Rand, sizes []byte) (stream []byte, ends []int) {
 		ends = append(ends, len(stream))
 	}
 	return stream, ends
+}
+
+// depthConn notes how deep the stack is when it is written to.
+type depthConn struct {
+	net.Conn
+	depth uintptr
+}
+
+//go:noinline
+func (c *depthConn) Write(p []byte) (int, error) {
+	var here byte
+	c.depth = uintptr(unsafe.Pointer(&here))
+	return len(p), nil
+}
+
+// The server writes each response in a new goroutine, whose stack net/http fills nearly to
+// the end. To be copied to a larger one would cost some percent of a request.
+func TestWriteIsShallow(t *testing.T) {
+	nc := new(depthConn)
+	c := New(new(http.Server)).framed(nc)
+	c.http2.Store(true)
+	frame := make([]byte, headerLen)
+	var depths [2]uintptr
+	for i, w := range []io.Writer{nc, plainConn{c}} {
+		w.Write(frame)
+		depths[i] = nc.depth
+	}
+	if deeper := depths[0] - depths[1]; deeper > 176 {
+		t.Errorf("a write takes %d bytes of stack more", deeper)
+	}
 }

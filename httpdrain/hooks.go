@@ -110,18 +110,18 @@ func (d *Drainer) update(nc net.Conn, state http.ConnState) {
 	if !watchable(nc) {
 		return
 	}
-	value, ok := d.conns.Load(nc)
+	known := d.conns.Load
+	if state == http.StateHijacked || state == http.StateClosed {
+		known = d.conns.LoadAndDelete
+	}
+	value, ok := known(nc)
 	if !ok {
 		return
 	}
 	c := value.(*conn)
 	c.state.Store(int32(state))
-	switch state {
-	case http.StateHijacked:
+	if state == http.StateHijacked {
 		d.hijacked.add(nc)
-		d.conns.Delete(nc)
-	case http.StateClosed:
-		d.conns.Delete(nc)
 	}
 	if d.draining.Load() {
 		c.stir(state)

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/tableflip/internal/load"
 )
 
 // By hand, because no test may depend on the scheduler, and net/http's client does:
@@ -51,7 +53,11 @@ func TestUnrepeatableStreams(t *testing.T) {
 		}
 		c.listen = func() net.Listener { return duplicate(t, ln) }
 		current := start(t, c)
-		url := scheme + slowLink(t, current.addr, *rtt)
+		near, err := load.Link{RoundTrip: *rtt}.Listen(t.Context(), current.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		url := scheme + near
 		var stop atomic.Bool
 		var busy sync.WaitGroup
 		for range *hogs {

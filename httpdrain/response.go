@@ -26,19 +26,28 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if next == nil {
 		next = http.DefaultServeMux
 	}
-	var received time.Time // zero before the drain: requests do not pay for the clock
-	last := false
 	if h.drainer.draining.Load() {
-		received = time.Now()
-		if last = mayLeave(r); last {
-			w = sayGoodbye(w, r)
-		}
+		serveDraining(next, w, r)
+		return
 	}
 	next.ServeHTTP(w, r)
 	if h.drainer.draining.Load() {
-		if c := connOf(r); c != nil {
-			c.answer(r, received, last)
-		}
+		answered(r, time.Time{}, false) // requests before the drain do not pay for the clock
+	}
+}
+
+func serveDraining(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	received, last := time.Now(), mayLeave(r)
+	if last {
+		w = sayGoodbye(w, r)
+	}
+	next.ServeHTTP(w, r)
+	answered(r, received, last)
+}
+
+func answered(r *http.Request, received time.Time, last bool) {
+	if c := connOf(r); c != nil {
+		c.answer(r, received, last)
 	}
 }
 

@@ -1,6 +1,7 @@
 package httpdrain_test
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -36,6 +37,55 @@ func TestDrippingHeader(t *testing.T) {
 		}
 		s.finished(result)
 	})
+}
+
+// A response that the kernel is still sending keeps its connection: the grace begins when
+// the client can have it all.
+func TestDrippingResponse(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	t.Parallel()
+	const grace, size = 2 * time.Second, 256 << 10
+	idle := make(chan struct{}, 1)
+	s := start(t, config{grace: grace, handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Write(make([]byte, size))
+	}), server: func(s *http.Server) {
+		s.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateIdle {
+				idle <- struct{}{}
+			}
+		}
+	}})
+	c := dial(t, s.addr)
+	if err := c.Conn.(*net.TCPConn).SetReadBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c.send(get("/"))
+	wait(t, idle, "StateIdle")
+	result := s.drain(t.Context())
+	response, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drip := time.Tick(grace / 100)
+	var silence time.Duration
+	last := time.Now()
+	for begin := last; time.Since(begin) < grace*3/2; <-drip {
+		io.CopyN(io.Discard, response.Body, 1<<10)
+		silence = max(silence, time.Since(last))
+		last = time.Now()
+	}
+	if silence > grace/4 {
+		t.Skipf("the machine is too busy: the client was silent for %v", silence)
+	}
+	if rest, err := io.Copy(io.Discard, response.Body); rest < size/4 || err != nil {
+		t.Fatalf("the rest of the response is %d bytes, %v", rest, err)
+	}
+	if a := c.get("/"); !a.Close || len(a.body) != size {
+		t.Errorf("%d bytes, close %t", len(a.body), a.Close)
+	}
+	s.finished(result)
 }
 
 // A request that begins after its connection was taken for silent, on a server that

@@ -19,6 +19,16 @@ func lastReceived(nc net.Conn, now time.Time) (at time.Time, ok bool) {
 	return now.Add(-time.Duration(info.Last_data_recv) * time.Millisecond), true
 }
 
+// lastTransfer is the same for what was received or sent. A response that the server has
+// written may take long to be sent to a client on a slow link.
+func lastTransfer(nc net.Conn, now time.Time) (at time.Time, ok bool) {
+	info, ok := tcpInfo(nc)
+	if !ok {
+		return time.Time{}, false
+	}
+	return now.Add(-time.Duration(min(info.Last_data_recv, info.Last_data_sent)) * time.Millisecond), true
+}
+
 // States of TCP in which the other end has closed: include/net/tcp_states.h of Linux.
 const (
 	tcpTimeWait  = 6

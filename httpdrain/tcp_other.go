@@ -12,3 +12,6 @@ func lastReceived(net.Conn, time.Time) (at time.Time, ok bool) { return time.Tim
 
 // clientClosed cannot tell on this platform.
 func clientClosed(net.Conn) bool { return false }
+
+// lastTransfer cannot tell on this platform.
+func lastTransfer(net.Conn, time.Time) (at time.Time, ok bool) { return time.Time{}, false }

@@ -141,6 +141,41 @@ func (s *service) finishedInBubble(result <-chan error) {
 	}
 }
 
+// deafConn does not heed deadlines of reads once it is deaf.
+type deafConn struct {
+	net.Conn
+	deaf atomic.Bool
+}
+
+func (c *deafConn) SetReadDeadline(at time.Time) error {
+	if c.deaf.Load() {
+		return nil
+	}
+	return c.Conn.SetReadDeadline(at)
+}
+
+// A silent connection whose reads cannot be made to fail does not hold up the drain: a
+// second later Server.Shutdown closes it.
+func TestDeafConnection(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello), grace: time.Minute}, func(t *testing.T, s *service, m *memory) {
+		deaf := new(deafConn)
+		nc, err := m.dialBy(func(nc net.Conn) net.Conn { deaf.Conn = nc; return deaf })
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, nc)
+		c.SetDeadline(time.Time{})
+		c.get("/").more(t, "hello")
+		synctest.Wait()
+		deaf.deaf.Store(true)
+		begin := time.Now()
+		result := s.drain(t.Context())
+		c.closed()
+		after(t, begin, "the connection was closed", time.Minute+time.Second)
+		s.finishedInBubble(result)
+	})
+}
+
 // A request in the last moment of the grace is served.
 func TestRequestDuringGrace(t *testing.T) {
 	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {

@@ -1,11 +1,15 @@
 package service_test
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"example.com/tableflip"
@@ -19,7 +23,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	server := &http.Server{Addr: ":8080", Handler: http.FileServer(http.Dir("/srv/www"))}
-	if err := service.Run(upg, service.Options{}, server); err != nil {
+	if err := service.Run(upg, service.Options{}, service.HTTP(server)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -42,7 +46,7 @@ func ExampleRun_servers() {
 		ReadHeaderTimeout: 5 * time.Second,
 	}
 	admin := &http.Server{Addr: "/run/service/admin.sock", Handler: http.DefaultServeMux}
-	if err := service.Run(upg, service.Options{}, public, admin); err != nil {
+	if err := service.Run(upg, service.Options{}, service.HTTP(public), service.HTTP(admin)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -69,7 +73,8 @@ func ExampleRun_streams() {
 			}
 		}
 	}
-	if err := service.Run(upg, service.Options{}, &http.Server{Addr: ":8080", Handler: http.HandlerFunc(stream)}); err != nil {
+	server := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(stream)}
+	if err := service.Run(upg, service.Options{}, service.HTTP(server)); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -83,7 +88,57 @@ func ExampleHealth() {
 	health := new(service.Health)
 	http.Handle("/health", health)
 	opts := service.Options{Health: health, DrainDelay: 10 * time.Second}
-	if err := service.Run(upg, opts, &http.Server{Addr: ":8080"}); err != nil {
+	if err := service.Run(upg, opts, service.HTTP(&http.Server{Addr: ":8080"})); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A line server, whose connections stay with the process that has accepted them. Serve
+// returns when the listener is closed and they have ended, which is its drain.
+func ExampleStream() {
+	upg, err := tableflip.New(tableflip.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	serve := func(ln net.Listener) error {
+		var connections sync.WaitGroup
+		defer connections.Wait()
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return err
+			}
+			connections.Go(func() {
+				defer conn.Close()
+				io.Copy(conn, conn)
+			})
+		}
+	}
+	if err := service.Run(upg, service.Options{}, service.Stream("tcp", ":7", serve, nil)); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Jobs at certain times, which no two processes must do.
+func ExampleBackground() {
+	upg, err := tableflip.New(tableflip.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	jobs := func(ctx context.Context) error {
+		for tick := time.NewTicker(time.Hour); ; {
+			select {
+			case <-tick.C:
+				log.Print("a job")
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+	server := &http.Server{Addr: ":8080"}
+	// The jobs pause after an upgrade until the old process has drained.
+	opts := service.Options{DrainTimeout: 10 * time.Second}
+	if err := service.Run(upg, opts, service.HTTP(server), service.Background(jobs)); err != nil {
 		log.Fatal(err)
 	}
 }

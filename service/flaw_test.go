@@ -90,7 +90,7 @@ func TestFlawIsFoundBeforeReady(t *testing.T) {
 			server := &http.Server{Addr: "localhost:0"}
 			flaw.put(server)
 			r := &run{t: t, ran: make(chan error, 1)}
-			go func() { r.ran <- service.Run(unaskedUpgrader{newStub(t), t}, quiet(), server) }()
+			go func() { r.ran <- service.Run(unaskedUpgrader{newStub(t), t}, quiet(), service.HTTP(server)) }()
 			err := r.returns()
 			if err == nil || !strings.Contains(err.Error(), flaw.says) || !strings.Contains(err.Error(), "localhost:0") {
 				t.Errorf("got %v, want the address and %q", err, flaw.says)

@@ -9,18 +9,22 @@ import (
 	"syscall"
 )
 
-// orders are what signals tell the process.
+// orders are what signals, and the control socket, tell the process.
 type orders struct {
-	upgrade <-chan os.Signal
-	stop    context.Context // ends with the first SIGTERM or SIGINT
-	now     context.Context // ends with the second SIGINT
-	forget  func()          // gives the signals back, and ends both
+	upgrade <-chan os.Signal  // holds one, however many have come
+	stop    context.Context   // ends with the first SIGTERM or SIGINT
+	now     context.Context   // ends with the second SIGINT
+	tell    func(cause error) // ends stop as a signal does
+	forget  func()            // gives the signals back, and ends both
 }
 
-func hear() *orders {
+func hear(upgrades []os.Signal) *orders {
+	if len(upgrades) == 0 {
+		upgrades = []os.Signal{hangup}
+	}
 	// One channel for each, so that no number of one keeps out another.
 	upgrade, terminate, interrupt := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan os.Signal, 2)
-	signal.Notify(upgrade, hangup)
+	signal.Notify(upgrade, upgrades...)
 	signal.Notify(terminate, syscall.SIGTERM)
 	signal.Notify(interrupt, os.Interrupt)
 
@@ -40,7 +44,7 @@ func hear() *orders {
 		}
 		tellNow(errors.New("service: interrupted twice"))
 	}()
-	return &orders{upgrade, stop, now, func() {
+	return &orders{upgrade, stop, now, tellStop, func() {
 		for _, signals := range []chan os.Signal{upgrade, terminate, interrupt} {
 			signal.Stop(signals)
 		}

@@ -1,7 +1,7 @@
-// Package service runs net/http servers that are upgraded and stopped by signals
-// without losing a request. It puts the parts together that most services need:
-// package tableflip for the upgrade, package httpdrain for the end of the old
-// process, and the signals.
+// Package service runs the servers of a process that is upgraded and stopped by signals
+// without losing a request. It puts the parts together that most services need: package
+// tableflip for the upgrade, package httpdrain for the end of HTTP in the old process,
+// the signals, the deadlines, and what only one process may do at a time.
 package service
 
 import (
@@ -11,15 +11,20 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/control"
+	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/queue"
+	stub "example.com/tableflip/testing"
 )
 
-// This file owns the life of the process: set-up, Ready, service, delay, drain.
+// This file owns the life of the process: set-up, Ready, service, delay, drain. What a
+// server is to it is server.go's, what signals say orders.go's.
 
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero or negative.
 const DefaultDrainTimeout = 30 * time.Second
@@ -31,6 +36,19 @@ const hurryTimeout = time.Second
 
 // Options are the options of Run. The zero value is usable.
 type Options struct {
+	// UpgradeSignals are the signals that upgrade the process. If there are none, it is
+	// SIGHUP.
+	UpgradeSignals []os.Signal
+
+	// BeforeUpgrade, if not nil, is called before the new process is started, for a
+	// rehearsal, too. An error refuses the upgrade: it may check the new configuration, or the new binary. Its
+	// context ends when the process is told to stop.
+	BeforeUpgrade func(context.Context) error
+
+	// UpgradeFailed, if not nil, is called with the error of an upgrade that failed, or
+	// that BeforeUpgrade has refused. The process goes on.
+	UpgradeFailed func(error)
+
 	// DrainTimeout limits how long the process may take to finish its requests
 	// once it has been replaced or stopped. What is left then is cut. If zero or
 	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
@@ -38,9 +56,14 @@ type Options struct {
 	// starts the service again.
 	DrainTimeout time.Duration
 
+	// StopTimeout, if positive, takes the place of DrainTimeout once the process was told
+	// to stop, also if it has been replaced before and drains. So a process that was
+	// replaced may have hours, and a stop need not take longer than a supervisor waits.
+	StopTimeout time.Duration
+
 	// DrainDelay is how long the process still accepts connections and serves after it
 	// was told to stop, so that load balancers have the time to notice that Health
-	// fails. DrainTimeout begins after it. A process that was replaced drains at once,
+	// fails. The timeouts begin after it. A process that was replaced drains at once,
 	// because its successor accepts on the same sockets. The zero value is right if
 	// clients connect directly.
 	DrainDelay time.Duration
@@ -48,9 +71,19 @@ type Options struct {
 	// Health, if not nil, fails as soon as the process is told to stop.
 	Health *Health
 
-	// IdleGrace is how long a connection must have been silent before the drain closes
-	// it: see [httpdrain.Drainer]. If zero, [httpdrain.DefaultIdleGrace] is used.
+	// IdleGrace is how long a connection of an HTTP server must have been silent before
+	// the drain closes it: see [httpdrain.Drainer]. If zero,
+	// [httpdrain.DefaultIdleGrace] is used.
 	IdleGrace time.Duration
+
+	// WaitHijacked has the drain of HTTP servers wait for hijacked connections
+	// (WebSocket): see [httpdrain.Drainer].
+	WaitHijacked bool
+
+	// Control, if not empty, is the path of a Unix socket at which the process can be
+	// asked for an upgrade, its status and more: see package control. The Upgrader must
+	// implement [control.Upgrader], as that of package tableflip does.
+	Control string
 
 	// Logger receives records of upgrades and of the drain. If nil, slog.Default() is
 	// used.
@@ -61,7 +94,9 @@ type Options struct {
 // tableflip/testing implements it, too.
 type Upgrader interface {
 	Listen(network, addr string) (net.Listener, error)
+	ListenPacket(network, addr string) (net.PacketConn, error)
 	Ready() error
+	WaitForParent(context.Context) error
 	UpgradeContext(context.Context) error
 	Exit() <-chan struct{}
 	Replaced() bool
@@ -71,158 +106,320 @@ type Upgrader interface {
 
 var _ Upgrader = (*tableflip.Upgrader)(nil)
 
-// Run listens on every server's Addr, reports that the process is ready, and serves.
+// Run listens on every server's address, reports that the process is ready, and serves.
 // SIGHUP upgrades the process; SIGTERM and SIGINT (Ctrl-C) stop it. Once the process
-// has been replaced or stopped, Run drains the servers, and returns when that is done.
+// has been replaced or stopped, Run drains the servers side by side, and returns when
+// that is done. [HTTP], [Stream], [Packet] and [Background] make servers.
 //
 // Further SIGTERMs change nothing, because supervisors send more than one in everyday
-// use, also to processes that have been replaced. DrainTimeout limits the drain. The
+// use, also to processes that have been replaced. The timeouts limit the drain. The
 // second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
 // process and its group, as timeout -s INT does, sends two.
 //
-// An Addr is HOST:PORT, as for net/http (":http" if it is empty, ":https" with TLS),
-// or the path of a Unix socket, which begins with a slash. A server whose TLSConfig
-// is not nil serves TLS, with the certificates that are in it. Run tries the set-up of
-// each server, down to a TLS handshake in memory, before it reports that the process
-// is ready: a new version that could not serve fails, and the old one goes on.
+// A signal to upgrade that comes while an upgrade is under way, or while the previous
+// process still drains, is kept, once, and heeded as soon as that is over, by the new
+// process if the upgrade has succeeded. A signal to stop cancels an upgrade. A failed
+// upgrade is logged, and Run goes on.
 //
-// An upgrade while the previous process still drains is refused
-// (tableflip.ErrParentRunning), and only logged: send SIGHUP again once it has ended.
-// A signal to stop cancels an upgrade.
-//
-// Handlers of long-lived responses (streams, server-sent events) end when upg.Exit is
-// closed; the functions of Server.RegisterOnShutdown are called too late for that.
-// Hijacked connections are not waited for.
+// If upg is nil, as it is where tableflip.New returns ErrNotSupported, Run serves without
+// upgrades, and logs that.
 //
 // The error is nil if nothing went wrong and nothing was cut, also if a signal stopped
 // the process before it was ready. Otherwise it says why the service could not start or
-// go on, or wraps the [*httpdrain.CutError] of a drain that took too long. A failed
-// upgrade is only logged, and Run goes on.
+// go on, or what the drain has cut: an [*httpdrain.CutError] of an HTTP server, or what a
+// server's own shutdown has returned. The program must then exit, because what was cut
+// may be running still.
 //
-// Run stops upg. A program that calls upg.Stop itself has no DrainDelay. The servers
-// cannot be used again.
-func Run(upg Upgrader, opts Options, servers ...*http.Server) error {
-	defer upg.Stop()
-	logger := cmp.Or(opts.Logger, slog.Default())
-	told := hear()
-	defer told.forget()
-	context.AfterFunc(told.stop, opts.Health.fail)
+// Run stops upg. A program that calls upg.Stop itself has no DrainDelay. If the service
+// cannot start, the parent's Upgrade returns the reason. The servers cannot be used again.
+func Run(upg Upgrader, opts Options, servers ...Server) error {
+	opts.Logger = cmp.Or(opts.Logger, slog.Default())
+	if u, ok := upg.(*tableflip.Upgrader); upg == nil || ok && u == nil {
+		opts.Logger.Warn("there is no Upgrader: this process can't be upgraded")
+		upg = cannotUpgrade()
+	}
+	p := &process{
+		upg:    upg,
+		opts:   opts,
+		told:   hear(opts.UpgradeSignals),
+		asked:  queue.Asked(),
+		failed: make(chan struct{}, len(servers)),
+		asks:   make(chan ask),
+	}
+	defer p.upg.Stop()
+	defer p.told.forget()
+	defer p.closeControl() // last, because whoever has asked for an upgrade waits for the answer
+	context.AfterFunc(p.told.stop, opts.Health.fail)
 
-	fronts, err := start(upg, told, servers)
-	if err != nil {
-		for _, f := range fronts {
-			f.ln.Close()
-		}
-		if told.stop.Err() != nil && errors.Is(err, tableflip.ErrStopped) {
-			logger.Info("stopped before it was ready", "cause", context.Cause(told.stop))
+	if err := p.start(servers); err != nil {
+		if p.told.stop.Err() != nil && errors.Is(err, tableflip.ErrStopped) {
+			opts.Logger.Info("stopped before it was ready", "cause", context.Cause(p.told.stop))
 			return nil
 		}
+		p.fail(err)
 		return err
 	}
-	logger.Info("ready", "pid", os.Getpid())
+	opts.Logger.Info("ready", "pid", os.Getpid())
 	opts.Health.succeed()
 
-	failed := make(chan error, len(fronts))
-	for _, f := range fronts {
-		f.drainer.IdleGrace = opts.IdleGrace
-		go func() {
-			if err := f.serve(); !errors.Is(err, http.ErrServerClosed) {
-				failed <- fmt.Errorf("service: serve on %s: %w", f.ln.Addr(), err)
-			}
-		}()
+	p.serve()
+	if p.untilExit() && p.upg.Replaced() {
+		// The signal that came during the upgrade may be about a binary that is newer
+		// than the one that was started.
+		queue.Keep()
+		opts.Logger.Info("upgrade passed on")
 	}
-	serveErr := untilExit(upg, told, logger, opts.DrainDelay, failed)
 
-	logger.Info("draining")
+	opts.Logger.Info("draining")
 	begin := time.Now()
-	drainErr := drain(upg, told, opts.DrainTimeout, fronts)
-	logger.Info("drained", "took", time.Since(begin), "error", drainErr)
-	return errors.Join(serveErr, drainErr)
+	err := p.drain()
+	opts.Logger.Info("drained", "took", time.Since(begin), "error", err)
+	return err
 }
 
-// start does all that can fail, and then calls Ready. The caller closes the listeners
-// of what it returns with an error.
-func start(upg Upgrader, told *orders, servers []*http.Server) ([]*front, error) {
+// A process is this one, from Run's begin to its end.
+type process struct {
+	upg    Upgrader
+	opts   Options // Logger is not nil
+	told   *orders
+	asked  <-chan struct{} // an upgrade of the predecessor, which it has passed on
+	fronts []*front
+	failed chan struct{} // has an element for each server that has failed
+	asks   chan ask
+
+	control  *control.Server // nil if there is none
+	cut      atomic.Int64    // connections, by the drain
+	upgrades sync.WaitGroup
+}
+
+// cannotUpgrade is for platforms without upgrades.
+func cannotUpgrade() Upgrader {
+	upg, _ := stub.New() // Its error is always nil.
+	return upg
+}
+
+// start does all that can fail, and then calls Ready. If it fails, it closes what it has
+// opened.
+func (p *process) start(servers []Server) (err error) {
 	// Ready can take as long as the parent hesitates.
-	release := context.AfterFunc(told.stop, upg.Stop)
+	release := context.AfterFunc(p.told.stop, p.upg.Stop)
 	defer release()
-
-	var fronts []*front
-	for _, server := range servers {
-		f, err := newFront(upg, server)
+	defer func() {
 		if err != nil {
-			return fronts, err
-		}
-		fronts = append(fronts, f)
-	}
-	return fronts, upg.Ready()
-}
-
-// untilExit upgrades the process until it is to exit, and stops it when it is told
-// to, or when a server has failed, which is the error.
-func untilExit(upg Upgrader, told *orders, logger *slog.Logger, delay time.Duration, failed <-chan error) error {
-	stop := told.stop.Done()
-	var delayed <-chan time.Time
-	for {
-		select {
-		case <-upg.Exit():
-			return nil
-		case err := <-failed:
-			upg.Stop()
-			return err
-		case <-told.upgrade:
-			// Not here, so that the process can be stopped meanwhile.
-			go upgrade(told.stop, upg, logger)
-		case <-stop:
-			logger.Info("stopping", "cause", context.Cause(told.stop), "delay", delay)
-			stop, delayed = nil, time.After(delay)
-		case <-delayed:
-			upg.Stop()
-			return nil
-		case <-told.now.Done():
-			upg.Stop()
-			return nil
-		}
-	}
-}
-
-func upgrade(ctx context.Context, upg Upgrader, logger *slog.Logger) {
-	begin := time.Now()
-	if err := upg.UpgradeContext(ctx); err != nil {
-		logger.Error("upgrade failed", "error", err)
-		return
-	}
-	logger.Info("upgrade succeeded", "took", time.Since(begin))
-}
-
-// drain drains the servers side by side, until they are, the timeout has passed, or
-// the process is told to end now.
-func drain(upg Upgrader, told *orders, timeout time.Duration, fronts []*front) error {
-	if timeout <= 0 {
-		timeout = DefaultDrainTimeout
-	}
-	ctx, cancel := context.WithTimeoutCause(told.now, timeout,
-		fmt.Errorf("service: not drained after %v", timeout))
-	defer cancel()
-	ctx, cut := context.WithCancelCause(ctx)
-	defer cut(nil)
-	go func() {
-		select {
-		case <-upg.Hurry():
-			time.AfterFunc(hurryTimeout, func() {
-				cut(fmt.Errorf("service: not drained %v after the new process has died", hurryTimeout))
-			})
-		case <-ctx.Done():
+			for _, f := range p.fronts {
+				if f.close != nil {
+					f.close()
+				}
+			}
 		}
 	}()
 
-	errs := make([]error, len(fronts))
+	for _, server := range servers {
+		f, err := server.open(p)
+		if err != nil {
+			return err
+		}
+		f.ended = make(chan struct{})
+		p.fronts = append(p.fronts, f)
+	}
+	if err := p.openControl(); err != nil {
+		return err
+	}
+	return p.upg.Ready()
+}
+
+// fail tells the parent, if there is one, why this process cannot take over.
+func (p *process) fail(err error) {
+	if upg, ok := p.upg.(interface{ Fail(error) }); ok {
+		upg.Fail(err)
+	}
+}
+
+func (p *process) serve() {
+	if p.control != nil {
+		go p.control.Serve()
+	}
+	for _, f := range p.fronts {
+		go func() {
+			f.run(p.upg.Exit())
+			if f.err != nil {
+				p.failed <- struct{}{}
+			}
+		}()
+	}
+}
+
+// untilExit upgrades the process until it is to exit, and stops it when it is told
+// to, or when a server has failed. It reports whether another upgrade is wanted.
+func (p *process) untilExit() (wanted bool) {
+	// No upgrade can begin while the predecessor drains, or during another one. Both end
+	// outside of this goroutine, so that the process can be stopped.
+	alone, upgrading := false, false
+	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
+	go func() {
+		if p.upg.WaitForParent(p.told.stop) == nil {
+			ended <- struct{}{}
+		}
+	}()
+	begin := func(ctx context.Context, try func(context.Context) error) <-chan error {
+		upgrading = true
+		result := make(chan error, 1)
+		p.upgrades.Go(func() {
+			result <- try(ctx)
+			upgraded <- struct{}{}
+		})
+		return result
+	}
+	want := func() {
+		wanted = true
+		if !alone || upgrading {
+			p.opts.Logger.Info("upgrade queued")
+			go queue.Keep() // which a service manager can hold up
+		}
+	}
+	stop := p.told.stop.Done()
+	var delayed <-chan time.Time
+	for {
+		if wanted && alone && !upgrading {
+			wanted = false
+			begin(p.told.stop, p.upgrade)
+		}
+		select {
+		case <-p.upg.Exit():
+			return wanted || len(p.told.upgrade) > 0
+		case <-p.failed:
+			p.upg.Stop()
+		case <-p.told.upgrade:
+			want()
+		case <-p.asked:
+			want()
+		case a := <-p.asks:
+			switch {
+			case p.told.stop.Err() != nil:
+				a.refuse(tableflip.ErrStopped)
+			case upgrading:
+				a.refuse(tableflip.ErrUpgradeInProgress)
+			case !alone && p.besideParent():
+				a.refuse(tableflip.ErrParentRunning)
+			default:
+				a.begun <- begin(a.ctx, a.try)
+			}
+		case <-ended:
+			alone = true
+		case <-upgraded:
+			upgrading = false
+		case <-stop:
+			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
+			stop, delayed = nil, time.After(p.opts.DrainDelay)
+		case <-delayed:
+			p.upg.Stop()
+		case <-p.told.now.Done():
+			p.upg.Stop()
+		}
+	}
+}
+
+// besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
+// needs no goroutine that may not have run since.
+func (p *process) besideParent() bool {
+	upg, ok := p.upg.(interface {
+		Generations() []tableflip.Generation
+	})
+	if !ok {
+		return true
+	}
+	generations := upg.Generations()
+	return len(generations) == 0 || generations[0].PID != os.Getpid()
+}
+
+// upgrade returns when the process has been replaced, or has not and logged why.
+func (p *process) upgrade(ctx context.Context) error {
+	begin := time.Now()
+	err := p.afterCheck(ctx, p.upg.UpgradeContext)
+	if err == nil {
+		p.opts.Logger.Info("upgrade succeeded", "took", time.Since(begin))
+		return nil
+	}
+	p.opts.Logger.Error("upgrade failed", "error", err)
+	if p.opts.UpgradeFailed != nil {
+		p.opts.UpgradeFailed(err)
+	}
+	return err
+}
+
+// afterCheck tries what BeforeUpgrade does not refuse.
+func (p *process) afterCheck(ctx context.Context, try func(context.Context) error) error {
+	if p.opts.BeforeUpgrade != nil {
+		if err := p.opts.BeforeUpgrade(ctx); err != nil {
+			return err
+		}
+	}
+	return try(ctx)
+}
+
+// drain drains the servers side by side, until they are, the time is over, or the
+// process is told to end now.
+func (p *process) drain() error {
+	ctx, cut := context.WithCancelCause(p.told.now)
+	defer cut(nil)
+	go p.limitDrain(ctx, cut)
+
+	errs := make([]error, len(p.fronts))
 	var wait sync.WaitGroup
-	for i, f := range fronts {
-		// The queue of the listener is the successor's.
-		f.drainer.Replaced = upg.Replaced()
-		wait.Go(func() { errs[i] = f.drainer.Shutdown(ctx) })
+	for i, f := range p.fronts {
+		wait.Go(func() {
+			errs[i] = f.drain(ctx)
+			if cut, ok := errors.AsType[*httpdrain.CutError](errs[i]); ok {
+				p.cut.Add(int64(cut.Connections))
+			}
+		})
 	}
 	wait.Wait()
+
+	// An upgrade is over, but what is done after it may not be.
+	reported := make(chan struct{})
+	go func() {
+		p.upgrades.Wait()
+		close(reported)
+	}()
+	select {
+	case <-reported:
+	case <-ctx.Done():
+	}
 	return errors.Join(errs...)
+}
+
+// limitDrain cuts a drain when the first of the timeouts that have begun is over.
+func (p *process) limitDrain(ctx context.Context, cut context.CancelCauseFunc) {
+	cutAfter := func(timeout time.Duration, since string) {
+		time.AfterFunc(timeout, func() { cut(fmt.Errorf("service: not drained %v after %s", timeout, since)) })
+	}
+	timeout := p.opts.DrainTimeout
+	if timeout <= 0 {
+		timeout = DefaultDrainTimeout
+	}
+	stopTimeout := p.opts.StopTimeout
+	if stopTimeout <= 0 {
+		stopTimeout = timeout
+	}
+
+	stop, hurry := p.told.stop.Done(), p.upg.Hurry()
+	if p.upg.Replaced() {
+		cutAfter(timeout, "it was replaced")
+	} else {
+		stop = nil
+		cutAfter(stopTimeout, "it was stopped")
+	}
+	for {
+		select {
+		case <-stop:
+			stop = nil
+			cutAfter(stopTimeout, "it was told to stop")
+		case <-hurry:
+			hurry = nil
+			cutAfter(hurryTimeout, "the new process has died")
+		case <-ctx.Done():
+			return
+		}
+	}
 }

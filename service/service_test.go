@@ -47,7 +47,7 @@ func serveRole() {
 		if flaw, err := os.ReadFile(filepath.Join(directory, "flaw")); err == nil {
 			flaws[string(flaw)].put(server)
 		}
-		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond}, server)
+		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond, Control: filepath.Join(directory, "ctl")}, service.HTTP(server))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -170,7 +170,8 @@ func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	upg, err := stub.New()
 	proctest.OK(t, err)
 	socket := filepath.Join(t.TempDir(), "socket")
-	err = service.Run(upg, service.Options{}, &http.Server{Addr: socket}, &http.Server{Addr: taken.Addr().String()})
+	err = service.Run(upg, service.Options{},
+		service.HTTP(&http.Server{Addr: socket}), service.HTTP(&http.Server{Addr: taken.Addr().String()}))
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v, want that the address is in use", err)
 	}
@@ -198,7 +199,7 @@ func TestServeErrorStopsTheService(t *testing.T) {
 	upg, err := stub.New()
 	proctest.OK(t, err)
 	server := &http.Server{Addr: "localhost:0", ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	err = service.Run(brokenUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, server)
+	err = service.Run(brokenUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, service.HTTP(server))
 	if !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
 	}
@@ -211,7 +212,7 @@ func (unreadyUpgrader) Ready() error { return errBroken }
 func TestReadyErrorStopsTheService(t *testing.T) {
 	upg, err := stub.New()
 	proctest.OK(t, err)
-	err = service.Run(unreadyUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, &http.Server{Addr: "localhost:0"})
+	err = service.Run(unreadyUpgrader{upg}, service.Options{Logger: slog.New(slog.DiscardHandler)}, service.HTTP(&http.Server{Addr: "localhost:0"}))
 	if !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
 	}

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/tableflip"
 	"example.com/tableflip/httpdrain"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
@@ -38,7 +39,9 @@ type replaceable struct {
 	exit     chan struct{}
 	end      func() // closes exit
 	hurry    chan struct{}
+	parent   chan struct{} // closed when the predecessor has ended
 	upgrades chan context.Context
+	outcomes chan error    // of upgrades
 	serving  chan struct{} // closed by Ready
 }
 
@@ -67,8 +70,29 @@ func (upg replaceable) Ready() error {
 
 func (upg replaceable) UpgradeContext(ctx context.Context) error {
 	upg.upgrades <- ctx
-	<-ctx.Done()
-	return context.Cause(ctx)
+	select {
+	case err := <-upg.outcomes:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (upg replaceable) Generations() []tableflip.Generation {
+	self := tableflip.Generation{PID: os.Getpid()}
+	if proctest.IsClosed(upg.parent) {
+		return []tableflip.Generation{self}
+	}
+	return []tableflip.Generation{{PID: os.Getppid()}, self}
+}
+
+func (upg replaceable) WaitForParent(ctx context.Context) error {
+	select {
+	case <-upg.parent:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // A run is a call of service.Run in this process.
@@ -83,32 +107,64 @@ type run struct {
 // startRun runs a server, and returns when it is ready.
 func startRun(t *testing.T, opts service.Options, server *http.Server) *run {
 	t.Helper()
+	socket := filepath.Join(t.TempDir(), "socket")
+	server.Addr = cmp.Or(server.Addr, socket)
+	r := startServers(t, opts, service.HTTP(server))
+	r.socket = socket
+	return r
+}
+
+// startServers runs servers in a process without a predecessor.
+func startServers(t *testing.T, opts service.Options, servers ...service.Server) *run {
+	t.Helper()
+	r := startBesideParent(t, opts, servers...)
+	close(r.upg.parent)
+	return r
+}
+
+func startBesideParent(t *testing.T, opts service.Options, servers ...service.Server) *run {
+	t.Helper()
+	r := newRun(t)
+	r.run(r.upg, opts, servers...)
+	return r
+}
+
+func newRun(t *testing.T) *run {
 	exit := make(chan struct{})
-	r := &run{
+	return &run{
 		t: t,
 		upg: replaceable{
 			Upgrader: newStub(t),
 			exit:     exit,
 			end:      sync.OnceFunc(func() { close(exit) }),
 			hurry:    make(chan struct{}),
+			parent:   make(chan struct{}),
 			upgrades: make(chan context.Context, 1),
+			outcomes: make(chan error),
 			serving:  make(chan struct{}),
 		},
-		socket: filepath.Join(t.TempDir(), "socket"),
-		ran:    make(chan error, 1),
-		heard:  make(chan os.Signal, 10),
+		ran:   make(chan error, 1),
+		heard: hearSignals(t),
 	}
-	server.Addr = cmp.Or(server.Addr, r.socket)
-	// The test hears all signals, too, so that none ends it.
-	signal.Notify(r.heard, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
-	t.Cleanup(func() { signal.Stop(r.heard) })
-	go func() { r.ran <- service.Run(r.upg, opts, server) }()
+}
+
+// hearSignals has the test hear all signals, too, so that none ends it.
+func hearSignals(t *testing.T) chan os.Signal {
+	heard := make(chan os.Signal, 10)
+	signal.Notify(heard, syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTERM, os.Interrupt)
+	t.Cleanup(func() { signal.Stop(heard) })
+	return heard
+}
+
+// run returns when the servers are ready.
+func (r *run) run(upg service.Upgrader, opts service.Options, servers ...service.Server) {
+	r.t.Helper()
+	go func() { r.ran <- service.Run(upg, opts, servers...) }()
 	select {
 	case <-r.upg.serving:
 	case err := <-r.ran:
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	return r
 }
 
 // signal returns when this process has got a signal, Run in particular.
@@ -255,7 +311,7 @@ func TestDrainTimeoutCuts(t *testing.T) {
 	r := startRun(t, opts, conversations())
 	r.begin()
 	r.signal(syscall.SIGTERM)
-	r.isCutBy("not drained after 1ms")
+	r.isCutBy("not drained 1ms after it was stopped")
 }
 
 // No supervisor starts the service again before the old process has ended.
@@ -289,7 +345,7 @@ func TestTermBeforeReady(t *testing.T) {
 	opts := quiet()
 	opts.DrainDelay = time.Hour // it serves nobody who would have to look away
 	r := &run{t: t, ran: make(chan error, 1)}
-	go func() { r.ran <- service.Run(upg, opts, &http.Server{Addr: "localhost:0"}) }()
+	go func() { r.ran <- service.Run(upg, opts, service.HTTP(&http.Server{Addr: "localhost:0"})) }()
 	if err := r.returns(); err != nil {
 		t.Errorf("got %v", err)
 	}

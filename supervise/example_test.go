@@ -23,7 +23,7 @@ func ExampleSelf() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := service.Run(upg, service.Options{}, &http.Server{Addr: ":8080"}); err != nil {
+	if err := service.Run(upg, service.Options{}, service.HTTP(&http.Server{Addr: ":8080"})); err != nil {
 		log.Fatal(err)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// These are about those who mean harm, do not listen, or do not know better.
+// These tests are about processes that mean harm, do not read, or break the rules.
 
 // keepsMain checks that main is the main process still, and not another.
 func (b *bed) keepsMain(main, other *puppet) {
@@ -67,7 +67,7 @@ func init() {
 	})
 }
 
-// To the supervisor, whoever is in another PID namespace is process 0.
+// To the supervisor, a process in another PID namespace has PID 0.
 func TestStrangerOfAnotherPIDNamespace(t *testing.T) {
 	t.Parallel()
 	b := startPID1(t, nil, "puppet")
@@ -226,7 +226,7 @@ func TestUnannouncedIsFollowed(t *testing.T) {
 	b.wantStatus(7)
 }
 
-// What listens is no successor of a main process that was told to stop, has said
+// A process that listens is no successor if the main process was told to stop, has said
 // that it stops, or has crashed.
 func TestUnannouncedIsNot(t *testing.T) {
 	t.Parallel()
@@ -255,7 +255,7 @@ func TestUnannouncedIsNot(t *testing.T) {
 	}
 }
 
-// A main process that ends in an upgrade has not done what it was to do.
+// If a main process ends during an upgrade, that is no success.
 func TestUnfinishedUpgradeIsNoSuccess(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -296,7 +296,7 @@ func TestCrashDoesNotWaitForDraining(t *testing.T) {
 	}
 }
 
-// As process 1, the end of the supervisor is that of all.
+// If the supervisor is process 1, all processes end with it.
 func TestPID1Crash(t *testing.T) {
 	t.Parallel()
 	b := startPID1(t, []string{"-stop", "1h"}, "puppet")

@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// This file owns the log, which must never hold up what is logged: whoever reads it
-// may have stopped.
+// This file owns the log. It must never block the supervisor, even if nobody reads it any
+// more.
 
-// flushTimeout is how long the end waits for what has not been written yet.
+// flushTimeout is how long the end waits for records and messages that have not been
+// written yet.
 const flushTimeout = time.Second
 
-// A journal writes records in a goroutine of its own, and drops what it cannot keep.
+// A journal writes records in a goroutine of its own, and drops records if too many wait.
 type journal struct {
 	handler slog.Handler
 	records chan slog.Record
@@ -37,13 +38,10 @@ func openJournal(handler slog.Handler) *journal {
 			select {
 			case record := <-j.records:
 				j.write(record)
-				continue
-			default:
-			}
-			select {
-			case record := <-j.records:
-				j.write(record)
 			case <-j.closing:
+				for len(j.records) > 0 {
+					j.write(<-j.records)
+				}
 				return
 			}
 		}
@@ -60,7 +58,7 @@ func (j *journal) write(record slog.Record) {
 	}
 }
 
-// close waits until all is written, but not for long.
+// close waits until all records are written, for flushTimeout at most.
 func (j *journal) close() {
 	close(j.closing)
 	select {

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file owns the sockets of sd_notify(3): the one that the service writes to,
-// and the one that this process was given itself.
+// This file owns the sockets of sd_notify(3): the one that the service writes to, and the
+// one of the supervisor that this process has itself.
 
-// A notifySocket is what NOTIFY_SOCKET names for the service.
+// A notifySocket is the socket that NOTIFY_SOCKET names in the service's environment.
 type notifySocket struct {
 	file    *os.File
 	address string        // as in NOTIFY_SOCKET
@@ -114,8 +114,8 @@ func (n *notifySocket) receive() (m message, ok bool) {
 	return m, true
 }
 
-// close closes the message's descriptors, which for BARRIER=1 tells the sender that
-// all it said before has been heeded.
+// close closes the message's descriptors. For BARRIER=1, that tells the sender that all its
+// messages before were obeyed.
 func (m message) close() {
 	for _, fd := range m.descriptors {
 		unix.Close(fd)
@@ -134,8 +134,8 @@ func (m message) field(name string) string {
 // passedOn are the fields that concern this process's own supervisor, too.
 var passedOn = []string{"READY", "RELOADING", "MONOTONIC_USEC", "STOPPING", "STATUS", "ERRNO", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC"}
 
-// An outer is this process's own NOTIFY_SOCKET. Nil tells nobody. What hangs there
-// must not hang the service: it is told in a goroutine of its own.
+// An outer is this process's own NOTIFY_SOCKET. A nil outer sends nothing. A goroutine of
+// its own sends the messages, so that a reader that hangs does not block the supervisor.
 type outer struct {
 	address string
 	texts   chan string
@@ -160,7 +160,7 @@ func openOuter(log *journal) *outer {
 	return o
 }
 
-// close waits until all is sent, but not for long.
+// close waits until all messages are sent, for flushTimeout at most.
 func (o *outer) close() {
 	if o == nil {
 		return
@@ -172,8 +172,8 @@ func (o *outer) close() {
 	}
 }
 
-// passOn tells what concerns it of a message. If it does not read, the last messages
-// are kept for it, which say how things are.
+// passOn sends the fields of a message that concern the outer supervisor. If it does not
+// read, only the last messages are kept, because they say what the state is.
 func (o *outer) passOn(m message) {
 	if o == nil {
 		return

@@ -11,7 +11,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// These run the supervisor under those of others, with the recipes of examples/deploy.
+// These tests run the supervisor under other supervisors, with the recipes of
+// examples/deploy.
 
 const manyUpgrades = 10
 

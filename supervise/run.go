@@ -24,15 +24,16 @@ const supported = true
 // supervisorVariable holds the supervisor's PID in all processes of the service.
 const supervisorVariable = "TABLEFLIP_SUPERVISOR"
 
-// hurryTimeout is how long older generations delay the end if the main process has
-// ended unasked: the service is down, and who watches this process restarts it only
-// then. It is for the requests that are nearly answered, because the end of this
-// process may be theirs (process 1, KillMode=mixed). Tests make it shorter.
+// hurryTimeout is how long this process waits for older generations if the main process
+// has ended unasked. The service is down then, and whoever watches this process starts the
+// service again only after its end. The time is for requests that are nearly answered,
+// because the end of this process may be the end of older generations, too (process 1,
+// KillMode=mixed). Tests make it shorter.
 var hurryTimeout = time.Second
 
-// Bounds, so that nobody can have this process grow or be busy for ever.
+// These bounds keep the service from making this process grow, or be busy, for ever.
 const (
-	maxMessages = 1024 // before something else is looked at; no queue is as long by default
+	maxMessages = 1024 // in a row, before anything else is done; no queue is as long by default
 	maxClaims   = 16
 )
 
@@ -104,7 +105,7 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	defer signal.Stop(children)
-	// Who reads the log may end, and that must not end this process.
+	// The reader of the log may end. That must not end this process.
 	broken := make(chan os.Signal, 1)
 	signal.Notify(broken, unix.SIGPIPE)
 	defer signal.Stop(broken)
@@ -154,7 +155,7 @@ func (s Supervisor) run(path string, self bool) (int, error) {
 		case <-v.poll:
 		case <-v.hurry:
 			v.hurry, v.hurried = nil, true
-			// Nobody tells of the end of what older generations have started.
+			// No event announces the end of processes that older generations have started.
 			v.poll = time.Tick(100 * time.Millisecond)
 		}
 		v.catchUp()
@@ -203,9 +204,9 @@ func (v *supervision) startService(path string, self bool) error {
 	return nil
 }
 
-// catchUp learns what has happened since the last call. Children are waited for
-// first: what they said before they died is there to be received then, and counts
-// although they have died.
+// catchUp handles all that has happened since the last call. It reaps children first:
+// then all messages that they sent before they died have arrived, and those count although
+// the senders have died.
 func (v *supervision) catchUp() {
 	v.reap()
 	for range maxMessages {
@@ -234,7 +235,7 @@ func (v *supervision) catchUp() {
 			v.log.warn("not waiting for older generations")
 			v.phase = ended
 		case v.phase == killing:
-			// What was started by those that were killed before.
+			// Processes that those killed before had just started.
 			v.signalLeft(unix.SIGKILL, v.spared())
 		}
 	}
@@ -271,8 +272,8 @@ func (v *supervision) exists(pid int) bool {
 	return reaped || pid > 1 && pid != os.Getpid() && isDescendant(pid)
 }
 
-// heed obeys a message. What older generations say counts only if it names the main
-// process: systemd, too, ignores them.
+// heed obeys a message. A message that is not from the main process counts only if it names
+// a new main process. systemd ignores others, too.
 func (v *supervision) heed(m message) {
 	switch {
 	case !v.fromService(m):
@@ -335,13 +336,13 @@ func (v *supervision) heed(m message) {
 	v.outer.passOn(m)
 }
 
-// fromService reports whether a process of the service has sent the message. Those
-// that are known may have been waited for by their parents since.
+// fromService reports whether a process of the service has sent the message. A known
+// process counts even if its parent has waited for it since.
 func (v *supervision) fromService(m message) bool {
 	return !tellsSender || m.pid != 0 && (m.pid == v.main || v.former[m.pid] || v.exists(m.pid))
 }
 
-// ignore counts a message of which anyone may send many.
+// ignore counts a message that was ignored. Anyone may send many, so not each is logged.
 func (v *supervision) ignore(reason string) {
 	v.ignored[reason]++
 	if time.Since(v.ignoredLogged) > ignoredInterval {
@@ -357,8 +358,8 @@ func (v *supervision) logIgnored() {
 	clear(v.ignored)
 }
 
-// find understands a PID, and reports whether it is one of the service's. It is
-// watched first, so that the check is of the process that is watched.
+// find parses a PID, and reports whether it is a process of the service. It watches the
+// process first, so that the check is about the process that is watched.
 func (v *supervision) find(text string) (pid int, w *watch, ok bool) {
 	pid, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil || pid <= 1 {
@@ -381,7 +382,7 @@ func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 		v.former[v.main] = true
 	}
 	if handedOver {
-		// It got the others. By these it did not stop the service any more.
+		// The old process obeyed the other signals. These no longer stop the service.
 		v.duringUpgrade = slices.DeleteFunc(v.duringUpgrade, func(sig unix.Signal) bool {
 			return !slices.Contains(stopping, sig)
 		})
@@ -395,7 +396,7 @@ func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 		return
 	}
 	if w == nil && v.poll == nil {
-		// It is a child of an older generation until that one has ended.
+		// It is a child of an older generation until the older generation has ended.
 		v.poll = time.Tick(time.Second)
 	}
 	if group, err := unix.Getpgid(pid); err == nil {
@@ -410,8 +411,8 @@ func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 	}
 }
 
-// mainEnded reports whether the main process has, which its parent, an older
-// generation, may have waited for.
+// mainEnded reports whether the main process has ended. Its parent, an older generation,
+// may have waited for it.
 func (v *supervision) mainEnded() bool {
 	if v.watch != nil && v.gone == nil {
 		return true
@@ -460,8 +461,8 @@ func (v *supervision) fromPIDFile() (pid int, w *watch, ok bool) {
 	return pid, w, true
 }
 
-// unannounced returns the process that serves although the main process has ended in
-// peace, and unasked: it must have handed over, and could not say to whom.
+// unannounced returns the process that serves although the main process has ended unasked,
+// with status 0: the main process must have handed over, and could not say so.
 func (v *supervision) unannounced() (pid int, w *watch, ok bool) {
 	if v.saidStop || v.toldStop || v.status != nil && *v.status != 0 {
 		return 0, nil, false
@@ -498,7 +499,7 @@ func (v *supervision) strayLeft() bool {
 	return !known || slices.ContainsFunc(left, func(pid int) bool { return pid != v.main && !v.former[pid] })
 }
 
-// spared are the processes that this one does not end.
+// spared returns the processes that this one does not end.
 func (v *supervision) spared() map[int]bool {
 	if v.unasked {
 		return v.former
@@ -506,7 +507,8 @@ func (v *supervision) spared() map[int]bool {
 	return nil
 }
 
-// end tells what the service leaves behind to end. Older generations are about to.
+// end sends SIGTERM to the processes that the service leaves behind, except older
+// generations, which drain and end by themselves.
 func (v *supervision) end() {
 	v.phase, v.deadline = ending, time.After(v.StopTimeout)
 	if v.unasked = !v.saidStop && !v.toldStop; v.unasked {
@@ -617,7 +619,8 @@ func isSupervised() bool {
 	return err == nil && supervisor > 0 && isAncestor(supervisor)
 }
 
-// adopt makes a process of the service of itself what its supervisor cannot.
+// adopt prepares a process of the service that calls Self: it does what its supervisor
+// cannot do for it.
 func adopt() error {
 	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid == os.Getenv(supervisorVariable) {
 		if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {

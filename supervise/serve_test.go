@@ -43,7 +43,7 @@ func serveRole() {
 	for proctest.Exists(filepath.Join(dir, "hold")) {
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, &http.Server{
+	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, service.HTTP(&http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -51,7 +51,7 @@ func serveRole() {
 				fmt.Fprintf(w, "%d %s", os.Getpid(), body)
 			}
 		}),
-	})
+	}))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -231,7 +231,7 @@ func TestSelf(t *testing.T) {
 	b := newBed(t)
 	cmd := command(proctest.Arguments("serve-self"))
 	if runtime.GOOS == "linux" {
-		// A supervisor that is not an ancestor is not this one's.
+		// A supervisor that is not an ancestor supervises another service.
 		cmd.Env = append(os.Environ(), "TABLEFLIP_SUPERVISOR="+strconv.Itoa(startSleeper(b)))
 	}
 	b.start(cmd)

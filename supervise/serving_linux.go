@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// This file owns the question which process serves, for a service whose main
-// process has ended without a word of its successor.
+// This file finds the process that serves, for a service whose main process has ended
+// without naming its successor.
 
-// findServer returns the process that clients can reach by a socket of its own. Of
-// several it is the one that was started last, without those that another of them
-// has started.
+// findServer returns the process that clients can reach by a socket of its own. If there
+// are several, it ignores those that another of them has started, and returns the one that
+// was started last.
 func findServer(pids []int) (server int, ok bool) {
 	serving := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return !serves(pid) })
 	var newest uint64

@@ -1,86 +1,105 @@
 // Package supervise keeps a process in place while the generations of a service come
-// and go. Containers need it because they end with the process that they started,
-// supervisors and shells because they watch no other. The command tableflip-supervise
-// runs any program below such a process. A program that calls [Self] runs itself below
-// one.
+// and go. Containers need it because they end with the process that they started.
+// Supervisors and shells need it because they watch no other process. The command
+// tableflip-supervise runs any program under such a process. A program that calls [Self]
+// runs itself under one.
 //
 // # What it follows
 //
 // The supervisor acts like systemd with Type=notify: it offers NOTIFY_SOCKET, and
-// learns from MAINPID which process is the main one (sd_notify(3)). Package tableflip
-// sends that without any code in the service. While the main process lives, only its
-// messages count, which is systemd's default, too: a start script must exec the server.
-// Messages from processes that are not the service's are ignored. On Linux the kernel
-// names the sender; elsewhere only this user can write.
+// learns from MAINPID which process is the main process (sd_notify(3)). Package
+// tableflip sends MAINPID without any code in the service. While the main process lives,
+// only its messages count, which is systemd's default, too: a start script must exec the
+// server. Messages from processes that are not the service's are ignored. On Linux the
+// kernel names the sender. On other systems only processes of the same user can write.
 //
 // The supervisor forwards HUP, TERM, INT, QUIT, USR1, USR2, WINCH, CONT and TSTP to the
-// main process of the moment. If the main process has died in an upgrade, and its child
-// may be about to take over, signals wait for the child. The child also gets those that
-// the old process got during the upgrade, because that may not have lived to obey them.
-// TERM, INT and QUIT that reached the old process during an upgrade go to the new one
-// when the upgrade has succeeded, because the old one no longer stops the service.
+// main process. If the main process has died during an upgrade, and its child may be
+// about to take over, signals wait for the child. The child also gets the signals that
+// the old process got during the upgrade, because the old process may have died before
+// it obeyed them. TERM, INT and QUIT that reached the old process during an upgrade also
+// go to the new one once the upgrade has succeeded, because the old process no longer
+// stops the service.
 //
-// If it runs under a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
-// STATUS and the watchdog's messages on, with itself as the main process. Sockets
-// that it was given by LISTEN_FDS go to the service, with the service's PID in
-// LISTEN_PID: for that the program that calls Run is started again, and executes the
-// service from an init function of this package. The descriptors of FDSTORE are
+// If the supervisor has a NOTIFY_SOCKET itself, it passes READY, RELOADING, STOPPING,
+// STATUS and the watchdog's messages on, with itself as the main process. Sockets that
+// it inherits by LISTEN_FDS go to the service, with the service's PID in LISTEN_PID. For
+// that, the program that calls Run is started again, and executes the service from an
+// init function of this package. Descriptors that the service sends with FDSTORE are
 // closed.
 //
-// Neither the log nor the outer NOTIFY_SOCKET can block the supervisor. What is not
-// read in time is dropped. The log says how many records are missing, and of the
-// messages the last ones are kept.
+// Neither the log nor the outer NOTIFY_SOCKET can block the supervisor. If the log is
+// not read in time, records are dropped, and the log says how many are missing. If the
+// outer NOTIFY_SOCKET is not read in time, the last messages are kept.
 //
 // # How it ends
 //
-// When the main process has ended and nobody takes over, older generations may
-// finish their drain, everything else that the service left behind gets SIGTERM, and
-// what is still there after Supervisor.StopTimeout SIGKILL. TERM, INT and QUIT then
-// go to all of them. The exit status is the main process's, or 128+n if signal n
-// killed it, but 1 in place of 0 if it ended in the middle of an upgrade. If the main
-// process ends before its own parent, another generation, has, only Linux 6.15 and
-// later tell its status; elsewhere it is 0 if the service said STOPPING, and 1
-// otherwise.
+// The supervisor ends once the main process has ended, no other process takes over, and
+// no process of the service is left that it waits for:
 //
-// A main process that ends unasked, without a signal to stop and without STOPPING, has
-// crashed, and nobody serves until whoever watches the supervisor has started it again.
-// So on Linux the supervisor waits no more than a second for older generations then,
-// for the requests that are nearly answered, and leaves them alone: as process 1 its
-// end is theirs, under systemd KillMode decides, and elsewhere they finish their drain.
+//   - The main process was told to stop by TERM, INT or QUIT, or said STOPPING. Older
+//     generations may finish their drain. All other processes of the service get
+//     SIGTERM. Whatever is left after Supervisor.StopTimeout gets SIGKILL.
+//   - The main process ended unasked, which is a crash. Nobody serves until whoever
+//     watches the supervisor has started the service again, so the supervisor ends soon:
+//     on Linux it waits for older generations for a second at most, and does not end
+//     them. If it is process 1, its end is also theirs; under systemd, KillMode= decides;
+//     elsewhere they finish their drain. All other processes of the service get SIGTERM,
+//     and after Supervisor.StopTimeout SIGKILL.
+//   - The main process ended during an upgrade. The supervisor waits for the new process
+//     to report that it is the main process, for Supervisor.TakeoverTimeout at most. If
+//     it does not, the service has ended as above.
+//   - On Linux, the main process ended unasked with status 0, and another process of the
+//     service has a socket that clients can reach. Then it has handed over, and could
+//     not say so, for lack of NOTIFY_SOCKET or from another network namespace. The
+//     supervisor follows the process with the socket, and logs an error.
 //
-// A main process that ends unasked with status 0, while another process of the service
-// has a socket that clients can reach, has handed over, and could not say so (without
-// NOTIFY_SOCKET, or from another network namespace). On Linux the supervisor follows
-// that process, and logs an error.
+// TERM, INT and QUIT that arrive after the main process has ended go to all processes
+// that are left. The supervisor does not wait for a process that is still there 5
+// seconds after SIGKILL. The exit status is
+//
+//	0 to 255  the main process's status
+//	128+n     if signal n has killed the main process
+//	1         if the main process ended unasked with status 0 during an upgrade
+//	125       if the supervisor could not start
+//	126, 127  if the service's program could not be executed, or was not found
+//
+// Only its parent learns the status of a process, except on Linux 6.15 and later. If a
+// main process ends before the older generation that started it, the status is
+// therefore unknown on other systems. The supervisor then ends with 0 if the main
+// process said STOPPING, and with 1 otherwise.
 //
 // # Terminals
 //
-// The service gets a process group of its own, and that group the terminal's
-// foreground, as from a shell: the terminal sends Ctrl-C and Ctrl-Z to the service,
-// and the supervisor does not repeat them. When Ctrl-Z stops the service, the
-// supervisor's own job stops with it; the shell's fg and bg continue both.
+// The service gets a process group of its own, and its group gets the terminal's
+// foreground, as from a shell. The terminal sends Ctrl-C and Ctrl-Z to the service, and
+// the supervisor does not repeat them. When Ctrl-Z stops the service, the supervisor's
+// own job stops with it; the shell's fg and bg continue both.
 //
-// New generations are in the group of the old, unless they leave it, as Self has them
-// do; the foreground follows. So without Self, Ctrl-C also reaches an older generation
-// while it drains; service.Run ignores the first one. With Self, Ctrl-Z while an older
-// generation drains returns to the prompt only when that has ended, because until then
-// the kernel reports only that process to the shell.
+// A new generation is in the group of the old one, unless it calls Self, which gives it
+// a group of its own; the foreground follows the main process. So without Self, Ctrl-C
+// also reaches an older generation while it drains; service.Run ignores the first one.
+// With Self, Ctrl-Z while an older generation drains returns to the prompt only when the
+// older generation has ended, because until then the kernel reports only that process to
+// the shell.
 //
-// If the terminal is not its standard input, the supervisor keeps the foreground,
-// and passes on what it gets.
+// If the terminal is not its standard input, the supervisor keeps the foreground, and
+// forwards the signals that it gets.
 //
 // # Limits
 //
 // The supervisor itself is not upgraded: it goes on with the binary that it was
-// started from, whatever is at its path. SIGKILL to it leaves the service without a
-// supervisor, and with its port, except as PID 1, where the kernel ends all, and under
-// systemd, which ends what is left in the control group.
+// started from, whatever is at its path. If the supervisor is killed, the service goes
+// on without one, and keeps its addresses, with two exceptions: if the supervisor is
+// PID 1, the kernel ends all processes of the container; and systemd ends what is left
+// in the control group.
 //
-// On Linux it becomes the parent of all orphans (PR_SET_CHILD_SUBREAPER), and on
-// 64-bit FreeBSD and DragonFly. On macOS, NetBSD and OpenBSD only PID 1 is that: there
-// the exit status of all generations but the first is unknown, their end is noticed
-// within a second, and only what stayed in the main process's group is stopped with
-// it. Elsewhere nothing is started, and the error is errors.ErrUnsupported.
+// On Linux, 64-bit FreeBSD and DragonFly the supervisor becomes the parent of all
+// orphans (on Linux by PR_SET_CHILD_SUBREAPER). On macOS, NetBSD and OpenBSD only PID 1
+// can be their parent. There the exit status of all generations but the first is
+// unknown, their end is noticed within a second, and only processes that stayed in the
+// main process's group are stopped with it. On all other systems nothing is started, and
+// the error is errors.ErrUnsupported.
 package supervise
 
 import (
@@ -103,9 +122,9 @@ const (
 
 // Exit statuses for a service that did not start, as shells have them.
 const (
-	StatusFailed        = 125 // the supervisor itself
-	StatusNotExecutable = 126
-	StatusNotFound      = 127
+	StatusFailed        = 125 // the supervisor could not start
+	StatusNotExecutable = 126 // the service's program could not be executed
+	StatusNotFound      = 127 // the service's program was not found
 )
 
 // A Supervisor describes what to supervise, and how. Only Command must be set.
@@ -124,22 +143,23 @@ type Supervisor struct {
 	// [DefaultStopTimeout] is used.
 	StopTimeout time.Duration
 
-	// PIDFile, if not empty, is for services that know nothing of NOTIFY_SOCKET:
-	// when the main process has ended, the process that this file names is the
-	// next, if it is alive and the service's.
+	// PIDFile, if not empty, is for services that do not use NOTIFY_SOCKET. When the
+	// main process has ended, the process that this file names becomes the main process,
+	// if it is alive and belongs to the service.
 	PIDFile string
 
 	// Logger, if not nil, receives records of generations and signals.
 	Logger *slog.Logger
 }
 
-// Run starts the service and returns when all of it has ended, with the exit status
-// that the calling process should end with. If the service was not started, the error
-// wraps that of [exec.LookPath], that of the kernel, or [errors.ErrUnsupported].
-// Otherwise it is nil. Signals that arrive before the start wait for it.
+// Run starts the service and blocks until it has ended, which "How it ends" above
+// describes. It returns the exit status that the calling process should end with. If the
+// service was not started, the error wraps that of [exec.LookPath], that of the kernel,
+// or [errors.ErrUnsupported]. Otherwise the error is nil. Signals that arrive before the
+// service was started are forwarded once it was.
 //
-// Run takes all signals and waits for all children of the process, and must be
-// alone in it.
+// Run receives the signals that it forwards and waits for all children of the process. A
+// program that calls Run should do nothing else.
 func (s Supervisor) Run() (status int, err error) {
 	if !supported {
 		return StatusFailed, errNotSupported
@@ -156,16 +176,17 @@ func (s Supervisor) Run() (status int, err error) {
 }
 
 // Self makes the program its own supervisor. Call it first in main. It starts the
-// program again, with the same arguments, and supervises that. The first process does
-// not return from Self: it exits with the status that Run returns. In the process that
-// it has started, in all later generations, and below tableflip-supervise, Self returns
-// nil at once.
+// program again, with the same arguments, and supervises the new process. The first
+// process does not return from Self: it exits with the status that Run returns. In the
+// process that it has started, in all later generations, and under tableflip-supervise,
+// Self returns nil at once.
 //
 // If Self returns an error, it has started nothing. The error wraps
 // [errors.ErrUnsupported] on systems where no program can be supervised.
 //
-// A child that calls Self is taken for a new generation. Start other programs that
-// call it without the environment variable TABLEFLIP_SUPERVISOR.
+// A child process that calls Self is taken for a new generation. If a service starts
+// another program that calls Self, it must remove TABLEFLIP_SUPERVISOR from that
+// program's environment.
 func Self() error { return Supervisor{}.Self() }
 
 // Self is the function Self with these options. Command is ignored.

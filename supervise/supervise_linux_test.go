@@ -131,7 +131,7 @@ func TestOrphansAreReaped(t *testing.T) {
 	}
 }
 
-// While the old generation lives, it is the one that learns the new one's status.
+// While the old generation lives, it learns the new one's status, as its parent.
 func TestMainProcessDiesBeforeItsParent(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -222,8 +222,7 @@ func TestOnlyTheMainProcessHandsOver(t *testing.T) {
 	next.wantNoMoreSignals()
 }
 
-// A signal that arrives with the news that the main process is another is not for
-// the old one.
+// A signal that arrives together with a MAINPID is for the new main process.
 func TestSignalsMeetHandOvers(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -240,7 +239,7 @@ func TestSignalsMeetHandOvers(t *testing.T) {
 	}
 }
 
-// Nor is one that arrives when the main process has begun to die.
+// A signal that arrives when the main process has begun to die waits for the next one.
 func TestSignalsMeetDeaths(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -258,12 +257,46 @@ func TestSignalsMeetDeaths(t *testing.T) {
 	}
 }
 
-// Who calls Self may go on without a supervisor, and is no reaper then.
+// The service gets nothing that is the supervisor's.
+func TestServiceInheritsNothing(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	supervisors := openSockets(t, b.pid)
+	if len(supervisors) == 0 {
+		t.Error("the supervisor has no socket")
+	}
+	for socket := range openSockets(t, main.PID) {
+		if supervisors[socket] {
+			t.Errorf("the service has the supervisor's %s", socket)
+		}
+	}
+}
+
+func openSockets(t *testing.T, pid int) map[string]bool {
+	t.Helper()
+	sockets := map[string]bool{}
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	for _, fd := range proctest.Must(os.ReadDir(dir)) {
+		if file, err := os.Readlink(dir + fd.Name()); err == nil && strings.HasPrefix(file, "socket:") {
+			sockets[file] = true
+		}
+	}
+	return sockets
+}
+
+// After an error of Self its caller may go on without a supervisor, and is no reaper.
 func TestNotStartedIsNoReaper(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken")
 	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
+	before := openSockets(t, os.Getpid())
 	if _, err := (supervise.Supervisor{Command: []string{broken}}).Run(); err == nil {
 		t.Fatal("started")
+	}
+	for socket := range openSockets(t, os.Getpid()) {
+		if !before[socket] {
+			t.Errorf("%s is still open", socket)
+		}
 	}
 	var isReaper int32
 	if err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&isReaper)), 0, 0, 0); err != nil || isReaper != 0 {
@@ -271,7 +304,7 @@ func TestNotStartedIsNoReaper(t *testing.T) {
 	}
 }
 
-// What a process said before it died counts.
+// Messages count that a process sent before it died.
 func TestLastWords(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	for name, handOver := range map[string]func(from, to *puppet) error{
@@ -364,9 +397,16 @@ func TestPassesOn(t *testing.T) {
 	wantPassedOn("READY=1", "STATUS=")
 	first.do("notify", "STOPPING=1") // no longer its business
 	first.do("notify", "STATUS=old")
+	second.do("notify", "FDSTORE=1") // nor this
 	second.do("notify", "WATCHDOG=1")
 	wantPassedOn("WATCHDOG=1")
-	second.do("notify", "STOPPING=1")
+	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=2")
+	wantPassedOn("RELOADING=1", "MONOTONIC_USEC=2")
+	third := second.spawn(b)
+	second.Order("die")
+	third.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", third.PID))
+	wantPassedOn("READY=1")
+	third.do("notify", "STOPPING=1")
 	wantPassedOn("STOPPING=1")
 }
 
@@ -382,7 +422,8 @@ func TestSocketActivation(t *testing.T) {
 		proctest.OK(t, err)
 		defer socket.Close()
 		cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`}, arguments...)...)
-		cmd.ExtraFiles = []*os.File{socket}
+		other := proctest.Opened[*os.File](t)(os.CreateTemp(b.dir, ""))
+		cmd.ExtraFiles = []*os.File{socket, other}
 		b.start(cmd)
 		main := b.next()
 		if got := main.do("environment", "TABLEFLIP_SUPERVISOR_EXEC"); got != "" {
@@ -397,13 +438,27 @@ func TestSocketActivation(t *testing.T) {
 		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", b.pid)); got == socket.Name() {
 			t.Errorf("%s: the supervisor keeps it open: %v", role, err)
 		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/4", b.pid)); got != other.Name() {
+			t.Errorf("%s: the supervisor has closed what is no socket of its own: %s, %v", role, got, err)
+		}
 		main.Order("exit", "0")
 		b.wantStatus(0)
 	}
 }
 
-// Whoever polls wakes up. The bound is a wake-up every 50 milliseconds; measured
-// were two in a minute.
+// A process that polls wakes up. The bound is a wake-up every 50 milliseconds; two in a
+// Sockets that something in between has passed on are not the service's own.
+func TestSocketActivationOfAnother(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	arguments := append(proctest.Arguments("supervise"), "--", "/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=1 exec "$0" "$@"`)
+	b.start(command(append(arguments, proctest.Arguments("self")...)))
+	if got := b.next().do("environment", "LISTEN_PID"); got != "1" {
+		t.Errorf("LISTEN_PID=%s, want 1", got)
+	}
+}
+
+// minute were measured.
 func TestSleepsWhenIdle(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
@@ -434,6 +489,7 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
 	current := b.next()
+	helper := current.spawn(b)
 	count := func() int {
 		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.pid))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -447,6 +503,10 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 		current.AwaitEnd()
 		current = child
 		current.do("attach", "FDSTORE=1")
+		// What is ignored.
+		current.do("notify", fmt.Sprint("MAINPID=", os.Getpid()))
+		current.do("notify", fmt.Sprint("MAINPID=", current.PID))
+		helper.do("notify", fmt.Sprint("MAINPID=", helper.PID))
 	}
 	turn()
 	before := count()

@@ -31,7 +31,7 @@ func bindNotifySocket(fd int) (address string, remove func(), err error) {
 // credentials: the directory has checked them.
 func credentials(*unix.SocketControlMessage) (pid int) { return 0 }
 
-// These systems have no /proc to ask: what lives is believed.
+// These systems have no /proc: every living process may be the service's.
 
 func isDescendant(pid int) bool             { return unix.Kill(pid, 0) == nil }
 func isAncestor(pid int) bool               { return unix.Kill(pid, 0) == nil }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setReaper makes this process, or not, the parent of its descendants' orphans.
+// setReaper sets whether this process becomes the parent of its descendants' orphans.
 func setReaper(on bool) error {
 	var value uintptr
 	if on {
@@ -24,7 +24,7 @@ const tellsSender = true
 
 // bindNotifySocket binds to an abstract address that the kernel chooses, so that no
 // directory must be writable, and the service can change its user. Anyone in the
-// network namespace can write to it: the kernel tells who does.
+// network namespace can write to it, but the kernel names the sender.
 func bindNotifySocket(fd int) (address string, remove func(), err error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		return "", nil, os.NewSyscallError("setsockopt SO_PASSCRED", err)
@@ -176,7 +176,7 @@ func signalDescendant(pid int, sig unix.Signal) error {
 // ownProgram is this program, also when another has taken its place.
 func ownProgram() (string, error) { return "/proc/self/exe", nil }
 
-// status returns what the process ended with, or nil if this kernel does not tell:
+// status returns the exit status of the process, or nil if this kernel does not tell it:
 // before Linux 6.15 only the parent learns it.
 func (w *watch) status() *unix.WaitStatus {
 	if w == nil {

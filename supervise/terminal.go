@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file owns the controlling terminal: which process group is in its
-// foreground, and what to do when that one is stopped.
+// This file owns the controlling terminal: which process group is in its foreground, and
+// what happens when that group is stopped.
 
 // A terminal is this process's controlling terminal, if that is its standard input.
 // Nil does nothing.
@@ -67,7 +67,7 @@ func (t *terminal) leave() {
 	if t == nil {
 		return
 	}
-	// One without members: the service's, that was not started.
+	// A group without members is that of a service that was not started.
 	if now := t.foreground(); now == t.group || unix.Kill(-now, 0) == unix.ESRCH {
 		t.give(t.own)
 	}
@@ -80,8 +80,8 @@ func (t *terminal) give(group int) {
 	_ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, group)
 }
 
-// stopped is called when sig has stopped a child, pid. If it was the service, its
-// supervisor's job stops too, so that the shell gets the terminal.
+// stopped is called when sig has stopped a child, pid. If the child belongs to the service,
+// the supervisor's job stops, too, so that the shell gets the terminal.
 func (t *terminal) stopped(pid int, sig unix.Signal) {
 	if t == nil || t.suspended {
 		return
@@ -99,8 +99,8 @@ func (t *terminal) stopped(pid int, sig unix.Signal) {
 		t.leave()
 		_ = unix.Kill(-t.own, unix.SIGSTOP) // as the terminal does to a whole job
 	case sig == unix.SIGTSTP:
-		// Nobody could ever continue it. The kernel spares such groups itself,
-		// see setpgid(2) on orphaned ones; it cannot know that this is one.
+		// Nobody could ever continue it. The kernel does not stop such orphaned groups
+		// (setpgid(2)), but it cannot know that this is one.
 		_ = unix.Kill(-t.group, unix.SIGCONT)
 	}
 }

@@ -1,9 +1,13 @@
 // Package testing has a stub of tableflip's Upgrader that never upgrades.
 //
-// It is for the tests of applications, which may need several of them in one
-// process, and for platforms without upgrades: it works wherever Go does. A
-// program that takes an interface of the methods that it uses, or chooses
-// between the two by build constraints, runs with either.
+// It is for the tests of applications, which may need several of them in one process,
+// and for platforms without upgrades: it works wherever Go does. A program runs with
+// either Upgrader if it takes an interface of the methods that it uses, as in the
+// example, or if it chooses between the packages by build constraints.
+//
+// It does not show whether a service survives upgrades, because it makes none. For a
+// test that upgrades the service itself under load, copy
+// examples/deploy/web/upgrade_test.go in this module's repository.
 package testing
 
 import (
@@ -12,30 +16,32 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"example.com/tableflip"
 )
 
-// An Upgrader is a first generation that is always willing to serve, and has no
-// successor. It has the methods of tableflip.Upgrader. All are safe for
-// concurrent use.
+// An Upgrader is a first generation that never has a successor. It has the methods of
+// [tableflip.Upgrader]. All are safe for concurrent use.
 type Upgrader struct {
 	*Fds
 
-	stop sync.Once
-	exit chan struct{} // closed by Stop, shared with Fds
+	created time.Time
+	stop    sync.Once
+	stopped time.Time     // valid once exit is closed
+	exit    chan struct{} // closed by Stop, shared with Fds
 }
 
-// New creates an Upgrader. Unlike tableflip's, it may be called any number of
-// times, and what it returns is independent of the others. It does not block. It
-// does not read the environment, so that it also works in a process that was
-// started by an upgrade, and its error is always nil.
+// New returns a new Upgrader. Unlike [tableflip.New], it may be called any number of
+// times, and each Upgrader is independent of the others. It does not block. It does not
+// read the environment, so that it also works in a process that was started by an
+// upgrade. Its error is always nil.
 func New() (*Upgrader, error) {
 	exit := make(chan struct{})
-	return &Upgrader{Fds: &Fds{stopped: exit}, exit: exit}, nil
+	return &Upgrader{Fds: &Fds{stopped: exit}, created: time.Now(), exit: exit}, nil
 }
 
-// Ready returns nil at once, or tableflip.ErrStopped after Stop. It writes no PID
+// Ready returns nil at once, or [tableflip.ErrStopped] after Stop. It writes no PID
 // file. It can be called again.
 func (u *Upgrader) Ready() error {
 	if u.isStopped() {
@@ -54,19 +60,35 @@ func (u *Upgrader) Replaced() bool {
 	return false
 }
 
-// Hurry returns a channel that is never closed.
+// Generations returns this process alone, which is in charge from New to Stop, whether
+// Ready was called or not.
+func (u *Upgrader) Generations() []tableflip.Generation {
+	self := tableflip.Generation{PID: os.Getpid(), Number: 1, Since: u.created, State: "in charge"}
+	if u.isStopped() {
+		self.Since, self.State = u.stopped, "draining"
+	}
+	return []tableflip.Generation{self}
+}
+
+// Hurry returns nil, a channel that is never closed.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return nil
 }
 
-// Stop closes the channel that Exit returns. When it has returned, Ready and the
-// Listen methods fail. It does not close or unlink what the Listen methods
-// returned, which is the caller's. Further calls do nothing.
+// Stop closes the channel that Exit returns. When it has returned, Ready and the Listen
+// methods fail. It closes no listener and no packet conn, and unlinks no file, because
+// what the Listen methods returned is the caller's. Further calls do nothing.
 func (u *Upgrader) Stop() {
-	u.stop.Do(func() { close(u.exit) })
+	u.stop.Do(func() {
+		u.stopped = time.Now()
+		close(u.exit)
+	})
 }
 
-// WaitForParent returns nil at once, as there is no parent, even if ctx is done.
+// Fail does what Stop does.
+func (u *Upgrader) Fail(err error) { u.Stop() }
+
+// WaitForParent returns nil at once, even if ctx is done, because there is no parent.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	return nil
 }
@@ -76,8 +98,8 @@ func (u *Upgrader) HasParent() bool {
 	return false
 }
 
-// Upgrade returns tableflip.ErrNotSupported at once, before Ready and after Stop
-// too. It starts no process.
+// Upgrade returns [tableflip.ErrNotSupported] at once, also before Ready and after Stop.
+// It starts no process.
 func (u *Upgrader) Upgrade() error {
 	return tableflip.ErrNotSupported
 }
@@ -87,9 +109,14 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 	return tableflip.ErrNotSupported
 }
 
+// Rehearse does what Upgrade does.
+func (u *Upgrader) Rehearse(ctx context.Context) error {
+	return tableflip.ErrNotSupported
+}
+
 // Fds is a registry that has inherited nothing and passes nothing on: it holds no
-// descriptor. It has the methods of tableflip.Fds. All are safe for concurrent
-// use. The zero value is usable, and is never stopped.
+// descriptor. It has the methods of [tableflip.Fds]. All are safe for concurrent use.
+// The zero value is usable, and is never stopped.
 type Fds struct {
 	stopped <-chan struct{}
 }
@@ -103,17 +130,17 @@ func (f *Fds) isStopped() bool {
 	}
 }
 
-// Listen creates a listener with net.Listen, and blocks if that does, to resolve
-// a name. The caller owns the listener; closing a Unix listener unlinks its file,
-// as Stop does not. After Stop the error is tableflip.ErrStopped, wrapped.
+// Listen creates a listener with [net.Listen], which may block to resolve a name. The
+// caller owns the listener. Closing a Unix listener unlinks its file, because Stop does
+// not. After Stop the error wraps [tableflip.ErrStopped].
 func (f *Fds) Listen(network, addr string) (net.Listener, error) {
 	return f.ListenWithCallback(network, addr, net.Listen)
 }
 
-// ListenWithCallback calls callback and returns the listener that it returned,
-// which is the caller's. Any kind will do: unlike for tableflip, it may be one in
-// memory. An error from callback is wrapped. After Stop callback is not called,
-// and the error is tableflip.ErrStopped, wrapped.
+// ListenWithCallback calls callback and returns the listener that it returned. The
+// caller owns the listener. Unlike with tableflip, it may be of any kind, for example
+// one in memory. An error from callback is wrapped. After Stop callback is not called,
+// and the error wraps [tableflip.ErrStopped].
 func (f *Fds) ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error) {
 	return listen(f, network, addr, callback)
 }
@@ -133,9 +160,9 @@ func (f *Fds) RemoveListener(network, addr string) error {
 	return nil
 }
 
-// ListenPacket creates a packet conn with net.ListenPacket, and blocks if that
-// does, to resolve a name. The caller owns the packet conn. After Stop the error
-// is tableflip.ErrStopped, wrapped.
+// ListenPacket creates a packet conn with [net.ListenPacket], which may block to resolve
+// a name. The caller owns the packet conn. After Stop the error wraps
+// [tableflip.ErrStopped].
 func (f *Fds) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return f.ListenPacketWithCallback(network, addr, net.ListenPacket)
 }

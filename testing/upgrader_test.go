@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	stub "example.com/tableflip/testing"
@@ -98,8 +99,36 @@ func TestFirstGeneration(t *testing.T) {
 	if err := upg.UpgradeContext(ctx); !errors.Is(err, tableflip.ErrNotSupported) {
 		t.Errorf("UpgradeContext: got %v, want ErrNotSupported", err)
 	}
+	if err := upg.Rehearse(ctx); !errors.Is(err, tableflip.ErrNotSupported) {
+		t.Errorf("Rehearse: got %v, want ErrNotSupported", err)
+	}
 	if stopped(upg) {
 		t.Error("Exit was closed without Stop")
+	}
+}
+
+func TestFail(t *testing.T) {
+	before := time.Now()
+	upg := newUpgrader(t)
+	want := func(state string) {
+		t.Helper()
+		all := upg.Generations()
+		if len(all) != 1 || all[0].PID != os.Getpid() || all[0].Number != 1 || all[0].State != state {
+			t.Fatalf("the generations are %v, want this process, %s", all, state)
+		}
+		if since := all[0].Since; since.Before(before) || since.After(time.Now()) {
+			t.Errorf("%s since %v", state, since)
+		}
+		before = time.Now()
+	}
+	want("in charge")
+	for range 2 {
+		upg.Fail(errors.New("no disk"))
+		want("draining")
+		before = upg.Generations()[0].Since // which does not change
+	}
+	if !stopped(upg) {
+		t.Error("Fail did not close Exit")
 	}
 }
 

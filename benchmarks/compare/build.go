@@ -18,7 +18,7 @@ const module = "example.com/tableflip"
 
 // buildAll builds the program for each contender. The first is the one that is compared
 // to the others. Each has a file of its own, because what several run stays in the
-// processor's caches. But for the other version, they differ in nothing else, so that
+// processor's caches. Except for the library's version, they are the same, so that
 // starting them costs the same.
 func buildAll(ctx context.Context, cfg config, dir string) ([]contender, error) {
 	contenders := []contender{

@@ -192,8 +192,8 @@ func measure(ctx context.Context, cfg config, contenders []contender, n int) (sa
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // awaitIdle waits until no process uses the CPU: what a new process does after Ready
-// is not to slow down whose turn comes next. It gives up after a second, as somebody
-// else's process could.
+// must not slow down the next contender. It gives up after a second, because another
+// program may use the CPU.
 func awaitIdle(ctx context.Context, chains []*hand.Chain) error {
 	const tick, idle = 2 * time.Millisecond, 100 * time.Microsecond
 	begin, before := time.Now(), time.Duration(0)

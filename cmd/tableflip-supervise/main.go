@@ -1,6 +1,13 @@
-// Command tableflip-supervise runs a service underneath it and stays in place while
-// the service's generations come and go: as a container's ENTRYPOINT, under another
-// supervisor, or in a terminal. Package supervise says how.
+// Command tableflip-supervise runs a service and stays in place while the service's
+// generations come and go: as a container's ENTRYPOINT, under another supervisor, or in
+// a terminal.
+//
+//	tableflip-supervise [flags] -- server [arguments]
+//
+// It forwards signals to the main process of the service, so that SIGHUP upgrades and
+// SIGTERM stops it, and ends with the main process's exit status. The flag -h lists the
+// flags. The documentation of package supervise describes what the command follows,
+// which signals it forwards, and how it ends.
 package main
 
 import (
@@ -31,7 +38,7 @@ func main() {
 	flag.DurationVar(&s.StopTimeout, "stop-timeout", supervise.DefaultStopTimeout, "how long older generations and stray processes may live on after the main process")
 	flag.DurationVar(&s.TakeoverTimeout, "takeover-timeout", supervise.DefaultTakeoverTimeout, "how long to wait for the new process if the old one dies during an upgrade")
 	flag.StringVar(&s.PIDFile, "pid-file", "", "`file` that names the next main process when one has ended, for servers without NOTIFY_SOCKET")
-	parentDeath := flag.String("parent-death", "", "`signal` that the supervisor gets when the process that started it ends, as tini has it by -p: TERM stops the service (Linux)")
+	parentDeath := flag.String("parent-death", "", "`signal` that the supervisor gets when the process that started it ends, like tini's -p: TERM stops the service (Linux)")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()

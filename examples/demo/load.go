@@ -162,7 +162,7 @@ func (c *client) exchange(ctx context.Context, url string) (identity, error) {
 		return identity{}, err
 	}
 	if c.body != "" {
-		// By hand, as NewRequest would set GetBody, which makes it replayable.
+		// Not by NewRequest, which would set GetBody: then net/http could repeat the request.
 		request.Body = io.NopCloser(strings.NewReader(c.body))
 		request.ContentLength = int64(len(c.body))
 	}

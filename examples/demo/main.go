@@ -3,13 +3,14 @@
 //	go run ./examples/demo
 //
 // It builds examples/http as v1 and as v2, starts v1, and has clients send
-// requests without a break. Meanwhile it puts the other version in the place of
-// the running binary and sends SIGHUP, again and again. At the end it prints who
-// served how many requests. The exit status is 0 only if every upgrade succeeded
-// and every request was answered, by a process that was to answer it.
+// requests without a break. Meanwhile it replaces the running binary by the other
+// version and asks for an upgrade at the server's control socket, again and again, and
+// shows the steps. At the end it prints which generation served how many requests. The
+// exit status is 0 only if every upgrade succeeded and every request was answered by a
+// process that was in charge or was draining.
 //
-// It must be run in the repository, as it needs the go command and the source.
-// It leaves nothing behind, also if it is interrupted.
+// Run it in the repository, because it needs the go command and the source. It leaves
+// nothing behind, even if it is interrupted.
 package main
 
 import (
@@ -83,6 +84,11 @@ func run(ctx context.Context, opts options, out io.Writer, terminal bool) (err e
 	if err != nil {
 		return err
 	}
+	stopWatching, err := srv.watch(func(step string) { progress.say("  %s", step) })
+	if err != nil {
+		return errors.Join(err, srv.stop())
+	}
+	defer stopWatching()
 	first := srv.generations[0]
 	load := startLoad("http://"+srv.addr, opts.clients)
 	progress.count(load)

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,7 +26,23 @@ import (
 // or a server that misbehaves (server_test.go).
 func init() { proctest.Role("demo", main) }
 
-func TestMain(m *testing.M) { proctest.Main(m) }
+func TestMain(m *testing.M) {
+	if i := slices.Index(os.Args, "-ctl"); i > 0 {
+		ask(os.Args[i+1])
+	}
+	proctest.Main(m)
+}
+
+// ask is the client of the servers that misbehave. They have no control socket, and are
+// asked by a signal.
+func ask(question string) {
+	if question == "upgrade" {
+		pidFile := filepath.Join(filepath.Dir(os.Args[2]), "server.pid") // -control PATH
+		pid := proctest.Must(strconv.Atoi(string(proctest.Must(os.ReadFile(pidFile)))))
+		proctest.Must(0, syscall.Kill(pid, syscall.SIGHUP))
+	}
+	os.Exit(0)
+}
 
 // patience is for what builds binaries first.
 const patience = 4 * proctest.Patience

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -14,14 +15,14 @@ import (
 )
 
 // This file owns the server's processes: it starts the first, replaces it, and
-// leaves none. Only the first is a child of this process. Yet they all are in
-// one process group, which is how they are stopped, and they all have the write
-// end of one pipe as their standard error, whose end tells that they are gone,
-// including those that this process has never heard of.
+// leaves none. Only the first is a child of this process. But all of them are in one
+// process group, by which they are stopped, and all of them have the write end of one
+// pipe as their standard error. The end of the pipe tells that they are gone, including
+// those that this process does not know.
 
 // Bounds are how long the server may take. Nothing does unless it is broken.
 type bounds struct {
-	start time.Duration // from the start, or SIGHUP, to ready
+	start time.Duration // from the start, or the request for an upgrade, to ready
 	drain time.Duration // from there to the end of the old process
 	stop  time.Duration // from SIGTERM to the end of all
 }
@@ -58,6 +59,7 @@ type server struct {
 
 func (s *server) binary() string  { return filepath.Join(s.dir, "server") }
 func (s *server) pidFile() string { return filepath.Join(s.dir, "server.pid") }
+func (s *server) socket() string  { return filepath.Join(s.dir, "ctl") }
 
 // startServer copies the binary into dir, starts it, and returns once it is
 // ready. dir must be for it alone.
@@ -88,7 +90,7 @@ func (s *server) start() error {
 	// On port 0 the kernel chooses one that is free, and it is the library's
 	// promise that it stays the same. To look for a free one here first would
 	// leave others a moment to take it.
-	s.first = exec.Command(s.binary(), "-listen", "127.0.0.1:0", "-pid-file", s.pidFile())
+	s.first = exec.Command(s.binary(), "-listen", "127.0.0.1:0", "-pid-file", s.pidFile(), "-control", s.socket())
 	s.first.Stdout, s.first.Stderr = write, write
 	// Ctrl-C is for this process, which stops its clients first.
 	inOwnGroup(s.first)
@@ -173,8 +175,8 @@ func (s *server) replace(ctx context.Context, next *generation) error {
 		return fmt.Errorf("the PID file says %d instead of %d", pid, old.pid)
 	}
 	mark := s.log.len()
-	if err := hangUp(pid); err != nil {
-		return fmt.Errorf("SIGHUP to %d: %w", pid, err)
+	if err := s.askUpgrade(ctx); err != nil {
+		return err
 	}
 	outcome, err := s.log.await(ctx, mark, "upgrade succeeded", "upgrade failed")
 	if err != nil {
@@ -203,7 +205,50 @@ func (s *server) replace(ctx context.Context, next *generation) error {
 	return nil
 }
 
-// awaitExit polls, as the process need not be a child of this one.
+// ctl returns a command that asks the service at its control socket. The server is its
+// own client.
+func (s *server) ctl(ctx context.Context, question string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.binary(), "-control", s.socket(), "-ctl", question)
+	inOwnGroup(cmd)
+	return cmd
+}
+
+// askUpgrade returns when the new process is in charge.
+func (s *server) askUpgrade(ctx context.Context) error {
+	output, err := s.ctl(ctx, "upgrade").CombinedOutput()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("the server says: %s", strings.TrimSpace(string(output)))
+	}
+	return nil
+}
+
+// watch has show called for each step of the upgrades, until stop is called.
+func (s *server) watch(show func(step string)) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := s.ctl(ctx, "events")
+	steps, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("can't watch the server: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for lines := bufio.NewScanner(steps); lines.Scan(); {
+			show(lines.Text())
+		}
+		cmd.Wait()
+	}()
+	return func() { cancel(); <-ended }, nil
+}
+
+// awaitExit polls, because the process need not be a child of this one.
 func (s *server) awaitExit(ctx context.Context, pid int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.bounds.drain, fmt.Errorf("the old process, %d, has not exited in %v", pid, s.bounds.drain))
 	defer cancel()

@@ -267,7 +267,7 @@ func TestRunning(t *testing.T) {
 		t.Error("the child is not running")
 	}
 	cmd.Process.Kill()
-	stdout.Read(make([]byte, 1)) // the end of the file, as it dies
+	stdout.Read(make([]byte, 1)) // until the end of the file, when it dies
 	if _, err := os.Stat("/proc/self/stat"); err == nil {
 		proctest.AwaitThat(t, "a zombie is not running", func() bool { return !running(pid) })
 	}

@@ -16,7 +16,6 @@ var endSignals = []os.Signal{os.Interrupt}
 
 func surviveBrokenPipe()       {}
 func inOwnGroup(*exec.Cmd)     {}
-func hangUp(int) error         { return errors.ErrUnsupported }
 func terminateGroup(int) error { return errors.ErrUnsupported }
 func killGroup(int) error      { return errors.ErrUnsupported }
 func running(int) bool         { return false }

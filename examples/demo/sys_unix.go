@@ -29,8 +29,6 @@ func inOwnGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 }
 
-func hangUp(pid int) error { return syscall.Kill(pid, syscall.SIGHUP) }
-
 // A signal to a group reaches every process in it at once: none that is being
 // forked escapes.
 func terminateGroup(group int) error { return syscall.Kill(-group, syscall.SIGTERM) }

@@ -70,9 +70,9 @@ func report(out io.Writer, generations []generation, total tally) error {
 }
 
 // responsible returns the index of the generation that had the connection of a
-// failed request. If that was a new one, nobody knows. Then it counts for the last
-// generation that was alone when the request began, which is the old one during
-// an upgrade, as that is who closes connections.
+// failed request. For a new connection, nobody knows. Then the failure counts for the
+// last generation that was alone when the request began. During an upgrade that is the
+// old one, because the old one closes connections.
 func responsible(generations []generation, f failure) int {
 	last := 0
 	for i, g := range generations {

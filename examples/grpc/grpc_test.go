@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	pb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
@@ -350,7 +349,7 @@ func TestDrainDeadline(t *testing.T) {
 	pid := s.PID()
 	s.Signal(pid, syscall.SIGTERM)
 	s.AwaitEnd(pid, 1)
-	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "cut off") {
+	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "has not ended") {
 		t.Errorf("the process ended with %q", failure)
 	}
 	if got, err := p.upload.CloseAndRecv(); status.Code(err) != codes.Unavailable {
@@ -408,13 +407,14 @@ func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	inherited, err := net.FileListener(file)
 	proctest.OK(t, err)
 	slow := &slowListener{ln, make(chan struct{}), make(chan struct{})}
-	old := newServer(slow, insecure.NewCredentials(), health.NewServer())
-	successor := newServer(inherited, insecure.NewCredentials(), health.NewServer())
+	replaced := func() bool { return true }
+	old := newServer(&door{TransportCredentials: insecure.NewCredentials()})
+	successor := newServer(&door{TransportCredentials: insecure.NewCredentials()})
 
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		old.grpc.Serve(old.door)
+		old.serve(slow, replaced)
 	}()
 	conn := connect(t, ln.Addr().String())
 	var wait sync.WaitGroup
@@ -425,15 +425,10 @@ func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	})
 	<-slow.accepted
 	ln.Close()
-	<-served
-	go successor.grpc.Serve(successor.door)
+	go successor.serve(inherited, replaced)
 	t.Cleanup(successor.grpc.Stop)
-	wait.Go(func() {
-		if err := old.drain(proctest.Patience); err != nil {
-			t.Error(err)
-		}
-	})
 	// Without the door, GracefulStop would begin, which nothing shows.
 	time.AfterFunc(50*time.Millisecond, func() { close(slow.release) })
 	wait.Wait()
+	proctest.Within(t, "the end of the drain", served)
 }

@@ -223,7 +223,7 @@ func TestDrainDeadline(t *testing.T) {
 		t.Errorf("got %q, %v, want to be cut off", got, err)
 	}
 	s.AwaitEnd(pid, 1)
-	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "cut off") {
+	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "has not ended") {
 		t.Errorf("the process ended with %q", failure)
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +19,8 @@ import (
 
 	"example.com/tableflip/internal/exampletest"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/service"
+	stub "example.com/tableflip/testing"
 	"github.com/coder/websocket"
 )
 
@@ -208,68 +212,103 @@ func TestDrainDeadline(t *testing.T) {
 	c.mustAsk(t, "one", pid, "v1")
 	s.Signal(pid, syscall.SIGTERM)
 	s.AwaitEnd(pid, 1)
-	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "cut off") {
+	if failure := s.Await(pid, "exiting")["error"]; !strings.Contains(failure, "hijacked") {
 		t.Errorf("the process ended with %q", failure)
 	}
 }
 
-// serve runs a server whose messages are handled by handle, and returns the server
-// and its address.
-func serve(t *testing.T, handle handler) (*server, string) {
+// A served is a server in this process.
+type served struct {
+	t    *testing.T
+	upg  *stub.Upgrader
+	addr string
+	ran  chan error
+}
+
+type handler = func(*websocket.Conn, websocket.MessageType, []byte) error
+
+// serve runs a server whose messages are handled by handle.
+func serve(t *testing.T, handle handler) *served {
 	t.Helper()
-	ln, err := net.Listen("tcp", "localhost:0")
+	upg, err := stub.New()
 	proctest.OK(t, err)
-	srv := newServer(handle)
-	go srv.drainer.Serve(ln)
-	t.Cleanup(srv.cutOff)
-	return srv, ln.Addr().String()
+	addr := filepath.Join(t.TempDir(), "socket")
+	s := &served{t, upg, addr, make(chan error, 1)}
+	opts := service.Options{WaitHijacked: true, Logger: slog.New(slog.DiscardHandler)}
+	go func() {
+		s.ran <- service.Run(upg, opts, service.HTTP(&http.Server{Addr: addr, Handler: server{upg, handle}}))
+	}()
+	proctest.AwaitThat(t, "it serves", func() bool {
+		conn, err := s.dial()
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return s
+}
+
+func (s *served) dial() (net.Conn, error) { return net.Dial("unix", s.addr) }
+
+// connect opens a WebSocket on a connection.
+func (s *served) connect(conn net.Conn) *client {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), proctest.Patience)
+	defer cancel()
+	onConn := &http.Client{Transport: &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}}
+	opened, _, err := websocket.Dial(ctx, "ws://example", &websocket.DialOptions{HTTPClient: onConn})
+	proctest.OK(s.t, err)
+	s.t.Cleanup(func() { opened.CloseNow() })
+	return &client{opened}
+}
+
+// drained waits for the end of the drain.
+func (s *served) drained() {
+	s.t.Helper()
+	proctest.OK(s.t, proctest.Within(s.t, "the end of the drain", s.ran))
 }
 
 // A drain waits for the message that is being handled, and its answer comes before
 // the close frame.
 func TestHandledBeforeGoodbye(t *testing.T) {
 	began, finish := make(chan struct{}), make(chan struct{})
-	srv, addr := serve(t, func(ctx context.Context, conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
+	s := serve(t, func(conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
 		close(began)
 		<-finish
-		return echo(ctx, conn, kind, message)
+		return echo(conn, kind, message)
 	})
-	c := connect(t, addr)
+	c := s.connect(proctest.Must(s.dial()))
 	proctest.OK(t, c.send("one"))
 	<-began
-	drained := make(chan error, 1)
-	go func() { drained <- srv.drain(proctest.Patience) }()
-	<-srv.drainer.Context().Done()
+	s.upg.Stop()
 	select {
-	case err := <-drained:
-		t.Errorf("the drain ended with %v while a message was being handled", err)
-		drained <- err
+	case err := <-s.ran:
+		t.Fatalf("the drain ended with %v while a message was being handled", err)
 	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
 	}
 	close(finish)
 	if _, err := c.receive("one"); err != nil {
 		t.Error(err)
 	}
-	c.awaitGoodbye(t, websocket.StatusServiceRestart)
-	if err := <-drained; err != nil {
-		t.Error(err)
-	}
+	c.awaitGoodbye(t, websocket.StatusGoingAway)
+	s.drained()
 }
 
-// A message that crosses the close frame is not handled, as it would get no answer.
+// A message that crosses the close frame is not handled, because it would get no answer.
 func TestUnansweredIsNotHandled(t *testing.T) {
 	var handled atomic.Int64
-	srv, addr := serve(t, func(ctx context.Context, conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
+	s := serve(t, func(conn *websocket.Conn, kind websocket.MessageType, message []byte) error {
 		handled.Add(1)
-		return echo(ctx, conn, kind, message)
+		return echo(conn, kind, message)
 	})
-	// By hand, as the library sends nothing after a close frame.
-	conn, err := net.Dial("tcp", addr)
-	proctest.OK(t, err)
+	// By hand, because the library sends nothing after a close frame.
+	conn := proctest.Must(s.dial())
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(proctest.Patience))
-	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", addr)
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
 	from := bufio.NewReader(conn)
 	if response, err := http.ReadResponse(from, nil); err != nil || response.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("got %v, %v", response, err)
@@ -297,14 +336,11 @@ func TestUnansweredIsNotHandled(t *testing.T) {
 	}
 	send(text, "one")
 	receive(text)
-	drained := make(chan error, 1)
-	go func() { drained <- srv.drain(proctest.Patience) }()
+	s.upg.Stop()
 	code := receive(goodbye)[:2]
 	send(text, "two")
 	send(goodbye, code)
-	if err := <-drained; err != nil {
-		t.Error(err)
-	}
+	s.drained()
 	if n := handled.Load(); n != 1 {
 		t.Errorf("%d messages were handled, 1 answered", n)
 	}
@@ -313,26 +349,14 @@ func TestUnansweredIsNotHandled(t *testing.T) {
 // A WebSocket that is opened during the drain, on a connection from before it, is
 // told to leave as well.
 func TestOpenedDuringDrain(t *testing.T) {
-	srv, addr := serve(t, echo)
-	if err := connect(t, addr).leave(); err != nil { // It is serving.
+	s := serve(t, echo)
+	conn := proctest.Must(s.dial())
+	defer conn.Close()
+	// The server has accepted the first when it has answered the second.
+	if err := s.connect(proctest.Must(s.dial())).leave(); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("tcp", addr)
-	proctest.OK(t, err)
-	defer conn.Close()
-	drained := make(chan error)
-	go func() { drained <- srv.drain(proctest.Patience) }()
-	<-srv.drainer.Context().Done()
-
-	ctx, cancel := context.WithTimeout(t.Context(), proctest.Patience)
-	defer cancel()
-	onConn := &http.Client{Transport: &http.Transport{
-		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
-	}}
-	opened, _, err := websocket.Dial(ctx, "ws://"+addr, &websocket.DialOptions{HTTPClient: onConn})
-	proctest.OK(t, err)
-	(&client{opened}).awaitGoodbye(t, websocket.StatusServiceRestart)
-	if err := <-drained; err != nil {
-		t.Error(err)
-	}
+	s.upg.Stop()
+	s.connect(conn).awaitGoodbye(t, websocket.StatusGoingAway)
+	s.drained()
 }

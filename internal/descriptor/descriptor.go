@@ -21,7 +21,7 @@ func Control(c syscall.Conn, use func(fd uintptr) error) error {
 
 	var useErr error
 	if err := raw.Control(func(fd uintptr) { useErr = use(fd) }); err != nil {
-		// For a closed file it is an error that package os does not export.
+		// For a closed file, the error is one that package os does not export.
 		if file, ok := c.(*os.File); ok {
 			if _, statErr := file.Stat(); errors.Is(statErr, os.ErrClosed) {
 				return os.ErrClosed
@@ -41,7 +41,7 @@ func DuplicateOf(c syscall.Conn) (dup uintptr, err error) {
 	return dup, err
 }
 
-// PollOf is Poll of c's descriptor. Its error says that c was closed.
+// PollOf does what Poll does, for c's descriptor. It returns an error if c was closed.
 func PollOf(c syscall.Conn) (readable, hungUp bool, err error) {
 	err = Control(c, func(fd uintptr) error {
 		readable, hungUp = Poll(fd)
@@ -58,6 +58,6 @@ type Socket struct {
 	Listening bool
 	Datagram  bool
 	Bound     netip.AddrPort // of TCP, UDP and IP
-	DualStack bool           // IPv6 on all addresses that takes IPv4, too
+	DualStack bool           // IPv6 on all addresses, and accepts IPv4, too
 	Path      string         // of a Unix socket; an abstract one begins with @
 }

@@ -49,26 +49,25 @@ func Close(fd uintptr) error {
 }
 
 // Poll reports, without waiting, whether something can be read from fd, and whether
-// the other end of its pipe was closed. It takes nothing out of the pipe.
+// the other end of its pipe was closed. It reads nothing from the pipe.
 func Poll(fd uintptr) (readable, hungUp bool) {
 	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(polled, 0)
-	for err == unix.EINTR {
-		n, err = unix.Poll(polled, 0)
-	}
-	if n < 1 || err != nil {
-		return false, false
+	for {
+		if _, err := unix.Poll(polled, 0); err != unix.EINTR {
+			break
+		}
 	}
 	readable = polled[0].Revents&unix.POLLIN != 0
 	return readable, polled[0].Revents&unix.POLLHUP != 0 || readable && isAtEnd(fd)
 }
 
-// AnonymousPipes has pipes look as they do on OpenBSD, NetBSD and DragonFly, which
-// report the device and the inode 0 for all. It is for tests.
+// AnonymousPipes makes pipes look as on OpenBSD, NetBSD and DragonFly, which report
+// device 0 and inode 0 for all of them. It is for tests.
 var AnonymousPipes bool
 
-// IdentifyPipe returns what tells the pipe of fd from all others that exist now, or
-// zeros where nothing does. It fails if fd is no end of a pipe.
+// IdentifyPipe returns the device and the inode that tell the pipe of fd from all other
+// pipes that exist now, or zeros where the system has none. It fails if fd is no end of a
+// pipe.
 func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	// Not unix.Stat_t, whose fields are not those that package inherit sees.
 	var stat syscall.Stat_t
@@ -84,7 +83,7 @@ func IdentifyPipe(fd uintptr) (device, inode uint64, err error) {
 	return uint64(stat.Dev), uint64(stat.Ino), nil
 }
 
-// IdentifyFile returns what tells the inode of path from all others that exist. If
+// IdentifyFile returns an ID that tells the inode of path from all others that exist. If
 // follow is set, it is the inode that a symbolic link leads to.
 func IdentifyFile(path string, follow bool) (id string, isSocket bool, err error) {
 	stat := unix.Lstat
@@ -98,9 +97,9 @@ func IdentifyFile(path string, follow bool) (id string, isSocket bool, err error
 	return fmt.Sprintf("%d:%d", inode.Dev, inode.Ino), inode.Mode&unix.S_IFMT == unix.S_IFSOCK, nil
 }
 
-// ListenAgain has a listening socket take over this process's credentials, which its
-// clients see (SO_PEERCRED), and the longest queue that the system allows now. The
-// kernel does both in listen(2), which leaves alone those who wait in the queue.
+// ListenAgain gives a listening socket this process's credentials, which its clients see
+// (SO_PEERCRED), and the longest queue that the system allows now. The kernel does both
+// in listen(2), which keeps the connections that wait in the queue.
 func ListenAgain(fd uintptr) error {
 	return os.NewSyscallError("listen", unix.Listen(int(fd), math.MaxInt32)) // cut down to somaxconn
 }
@@ -108,8 +107,8 @@ func ListenAgain(fd uintptr) error {
 // Rights makes fd part of a message to a Unix socket (unix(7), SCM_RIGHTS).
 func Rights(fd uintptr) []byte { return unix.UnixRights(int(fd)) }
 
-// Send sends a datagram from a connected socket. It does not wait: its error
-// satisfies IsBlocked or IsFull if the receiver's queue is full.
+// Send sends a datagram from a connected socket. It does not block: if the receiver's
+// queue is full, its error satisfies IsBlocked or IsFull.
 func Send(fd uintptr, message, rights []byte) error {
 	err := unix.Sendmsg(int(fd), message, rights, nil, 0)
 	for err == unix.EINTR {
@@ -131,17 +130,17 @@ func IsClosed(err error) bool {
 	return errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EBADF)
 }
 
-// IsAddrInUse reports whether err says that an address is another socket's.
+// IsAddrInUse reports whether err says that an address is in use.
 func IsAddrInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 
-// IsDead reports whether a Unix socket's file is no open socket's, so that nobody can
-// be reached by it any more. If that is not certain, it is false.
+// IsDead reports whether no open socket belongs to a Unix socket's file, so that nobody
+// can be reached by it any more. If that is not certain, it returns false.
 //
-// It asks without standing in anybody's queue, by a datagram socket: a socket of
-// another type refuses that one as such (EPROTOTYPE), whether it listens or is only
-// bound. That order of checks is the same in unix_find_bsd of Linux, unp_connect of
-// the BSDs and macOS, and so_ux_lookup of illumos, whose EDESTADDRREQ is the others'
-// ECONNREFUSED.
+// It asks by a datagram socket, so that it does not enter the queue of a listener: a
+// socket of another type refuses a datagram socket because of its type (EPROTOTYPE),
+// whether it listens or is only bound. The order of these checks is the same in
+// unix_find_bsd of Linux, unp_connect of the BSDs and macOS, and so_ux_lookup of illumos,
+// which returns EDESTADDRREQ where the others return ECONNREFUSED.
 func IsDead(path string) bool {
 	conn, err := net.Dial("unixgram", path)
 	if err == nil {

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// duplicateFrom returns a close-on-exec duplicate of fd that is not less than first.
-// For want of F_DUPFD_CLOEXEC, package syscall says that it is 0, which is F_DUPFD
-// (syscall_aix.go; internal/poll.DupCloseOnExec asks for that, too).
+// duplicateFrom returns a close-on-exec duplicate of fd that is not less than first. AIX
+// has no F_DUPFD_CLOEXEC: package syscall defines it as 0, which is F_DUPFD
+// (syscall_aix.go), and internal/poll.DupCloseOnExec checks for that, too.
 func duplicateFrom(fd uintptr, first int) (int, error) {
 	// The lock keeps a fork out of the moment before close-on-exec is set.
 	syscall.ForkLock.RLock()

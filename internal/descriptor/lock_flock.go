@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockPatience bounds the wait for a lock that a suspended process, or a stranger, has.
+// lockPatience bounds the wait for a lock that a suspended process, or a process of
+// another program, holds.
 const lockPatience = time.Second
 
-// LockDir keeps other callers of LockDir, in all processes, waiting until unlock is
-// called. It is advisory: where it can't have the lock it does without.
+// LockDir makes other callers of LockDir, in all processes, wait until unlock is called.
+// The lock is advisory: if LockDir can't get it, it returns without.
 func LockDir(path string) (unlock func()) {
 	dir, err := os.Open(path)
 	if err != nil {

@@ -4,12 +4,12 @@ package descriptor
 
 import "os"
 
-// firstFree is the first number that is no standard stream's. A program that has
-// closed one must not find a pipe or a socket of this package there: what the runtime
-// says when it panics goes to descriptor 2, whatever that is.
+// firstFree is the first number that is not a standard stream's. If a program has closed
+// a standard stream, no pipe or socket of this package may get its number: the runtime
+// writes its panics to descriptor 2, whatever that is.
 const firstFree = 3
 
-// Pipe is os.Pipe, but for the numbers of the standard streams.
+// Pipe does what os.Pipe does, but does not use the numbers of the standard streams.
 func Pipe() (r, w *os.File, err error) {
 	if r, w, err = os.Pipe(); err != nil {
 		return nil, nil, err
@@ -25,8 +25,8 @@ func Pipe() (r, w *os.File, err error) {
 	return r, w, nil
 }
 
-// aboveStreams returns file, or a duplicate in its place. After an error it is file,
-// too.
+// aboveStreams returns file or, if file has the number of a standard stream, a duplicate
+// in its place. With an error it returns file.
 func aboveStreams(file *os.File) (*os.File, error) {
 	var dup uintptr
 	err := Control(file, func(fd uintptr) (err error) {

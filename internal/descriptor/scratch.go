@@ -2,8 +2,8 @@ package descriptor
 
 import "os"
 
-// A Scratch is a file that is made to refer to one descriptor after the other, which
-// saves creating and polling a file for each. Its zero value is closed.
+// A Scratch is a file that refers to one descriptor after the other, which saves creating
+// and polling a file for each. Its zero value is closed.
 type Scratch struct {
 	file *os.File
 }
@@ -22,8 +22,8 @@ func (s *Scratch) File(fd uintptr) (*os.File, error) {
 	return s.file, err
 }
 
-// openBlocking returns a file in blocking mode, which os.NewFile does not register
-// with the network poller, that needs no file system.
+// openBlocking returns a file in blocking mode, which os.NewFile does not register with
+// the network poller. It is a pipe, because that needs no file system.
 func openBlocking() (*os.File, error) {
 	pipe, other, err := os.Pipe()
 	if err != nil {

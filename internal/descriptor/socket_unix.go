@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IdentifySocket returns what fd is. It is no error if fd is no socket.
+// IdentifySocket returns what kind of socket fd is. It is no error if fd is no socket.
 func IdentifySocket(fd uintptr) (Socket, error) {
 	socketType, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
 	if err == unix.ENOTSOCK {
@@ -36,7 +36,7 @@ func IdentifySocket(fd uintptr) (Socket, error) {
 
 	switch bound := bound.(type) {
 	case *unix.SockaddrUnix:
-		s.Network = unixNetworks[socketType]
+		s.Network = networkOf(socketType, "unix", "unixgram", "unixpacket", "")
 		s.Path = bound.Name
 		return s, nil
 	case *unix.SockaddrInet4:
@@ -49,14 +49,24 @@ func IdentifySocket(fd uintptr) (Socket, error) {
 	default:
 		return Socket{}, nil
 	}
-	s.Network = inetNetworks[socketType]
+	s.Network = networkOf(socketType, "tcp", "udp", "", "ip")
 	return s, nil
 }
 
-var (
-	unixNetworks = map[int]string{unix.SOCK_STREAM: "unix", unix.SOCK_DGRAM: "unixgram", unix.SOCK_SEQPACKET: "unixpacket"}
-	inetNetworks = map[int]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp", unix.SOCK_RAW: "ip"}
-)
+// networkOf returns the name that a family gives to its sockets of this type.
+func networkOf(socketType int, stream, datagram, packet, raw string) string {
+	switch socketType {
+	case unix.SOCK_STREAM:
+		return stream
+	case unix.SOCK_DGRAM:
+		return datagram
+	case unix.SOCK_SEQPACKET:
+		return packet
+	case unix.SOCK_RAW:
+		return raw
+	}
+	return ""
+}
 
 // zone returns the name of the interface that an address of IPv6 belongs to.
 func zone(index uint32) string {

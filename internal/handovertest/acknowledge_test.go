@@ -16,8 +16,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// Between ready and the acknowledgement: the child dies, gives up, cannot take charge,
-// or says so at the last moment.
+// Between ready and the acknowledgement, the child dies, gives up, cannot take charge, or
+// acknowledges at the last moment.
 
 func init() {
 	mishaps["leave the pipes to a descendant"] = func(w *proctest.Wire, _ *tableflip.Upgrader) {

@@ -112,7 +112,7 @@ func wantDone(t *testing.T, s *proctest.Service, line, result string) {
 	}
 }
 
-// A spelling is what a service asks for, with PORT and NEXT for port numbers.
+// A spelling is an address that a service asks for, with PORT and NEXT for port numbers.
 type spelling struct {
 	ask   string
 	found bool
@@ -129,7 +129,7 @@ func spellings(found, missed []string) []spelling {
 	return all
 }
 
-// A service asks for its sockets in its own words.
+// A service may spell the addresses of its sockets as it likes.
 func TestActivatedSpellings(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	path := filepath.Join(dir, "s")
@@ -249,7 +249,7 @@ func TestActivatedMapped(t *testing.T) {
 	wantDone(t, s, "listener tcp4 "+addr, addr)
 }
 
-// An address as it was asked for goes before one that is as good.
+// An address that matches exactly comes before one that is only equivalent.
 func TestActivatedExact(t *testing.T) {
 	v4 := proctest.Opened[net.Listener](t)(net.Listen("tcp4", "0.0.0.0:0"))
 	_, port, _ := net.SplitHostPort(v4.Addr().String())
@@ -358,7 +358,7 @@ func TestActivatedVariables(t *testing.T) {
 	}
 }
 
-// What the socket unit has bound is the socket unit's to unlink, claimed or not.
+// The file that the socket unit has bound stays, claimed or not: the unit unlinks it.
 func TestActivatedUnixStays(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	claimed, unclaimed := filepath.Join(dir, "claimed"), filepath.Join(dir, "unclaimed")
@@ -430,7 +430,7 @@ func TestActivatedSubprocess(t *testing.T) {
 	}
 }
 
-// Whichever name one generation uses, the next may use the other.
+// A socket has two names, and each generation may use either.
 func TestActivatedUpgrade(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for _, test := range []struct {

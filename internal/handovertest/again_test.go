@@ -10,7 +10,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// A process has one parent, whichever of its Upgraders asks.
+// All Upgraders of a process have the same parent.
 
 func TestNewAgainInChild(t *testing.T) {
 	s, parent := proctest.Start(t, "two-upgraders")
@@ -59,7 +59,7 @@ func init() {
 	})
 }
 
-// Stop before the commit was this process's last word to its parent.
+// After a Stop before the commit, no later Upgrader of the process can take charge.
 func TestNewAgainAbandoned(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "abandon-and-try")
 	proctest.OK(t, upg.Ready())

@@ -9,7 +9,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// On other systems than Linux a process knows its parent, and not the others before it.
+// Outside Linux a process knows its parent, but not its other ancestors.
 // If it took the table of a parent that waits for a leaked one, two first generations
 // would run.
 func TestLostAncestorsUnknown(t *testing.T) {

@@ -18,10 +18,10 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// Systems that give all pipes one device and inode, where a token tells a table that was
-// meant for this process.
+// On some systems all pipes have the same device and inode. There a token shows that a
+// table was meant for this process.
 
-// late is when the sender of a table has waited long enough, if it is replaced.
+// late replaces the time until which the sender of a table waits by one that has passed.
 var late = regexp.MustCompile(`until=\d+`)
 
 func TestAnonymousChain(t *testing.T) {
@@ -100,7 +100,7 @@ func init() {
 	})
 }
 
-// A New that fails for another reason does not forget that the token was there.
+// After a New that failed for another reason, the next one still has the token.
 func TestAnonymousNewAgain(t *testing.T) {
 	anonymousPipes(t)
 	upg, s := NewParent(t, tableflip.Options{}, "new-without-descriptor")

@@ -15,9 +15,9 @@ import (
 	"example.com/tableflip/internal/systemd"
 )
 
-// What a service manager that does not play its part does to an upgrade: nothing.
+// An upgrade succeeds although the service manager does not do its part.
 
-// systemd must know the new main process while the old one is there.
+// systemd must know the new main process before the old one exits.
 func TestBarrier(t *testing.T) {
 	m := startedByManager(t)
 	m.lazy.Store(true)
@@ -88,7 +88,7 @@ func TestBarrierManagerDies(t *testing.T) {
 	proctest.OK(t, proctest.Within(t, "Upgrade", result))
 }
 
-// What does not reach systemd fails no upgrade, and is logged.
+// A message that does not reach systemd is logged, and the upgrade succeeds.
 func TestManagerBroken(t *testing.T) {
 	for _, test := range []struct {
 		name  string

@@ -28,8 +28,8 @@ import (
 
 // A chain is a service whose processes, its generations, all play the role
 // "generation" and do what the test orders. Every generation answers with its PID on a
-// TCP listener, a Unix listener and a UDP socket, from Ready on. Others accept earlier;
-// here a child must not take a request into its grave.
+// TCP listener, a Unix listener and a UDP socket, from Ready on, because a request that a
+// child accepts before is lost if the child dies.
 
 const (
 	dirVariable     = "HANDOVERTEST_DIR"     // directory of the PID file and the Unix socket
@@ -59,8 +59,8 @@ var (
 	alone        = step.New("alone")
 )
 
-// A mishap is what can happen to a generation that has claimed its sockets, apart from
-// death.
+// A mishap is something other than death that happens to a generation that has claimed
+// its sockets.
 type mishap func(*proctest.Wire, *tableflip.Upgrader)
 
 // missingDirectory is a mishap that happens earlier.
@@ -234,6 +234,12 @@ func (g *generation) obey(o proctest.Order) {
 		ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 		defer cancel()
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
+	case "rehearse":
+		g.childEnv.Store(o.Arguments)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		g.cancel.Store(cancel)
+		g.wire.ReportError("rehearsed", g.upg.Rehearse(ctx))
 	case "stop":
 		g.upg.Stop()
 		g.wire.Report("stopped")
@@ -306,7 +312,7 @@ func (c *chain) removeSocket() {
 	proctest.OK(c.t, os.Remove(filepath.Join(c.dir, "socket")))
 }
 
-// A request is one that has been sent and not been answered yet.
+// A request has been sent, and has not been answered yet.
 type request struct {
 	network string
 	conn    net.Conn
@@ -349,8 +355,8 @@ func (c *chain) wantAnswers(requests []request, pid int) {
 	}
 }
 
-// wantCharge checks that the process with pid serves, and is the one whom the PID
-// file names, and that the Unix socket and the PID file are the only files.
+// wantCharge checks that the process with pid serves, that the PID file names it, and
+// that the Unix socket and the PID file are the only files.
 func (c *chain) wantCharge(pid int) {
 	c.t.Helper()
 	c.wantAnswers(c.send(), pid)

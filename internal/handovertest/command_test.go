@@ -17,10 +17,10 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// What Options.Command may do, and what is started.
+// These tests are about Options.Command, and about what is started.
 
-// Whatever Command does to what it gets, the next upgrade begins with this
-// process's own arguments again.
+// Whatever Command does to its argument, the next upgrade begins with this process's own
+// arguments again.
 func TestCommandSpoils(t *testing.T) {
 	arguments := slices.Clone(os.Args)
 	t.Cleanup(func() { copy(os.Args, arguments) })
@@ -83,7 +83,7 @@ func TestCommandPanics(t *testing.T) {
 	s.Await("ready")
 }
 
-// The process that is ready need not be the one that was started.
+// The process that says it is ready need not be the one that was started.
 func TestCommandWrapper(t *testing.T) {
 	for _, test := range []struct {
 		story  string

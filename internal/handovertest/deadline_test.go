@@ -18,7 +18,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// What counts against the time that an upgrade has, and when it is too late to start.
+// These tests are about what counts against the time of an upgrade, and when it is too
+// late to start a process.
 
 // countStarts counts the processes that are started until the end of the test.
 func countStarts(t *testing.T) *atomic.Int32 {
@@ -59,7 +60,7 @@ func TestTimeoutAndCommand(t *testing.T) {
 	}
 }
 
-// A caller's deadline is the caller's, whoever takes the time.
+// A caller's deadline also counts while Options.Command runs.
 func TestDeadlineAndCommand(t *testing.T) {
 	started := countStarts(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
@@ -125,7 +126,7 @@ func TestErrorTexts(t *testing.T) {
 	}
 }
 
-// What Upgrade returns after Stop is the text alone, whatever the child was doing.
+// After Stop, the error of Upgrade is ErrStopped alone, whatever the child was doing.
 func TestErrorTextStopped(t *testing.T) {
 	for _, at := range []step.Step{step.ChildStarted, step.ReadyReceived, step.AfterCommit} {
 		t.Run(at.String(), func(t *testing.T) {

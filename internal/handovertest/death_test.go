@@ -21,8 +21,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// What happens to the service when one of the two processes of an upgrade dies, hangs
-// or gives up, at any step of the handover.
+// One of the two processes of an upgrade dies, hangs or gives up, at any step of the
+// handover.
 
 var mishaps = map[string]mishap{
 	"exit 0": func(*proctest.Wire, *tableflip.Upgrader) { os.Exit(0) },
@@ -73,7 +73,7 @@ var mishaps = map[string]mishap{
 	},
 }
 
-// say says something else than a child that is ready.
+// say sends something else than a child that is ready does.
 func say(message string) mishap {
 	return func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		proctest.Must(syscall.Write(3, []byte(message)))

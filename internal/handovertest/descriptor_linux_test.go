@@ -16,7 +16,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Processes that inherit what they should not, or are out of descriptors.
+// These tests are about processes that inherit descriptors of others, or run out of
+// descriptors.
 
 // In cloudflare/tableflip v1.2.3 a marker variable and descriptors 3 and 4 leak to the
 // child's subprocesses, whose New then fails.
@@ -65,8 +66,8 @@ func TestTableLeaked(t *testing.T) {
 }
 
 func init() {
-	// leak hands its variables on to a process that is not of its service. It
-	// finds two pipes as 3 and 4 all the same.
+	// leak starts a process that does not belong to its service, with its variables.
+	// That process also finds two pipes as 3 and 4.
 	proctest.Role("leak", func() {
 		variables := inherit.Variables()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
@@ -77,7 +78,7 @@ func init() {
 				cmd.Env = os.Environ()
 				for name, value := range variables {
 					if header, ok := strings.CutPrefix(value, "1 "); ok && name == inherit.Variable {
-						// Its sender has waited long enough.
+						// The time until which its sender waits has passed.
 						value = version + " " + late.ReplaceAllString(header, "until=1")
 					}
 					cmd.Env = append(cmd.Env, name+"="+value)

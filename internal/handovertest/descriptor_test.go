@@ -18,7 +18,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// How many descriptors a process has.
+// These tests count the descriptors of a process.
 
 // A claim makes a descriptor for the caller and keeps one, no more.
 func TestDescriptorsAfterStop(t *testing.T) {

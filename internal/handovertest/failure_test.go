@@ -22,7 +22,7 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// What a failed upgrade tells, and that it leaves nothing behind.
+// A failed upgrade returns its cause, and leaves nothing behind.
 
 // errors.Is and errors.As find the cause of every failed upgrade.
 func TestUpgradeErrors(t *testing.T) {

@@ -19,8 +19,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// The flags of an open file, which parent and child share, and the blocking mode above
-// all: who changes it changes it for both.
+// Parent and child share the flags of an open file, above all its blocking mode: a change
+// by one of them is a change for both.
 
 // A shareable is what can be passed on.
 type shareable interface {

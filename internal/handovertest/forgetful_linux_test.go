@@ -13,7 +13,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Programs that drop what the service manager has told them.
+// Some programs remove the variables of the service manager.
 
 var managerVariables = []string{"NOTIFY_SOCKET", "INVOCATION_ID", "MANAGERPID", "WATCHDOG_USEC"}
 

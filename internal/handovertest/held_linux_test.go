@@ -1,10 +1,20 @@
 package handovertest
 
 import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
+	"golang.org/x/sys/unix"
+
+	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 )
@@ -83,4 +93,87 @@ func TestParentKilledPipeHeldCommitted(t *testing.T) {
 	child.AwaitStep(alone)
 	c.wantCharge(child.PID)
 	c.wantStop(child)
+}
+
+// startSleeper starts a process that a child takes for its parent, and returns a handle
+// of it. The test, which has the pipes, outlives it.
+func startSleeper(t *testing.T) (*exec.Cmd, *os.File) {
+	t.Helper()
+	sleeper := exec.Command("sleep", "1000")
+	proctest.OK(t, sleeper.Start())
+	t.Cleanup(func() {
+		sleeper.Process.Kill()
+		sleeper.Wait()
+	})
+	handle, err := unix.PidfdOpen(sleeper.Process.Pid, unix.PIDFD_NONBLOCK)
+	proctest.OK(t, err)
+	file := os.NewFile(uintptr(handle), "handle")
+	t.Cleanup(func() { file.Close() })
+	return sleeper, file
+}
+
+// What was said is heard even if the death of who said it is noticed first.
+func TestParentDeadPipeHeld(t *testing.T) {
+	s := proctest.NewService(t)
+	sleeper, handle := startSleeper(t)
+	sleeper.Process.Kill()
+	sleeper.Wait()
+	// With one thread, the goroutine that New has started last, which watches the
+	// process, is the first to run.
+	cmd := s.Command("tell-commit", "GOMAXPROCS=1")
+	beginNew, err := cmd.StdinPipe()
+	proctest.OK(t, err)
+	child := speakToChild(t, cmd, "", "process,parent", handle)
+	child.sayAll(t, "commit")
+	beginNew.Close()
+	if m := s.Await("acknowledged"); m.Text != "true" {
+		t.Error("the child took itself for an orphan")
+	}
+}
+
+func init() {
+	proctest.Role("tell-commit", func() {
+		acknowledged := false
+		proctest.When(step.Acknowledged, func() { acknowledged = true })
+		proctest.Must(io.Copy(io.Discard, os.Stdin))
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		runtime.Gosched()
+		MustBeReady(upg)
+		proctest.Report("acknowledged", acknowledged)
+	})
+}
+
+// Upgrade is accepted from the moment when the parent's process has ended, whether or not
+// this process has noticed it.
+func TestParentDeadUpgrade(t *testing.T) {
+	s := proctest.NewService(t)
+	sleeper, handle := startSleeper(t)
+	child := speakToChild(t, s.Command("upgrade-at-once", proctest.WithArg(strconv.Itoa(sleeper.Process.Pid))), "", "process,parent", handle)
+	child.sayAll(t, "commit")
+	if m := s.Await("early"); m.Text != tableflip.ErrParentRunning.Error() {
+		t.Errorf("Upgrade beside the parent: %s", m.Text)
+	}
+	sleeper.Process.Kill()
+	if m := s.Await("upgraded"); !strings.HasPrefix(m.Text, "true ") {
+		t.Errorf("Upgrade was not accepted: %s", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("upgrade-at-once", func() {
+		runtime.GOMAXPROCS(1)
+		upg := proctest.Must(tableflip.New(tableflip.Options{Command: proctest.Unstartable}))
+		MustBeReady(upg)
+		parent := proctest.Must(unix.PidfdOpen(proctest.Must(strconv.Atoi(proctest.Arg())), 0))
+		proctest.Report("early", upg.Upgrade())
+		// While it waits like this, no other goroutine runs.
+		polled := unix.PollFd{Fd: int32(parent), Events: unix.POLLIN}
+		for polled.Revents == 0 {
+			runtime.Gosched()
+			timeout := unix.NsecToTimespec(1e6)
+			unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&polled)), 1, uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
+		}
+		err := upg.Upgrade()
+		proctest.Report("upgraded", errors.Is(err, os.ErrNotExist), err)
+	})
 }

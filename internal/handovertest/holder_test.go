@@ -13,7 +13,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Processes that have descriptors open which are none of their business.
+// These processes hold descriptors open that they do not use.
 
 // hold starts a process that does nothing but keep fds open, and returns its PID.
 func hold(fds ...int) int {

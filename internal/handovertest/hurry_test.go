@@ -13,7 +13,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// When a process that drains learns that nobody has taken its place.
+// These tests are about Hurry: a process that drains learns that its successor has died.
 
 func init() {
 	// successor stays in charge until SIGTERM, and then ends in a way.

@@ -3,6 +3,7 @@
 package handovertest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,11 +11,13 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
-// What a child starts, or executes, before New inherits nothing of the handover.
+// A process that a child starts before New, or a program that it executes, inherits
+// nothing of the handover.
 
 const (
 	earlyVariable = "HANDOVERTEST_EARLY" // when a child starts another process
@@ -152,5 +155,56 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		MustBeReady(upg)
 		proctest.Report("ready", upg.HasParent(), os.Getenv("TABLEFLIP_TAKEN"))
+	})
+}
+
+// A table that has leaked from another process says nothing about this one's
+// descriptors, which its own children may be meant to have.
+func TestInheritForeignDescriptors(t *testing.T) {
+	read, write, err := os.Pipe()
+	proctest.OK(t, err)
+	defer read.Close()
+	defer write.Close()
+	file := proctest.Opened[*os.File](t)(os.Open(os.DevNull))
+	pipeID := func(pipe *os.File) (id string) {
+		proctest.OK(t, descriptor.Control(pipe, func(fd uintptr) error {
+			device, inode, err := descriptor.IdentifyPipe(fd)
+			id = fmt.Sprintf("%d:%d", device, inode)
+			return err
+		}))
+		return id
+	}
+	for _, test := range []struct {
+		story, pipes   string
+		ready, verdict *os.File
+		taken          bool
+	}{
+		{"the table's", pipeID(write) + " " + pipeID(read), write, read, true},
+		{"others", "1:2 3:4", write, read, false},
+		{"another ready pipe", "1:2 " + pipeID(read), write, read, false},
+		{"another verdict pipe", pipeID(write) + " 3:4", write, read, false},
+		{"pipes that look all the same", "0:0 0:0", write, read, true},
+		{"a file for the ready pipe", "0:0 0:0", file, read, false},
+		{"a file for the verdict pipe", "0:0 0:0", write, file, false},
+	} {
+		t.Run(test.story, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("close-on-exec", inherit.Variable+"=1 "+test.pipes+" fds=1 parts=0 pid=1 until=2")
+			cmd.ExtraFiles = []*os.File{test.ready, test.verdict, file, file}
+			proctest.OK(t, cmd.Run())
+			if got, want := s.Await("close-on-exec").Text, fmt.Sprint(test.taken, test.taken, test.taken, false); got != want {
+				t.Errorf("close-on-exec of the descriptors from 3 on: %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("close-on-exec", func() {
+		var flags []any
+		for fd := inherit.ReadyFD; fd <= inherit.FirstFD+1; fd++ {
+			flags = append(flags, proctest.Must(descriptor.IsCloseOnExec(uintptr(fd))))
+		}
+		proctest.Report("close-on-exec", flags...)
 	})
 }

@@ -17,7 +17,7 @@ import (
 	"example.com/tableflip/internal/systemd"
 )
 
-// Nothing that may take long, and nothing of the program's, is called under a lock.
+// No call that may block, and no code of the program, runs under a lock.
 
 // patientNotifier has messages to the manager wait until it reads.
 func patientNotifier(t *testing.T) {

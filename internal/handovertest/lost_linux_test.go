@@ -13,8 +13,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Wrappers that lose descriptors or variables. The service must not silently become a
-// first generation beside the one that waits for it.
+// Some wrappers lose descriptors or variables. Then the service must not silently become
+// a first generation beside the process that waits for it.
 
 func init() {
 	// lossy lives on if New returns no error.

@@ -25,13 +25,14 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 )
 
-// What a service manager is told, by whom and in which order.
+// These tests are about the messages to a service manager: from whom, and in which order.
 
-// A manager stands for the service manager. It reads what it is told, and answers
-// barriers, at once.
+// A manager is a mock of the service manager. It reads messages and answers barriers at
+// once.
 type manager struct {
 	t        *testing.T
 	socket   string // NOTIFY_SOCKET
@@ -322,6 +323,7 @@ func TestManagerFailure(t *testing.T) {
 		{name: "exit status", role: "fail"},
 		{name: "timeout", role: "hang", opts: tableflip.Options{UpgradeTimeout: time.Second}},
 		{name: "crash", role: "crash"},
+		{name: "reason", role: "fail", opts: tableflip.Options{Command: proctest.Shell("echo failed no disk >&3")}},
 		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
 		{name: "not startable", role: "fail", opts: tableflip.Options{Command: proctest.Unstartable}},
@@ -375,6 +377,127 @@ func TestManagerPanic(t *testing.T) {
 		upg.Upgrade()
 	}()
 	m.want(os.Getpid(), "READY=1", reloading, failed(errors.New("tableflip: Options.Command has panicked")))
+}
+
+// The manager does not hear of a rehearsal, unless it asks meanwhile.
+func TestManagerRehearsal(t *testing.T) {
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "hang")
+	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrNotReady)
+	proctest.OK(t, upg.Ready())
+	rehearse := func(meanwhile func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		result := proctest.InBackground(func() error { return upg.Rehearse(ctx) })
+		s.Await("hanging")
+		meanwhile()
+		cancel()
+		proctest.WantError(t, "Rehearse", proctest.Within(t, "Rehearse", result), context.Canceled)
+	}
+	rehearse(func() {})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	proctest.WantError(t, "Rehearse", upg.Rehearse(ended), context.Canceled)
+	m.want(os.Getpid(), "READY=1")
+	m.wantNoMore()
+	rehearse(func() { upg.Upgrade() })
+	m.want(os.Getpid(), reloading, "READY=1")
+	m.wantNoMore()
+
+	// Nor does the one that asks for an upgrade hear of a rehearsal that is refused.
+	ctx, cancel := context.WithCancel(t.Context())
+	result := proctest.InBackground(func() error { return upg.UpgradeContext(ctx) })
+	s.Await("hanging")
+	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrUpgradeInProgress)
+	cancel()
+	err := proctest.Within(t, "Upgrade", result)
+	m.want(os.Getpid(), reloading, failed(err))
+	m.wantNoMore()
+}
+
+// An upgrade that has to wait is told at once, because a reload would time out.
+func TestManagerQueue(t *testing.T) {
+	const queued = "READY=1\nSTATUS=upgrade queued"
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "hang")
+	queue.Keep() // a process that is not up has nothing to answer
+	proctest.OK(t, upg.Ready())
+	queue.Keep()
+	m.want(os.Getpid(), "READY=1", reloading, queued)
+
+	attempt := func(try func(context.Context) error, answers func(error) []string) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		result := proctest.InBackground(func() error { return try(ctx) })
+		s.Await("hanging")
+		queue.Keep()
+		cancel()
+		err := proctest.Within(t, "Upgrade", result)
+		m.want(os.Getpid(), answers(err)...)
+		m.wantNoMore()
+	}
+	attempt(upg.UpgradeContext, func(err error) []string { return []string{reloading, reloading, failed(err)} })
+	attempt(upg.Rehearse, func(error) []string { return []string{reloading, queued} })
+
+	upg.Stop()
+	queue.Keep()
+	m.want(os.Getpid(), "STOPPING=1")
+	m.wantNoMore()
+}
+
+// A process that was replaced passes what it was asked for on. Where nobody makes
+// upgrades later, the reload is answered all the same.
+func TestManagerQueuePassedOn(t *testing.T) {
+	for _, test := range []struct {
+		heeds bool
+		want  []string
+	}{
+		{true, nil},
+		{false, []string{reloading, "READY=1"}},
+	} {
+		t.Run(fmt.Sprint("heeds ", test.heeds), func(t *testing.T) {
+			m := startedByManager(t)
+			upg, s := NewParent(t, tableflip.Options{}, "asked", proctest.WithArg(fmt.Sprint(test.heeds)))
+			Upgrade(t, upg)
+			child := s.Await("ready").PID
+			m.want(os.Getpid(), "READY=1", reloading, mainPID(child), barrier)
+			queue.Keep()
+			if test.heeds {
+				s.Await("asked")
+			}
+			m.want(child, test.want...)
+			m.wantNoMore()
+		})
+	}
+}
+
+func init() {
+	proctest.Role("asked", func() {
+		var asked <-chan struct{}
+		if proctest.Arg() == "true" {
+			asked = queue.Asked()
+		}
+		MustBeReady(proctest.Must(tableflip.New(tableflip.Options{})))
+		proctest.Report("ready")
+		<-asked
+		proctest.Report("asked")
+		proctest.UntilKilled()
+	})
+}
+
+// What is opened to tell the manager of a handover is closed when there is none.
+func TestManagerRehearsalLeaks(t *testing.T) {
+	m := startedByManager(t)
+	upg, _ := NewParent(t, tableflip.Options{}, "rehearse", proctest.WithArg("succeeds "+proctest.SocketDir(t)))
+	proctest.OK(t, upg.Ready())
+	proctest.WithoutGC(t)
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	before := proctest.OpenDescriptors()
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if after := proctest.OpenDescriptors(); after != before {
+		t.Errorf("%d descriptors are open, and %d were", after, before)
+	}
+	m.want(os.Getpid(), "READY=1")
+	m.wantNoMore()
 }
 
 // With Type=notify-reload, every reload is answered: one that meets an upgrade, by
@@ -493,7 +616,7 @@ func TestManagerStop(t *testing.T) {
 	}
 }
 
-// Nobody but its parent is to say that the service stops.
+// Only the process in charge may say that the service stops.
 func TestManagerChildStops(t *testing.T) {
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{DescriptorStore: true}, "give-up", proctest.WithArg("tcp localhost:0"))
@@ -518,7 +641,7 @@ func init() {
 	})
 }
 
-// Whoever wins, systemd hears a story that makes sense.
+// Whichever of the two wins, the messages to systemd are consistent.
 func TestManagerStopCommit(t *testing.T) {
 	for range 10 {
 		m := startedByManager(t)

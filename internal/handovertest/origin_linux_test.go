@@ -15,11 +15,11 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// A new process is started as its parent was, whatever that did since, from what is
-// there now.
+// A new process is started as its parent was, whatever the parent has changed since, and
+// from the files that are there now.
 
 func init() {
-	// deployed does what it should not, and then upgrades when it is told.
+	// deployed changes what the next start must not depend on, and upgrades when it is told.
 	proctest.Role("deployed", func() {
 		w := proctest.OpenWire()
 		dir := proctest.Must(filepath.EvalSymlinks(proctest.Must(os.Getwd())))

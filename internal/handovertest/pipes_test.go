@@ -13,7 +13,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// How a child tells the pipes of its handover from others, on each kind of system.
+// A child must tell the pipes of its handover from others, on each kind of system.
 
 // setPipes has this process, whose children identify pipes as Linux does, identify
 // them as another system does.

@@ -20,7 +20,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Everything at once.
+// In these tests, methods are called concurrently.
 
 func TestRaceReadyStop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
@@ -131,8 +131,8 @@ func TestRaceAll(t *testing.T) {
 	}
 }
 
-// What the registry has accepted while an upgrade came along is the child's, and
-// what it has let go is not.
+// The child gets a descriptor that was added successfully during an upgrade, and does not
+// get one that was removed.
 func TestRaceRegistry(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "list-files")
 	proctest.OK(t, upg.Ready())
@@ -176,7 +176,7 @@ func TestRaceRegistry(t *testing.T) {
 	}
 }
 
-// Each inherited descriptor is somebody's, and nobody else's.
+// Each inherited descriptor is claimed once.
 func TestRaceClaims(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "claim-at-once")
 	var want []string

@@ -19,7 +19,7 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// A child that is refused, or gives up, and a Stop that meets the commit.
+// A child is refused or gives up, or Stop meets the commit.
 
 // A child that has said that it is ready when its Stop is called must not be put
 // in charge.
@@ -169,7 +169,7 @@ func init() {
 	})
 }
 
-// A child that calls Stop and does not exit has given up all the same.
+// A child that calls Stop has given up even if it does not exit.
 func TestChildStopsAndStays(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "stop-and-stay")
 	proctest.OK(t, upg.Ready())

@@ -12,7 +12,7 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// c16: clients see who listens, and nobody who is not in charge.
+// Clients see the credentials of the process in charge, and of no other.
 func TestRegistryPeer(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "listen-at", proctest.WithArg("unix "+path))

@@ -18,8 +18,8 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// What a new version finds of the sockets of the old one. That it takes no processes
-// to show is in package registry.
+// These tests are about the old version's sockets that a new version finds. Those that
+// need no processes are in package registry.
 
 func init() {
 	// listen-at listens where it is told, and answers with its PID.
@@ -48,7 +48,7 @@ func init() {
 		proctest.Report("listened", err)
 		proctest.UntilKilled()
 	})
-	// join takes the packet conn that it is told, and joins the group of its parent.
+	// join claims the packet conn that its argument names, and joins the group of its parent.
 	proctest.Role("join", func() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		conn := proctest.Must(upg.ListenPacket("udp4", proctest.Arg()))
@@ -61,7 +61,7 @@ func init() {
 	})
 }
 
-// R7, c03
+// A new version may spell an address otherwise.
 func TestRegistrySpelling(t *testing.T) {
 	env := []string{""}
 	upg, s := NewParent(t, tableflip.Options{}, "listen-at", env...)
@@ -70,7 +70,7 @@ func TestRegistrySpelling(t *testing.T) {
 	proctest.OK(t, err)
 	proctest.OK(t, upg.Ready())
 
-	// One that is not the same is in the way, and the child says so.
+	// An address that is not the same is in use, and the error names what was not claimed.
 	env[0] = proctest.WithArg("tcp :" + port)
 	if err := upg.Upgrade(); err == nil {
 		t.Error("the child has found another socket")
@@ -91,7 +91,7 @@ func TestRegistrySpelling(t *testing.T) {
 	}
 }
 
-// R8, c51
+// A child that claims a socket after Ready is told that this is too late.
 func TestRegistryLateClaim(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for _, way := range []string{"tcp 127.0.0.1:0", "unix " + path} {
@@ -109,7 +109,7 @@ func TestRegistryLateClaim(t *testing.T) {
 	}
 }
 
-// c16: a socket that nobody could reach can be reached again.
+// A socket that no client could reach is bound anew.
 func TestRegistryLostFile(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "listen-at", proctest.WithArg("unix "+path))
@@ -137,7 +137,7 @@ func (l *countingListener) Accept() (net.Conn, error) {
 	return l.TCPListener.Accept()
 }
 
-// R5, c25: a callback's wrapper is accepted, and the log says that it ends here.
+// A callback's wrapper is accepted, and the log says that the next generation lacks it.
 func TestRegistryWrapper(t *testing.T) {
 	logger, logbook := proctest.NewLogger()
 	upg, s := NewParent(t, tableflip.Options{Logger: logger}, "listen-at", proctest.WithArg("tcp localhost:0"))
@@ -176,7 +176,7 @@ func joinGroup(conn net.PacketConn) error {
 	return errors.Join(err, joinErr)
 }
 
-// c11
+// A child that joins the group of its parent gets the group's datagrams.
 func TestRegistryMulticast(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "join", proctest.WithArg("0.0.0.0:0"))
 	conn := proctest.Opened[net.PacketConn](t)(upg.ListenPacket("udp4", "0.0.0.0:0"))

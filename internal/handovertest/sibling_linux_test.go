@@ -1,6 +1,7 @@
 package handovertest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -31,6 +32,9 @@ func init() {
 				syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			case "hangs":
 				<-terminate
+			case "rehearses":
+				proctest.Report("refused", upg.Ready())
+				return
 			}
 			MustBeReady(upg)
 			proctest.Report("ready")
@@ -38,6 +42,11 @@ func init() {
 			return
 		}
 		MustBeReady(upg)
+		if proctest.Arg() == "rehearses" {
+			proctest.Report("rehearsed", upg.Rehearse(context.Background()))
+			<-terminate
+			return
+		}
 		err := upg.Upgrade()
 		proctest.Report("upgraded", errors.Is(err, os.ErrDeadlineExceeded), err)
 		<-terminate
@@ -103,6 +112,20 @@ func wantStatus(t *testing.T, status string) string {
 		return ""
 	}
 	return status
+}
+
+func TestSiblingRehearses(t *testing.T) {
+	s := startUnderSystemd(t, "rehearses")
+	child := s.Await("started")
+	if m := s.Await("refused"); !strings.Contains(m.Text, "rehearsed") {
+		t.Errorf("Ready: %s", m.Text)
+	}
+	if status := reap(t, child.PID); status.ExitStatus() != 0 {
+		t.Errorf("wait status %#x: it was not given the time to exit", status)
+	}
+	if m := s.Await("rehearsed"); m.Text != "<nil>" {
+		t.Errorf("Rehearse: %s", m.Text)
+	}
 }
 
 func TestSiblingHangs(t *testing.T) {

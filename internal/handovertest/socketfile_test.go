@@ -22,9 +22,9 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// Who unlinks the file of a Unix socket.
+// These tests are about who unlinks the file of a Unix socket.
 
-// A listener that another one has replaced is its owner's again, file and all.
+// A listener that was replaced belongs to its owner again, with its file.
 func TestSocketFileReplaced(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	path, next := filepath.Join(dir, "s"), filepath.Join(dir, "next")
@@ -72,7 +72,7 @@ func TestSocketFileRemoved(t *testing.T) {
 		}
 	}
 
-	// The file of a packet conn is always its owner's to unlink.
+	// The owner of a removed packet conn unlinks its file.
 	for range 3 {
 		conn, err := upg.ListenPacket("unixgram", path)
 		proctest.OK(t, err)
@@ -262,7 +262,7 @@ func init() {
 		os.Setenv("HANDOVERTEST_GENERATION", strings.Repeat("x", generation+1))
 		for i := range generation + 1 {
 			path := filepath.Join(proctest.Arg(), strconv.Itoa(i))
-			// As many services do, which must not be mistaken for another's file.
+			// Many services do this, and the file must not be mistaken for another socket's.
 			proctest.Must(upg.Listen("unix", path))
 			proctest.Must(0, os.Chmod(path, 0o600))
 			proctest.Must(upg.ListenPacket("unixgram", path+"gram"))

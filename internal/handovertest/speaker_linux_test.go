@@ -22,11 +22,12 @@ import (
 // The child finds the write end of the ready pipe as descriptor 3, the read end of the
 // verdict pipe as 4, and what is passed from 5 on. TABLEFLIP_HANDOVER says
 //
-//	1 READY VERDICT fds=COUNT parts=PARTS pid=PID until=MILLISECONDS
+//	1 READY VERDICT fds=COUNT parts=PARTS pid=PID until=MILLISECONDS offers=WORD,…
 //
-// where the pipes are DEVICE:INODE, and TABLEFLIP_HANDOVER_0 and so on, put together, say
-// KIND,NETWORK,ADDRESS,… for each descriptor, separated by semicolons. Unknown words are
-// ignored.
+// where the pipes are DEVICE:INODE, and offers, which may be missing, are the words beyond
+// the handover itself that the child may accept, after its PID: here PID WORD….
+// TABLEFLIP_HANDOVER_0 and so on, put together, say KIND,NETWORK,ADDRESS,… for each
+// descriptor, separated by semicolons. Unknown words are ignored.
 
 // A speaker is one end of the conversation.
 type speaker struct {
@@ -70,8 +71,8 @@ func startingEnvironment() map[string]string {
 	return variables
 }
 
-// speakAsChild returns the child's end, and the names of what it got.
-func speakAsChild() (speaker, []string) {
+// speakAsChild returns the child's end, the names of what it got, and what was offered.
+func speakAsChild() (s speaker, names []string, offers string) {
 	variables := startingEnvironment()
 	header := strings.Fields(variables["TABLEFLIP_HANDOVER"])
 	if want := []string{"1", pipeID(3), pipeID(4)}; len(header) < 3 || fmt.Sprint(header[:3]) != fmt.Sprint(want) {
@@ -82,15 +83,15 @@ func speakAsChild() (speaker, []string) {
 		name, value, _ := strings.Cut(word, "=")
 		words[name] = value
 	}
-	var names strings.Builder
+	var all strings.Builder
 	for part := range 100 {
-		names.WriteString(variables[fmt.Sprintf("TABLEFLIP_HANDOVER_%d", part)])
+		all.WriteString(variables[fmt.Sprintf("TABLEFLIP_HANDOVER_%d", part)])
 	}
-	all := strings.Split(names.String(), ";")
-	if words["fds"] != fmt.Sprint(len(all)) || words["pid"] == "" || words["until"] == "" {
-		panic(fmt.Sprintf("the table says %q and %q", words, all))
+	names = strings.Split(all.String(), ";")
+	if words["fds"] != fmt.Sprint(len(names)) || words["pid"] == "" || words["until"] == "" {
+		panic(fmt.Sprintf("the table says %q and %q", words, names))
 	}
-	return speaker{bufio.NewReader(os.NewFile(4, "verdict")), os.NewFile(3, "ready")}, all
+	return speaker{bufio.NewReader(os.NewFile(4, "verdict")), os.NewFile(3, "ready")}, names, words["offers"]
 }
 
 // A spokenTo is a child that was started by a speaker.
@@ -99,16 +100,17 @@ type spokenTo struct {
 	cmd *exec.Cmd
 }
 
-// speakToChild starts cmd with files, whose names are those of entries.
-func speakToChild(t *testing.T, cmd *exec.Cmd, entries string, files ...*os.File) spokenTo {
+// speakToChild starts cmd with files, whose names are those of entries. Words are added
+// to the header.
+func speakToChild(t *testing.T, cmd *exec.Cmd, words, entries string, files ...*os.File) spokenTo {
 	t.Helper()
 	readyRead, readyWrite, err := os.Pipe()
 	proctest.OK(t, err)
 	verdictRead, verdictWrite, err := os.Pipe()
 	proctest.OK(t, err)
 	cmd.Env = append(cmd.Env,
-		fmt.Sprintf("TABLEFLIP_HANDOVER=1 %s %s fds=%d later=x,y parts=2 pid=%d new until=%d pidns=%s",
-			pipeID(readyWrite.Fd()), pipeID(verdictRead.Fd()), len(files), os.Getpid(), time.Now().Add(time.Minute).UnixMilli(), pidNamespace()),
+		fmt.Sprintf("TABLEFLIP_HANDOVER=1 %s %s fds=%d later=x,y parts=2 pid=%d new until=%d pidns=%s %s",
+			pipeID(readyWrite.Fd()), pipeID(verdictRead.Fd()), len(files), os.Getpid(), time.Now().Add(time.Minute).UnixMilli(), pidNamespace(), words),
 		"TABLEFLIP_HANDOVER_0="+entries[:len(entries)/2], "TABLEFLIP_HANDOVER_1="+entries[len(entries)/2:])
 	cmd.ExtraFiles = append([]*os.File{readyWrite, verdictRead}, files...)
 	proctest.OK(t, cmd.Start())

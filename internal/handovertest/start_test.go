@@ -21,7 +21,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// A new process that cannot be started.
+// These tests are about new processes that cannot be started.
 
 // writeProgram writes what may be tried to start, and returns its path.
 func writeProgram(t *testing.T, content []byte, mode os.FileMode) string {

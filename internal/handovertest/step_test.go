@@ -14,8 +14,8 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// One of the two processes is suspended, or hangs, at each step of the handover. What
-// happens when it dies there is in death_test.go.
+// One of the two processes is suspended, or hangs, at each step of the handover. In
+// death_test.go it dies there.
 
 var (
 	childSteps = []step.Step{
@@ -54,8 +54,8 @@ func eachStep(t *testing.T, steps []step.Step, run func(t *testing.T, at step.St
 	}
 }
 
-// TestChildStuck checks that a child that does not acknowledge the commit is no
-// child any more, and that one that has is in charge.
+// TestChildStuck checks that a stuck child is killed if it has not acknowledged the
+// commit, and is in charge if it has.
 func TestChildStuck(t *testing.T) {
 	t.Parallel()
 	eachStep(t, childSteps, func(t *testing.T, at step.Step, suspended bool) {

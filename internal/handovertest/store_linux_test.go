@@ -22,7 +22,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// The service manager's descriptor store.
+// These tests are about the service manager's descriptor store.
 
 // storeNames returns the names of what is in the store, in order.
 func (m *manager) storeNames() []string {
@@ -96,7 +96,7 @@ func TestStore(t *testing.T) {
 	localName := storeName("listener", "unix", path)
 	m.wantStored(localName, local.(syscall.Conn))
 
-	// Removing goes by name: a namesake is stored again.
+	// The store removes by name, so another socket of that name is stored again.
 	proctest.OK(t, upg.RemoveListener("tcp", "localhost:0"))
 	m.want(os.Getpid(), removing(tcpName))
 	m.wantStored(tcpName, namesake.(syscall.Conn))

@@ -11,10 +11,10 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// Upgrades that would succeed, and be useless.
+// These upgrades would succeed, and be useless.
 
 func init() {
-	// told upgrades when it is told, and reports what the Logger was told.
+	// told upgrades when it is ordered to, and reports what the Logger received.
 	proctest.Role("told", func() {
 		w := proctest.OpenWire()
 		logger, logs := proctest.NewLogger()

@@ -24,7 +24,7 @@ func TestSupervisorUntold(t *testing.T) {
 	c.wantStop(g)
 }
 
-// One that is no ancestor has started another service, whose environment has leaked.
+// A supervisor that is no ancestor has started another service, whose environment leaked.
 func TestSupervisorOfAnother(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)

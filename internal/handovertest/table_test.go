@@ -21,7 +21,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// The name table on its way to the child.
+// These tests are about the name table on its way to the child.
 
 // In a child whose environment was garbled New must fail each time: a process
 // that took itself for a first generation would bind what its parent has.

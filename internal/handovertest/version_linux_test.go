@@ -3,9 +3,11 @@ package handovertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,6 +16,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 )
 
@@ -21,7 +24,18 @@ import (
 // package does not know.
 
 func TestVersionParent(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("serve"))
+	for _, test := range []struct{ name, accepts, heard string }{
+		{"accepts nothing", "serve", ""},
+		{"accepts what an earlier version offers, and more", "serve and reload", "reload\nreload\n"},
+		{"accepts what was offered, and more", "serve, reload and upgrade", "reload\nupgrade\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) { testVersionParent(t, test.accepts, test.heard) })
+	}
+}
+
+// testVersionParent checks what the parent says after the commit.
+func testVersionParent(t *testing.T, arg, heard string) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg(arg))
 	ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
 	proctest.OK(t, upg.AddFile("a;b", os.Stderr))
 	Upgrade(t, upg)
@@ -32,11 +46,14 @@ func TestVersionParent(t *testing.T) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	// It has not said that it understands a reload.
+	if m := s.Await("offers"); m.Text != "reload,upgrade" {
+		t.Errorf("the parent offers %q", m.Text)
+	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+	queue.Keep()
 	proctest.Terminate(t, child.PID)
-	if m := s.Await("heard"); m.Text != "" {
-		t.Errorf("after the commit, the parent said %q", m.Text)
+	if m := s.Await("heard"); m.Text != heard {
+		t.Errorf("after the commit, the parent said %q, want %q", m.Text, heard)
 	}
 }
 
@@ -49,26 +66,43 @@ func TestVersionParentAborts(t *testing.T) {
 	s.AwaitEnd()
 }
 
+// A child that knows of no rehearsals is aborted by one.
+func TestVersionRehearses(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "speaker", proctest.WithArg("rehearsed"))
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	if m := s.Await("verdict"); m.Text != "abort" {
+		t.Errorf("the child heard %q", m.Text)
+	}
+}
+
 func init() {
 	proctest.Role("speaker", func() {
 		terminated := proctest.Terminated()
-		parent, names := speakAsChild()
+		parent, names, offers := speakAsChild()
 		pid := strconv.Itoa(os.Getpid())
 		if proctest.Arg() == "late" {
 			pid = "-"
 		}
-		for _, line := range []string{"", "hello", "here " + pid + " fly later", "words on the way", "ready to go"} {
+		accepts := "fly later"
+		for _, word := range []string{"reload", "upgrade"} {
+			if strings.Contains(proctest.Arg(), word) {
+				accepts += " " + word
+			}
+		}
+		for _, line := range []string{"", "hello", "here " + pid + " " + accepts, "words on the way", "ready to go"} {
 			proctest.Must(0, parent.say(line))
 		}
 		verdict := parent.hear()
 		switch proctest.Arg() {
-		case "serve":
+		case "serve", "serve and reload", "serve, reload and upgrade":
 			if verdict != "commit" {
 				panic(verdict)
 			}
 			proctest.Must(0, parent.say("please wait"))
 			proctest.Must(0, parent.say("acknowledged with thanks"))
 			proctest.Report("in-charge", strings.Join(names, " "))
+			proctest.Report("offers", offers)
 			conn := proctest.Must(proctest.Must(net.FileListener(os.NewFile(5, "listener"))).Accept())
 			proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
 			conn.Close()
@@ -84,6 +118,9 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
+		case "rehearsed":
+			word, _, _ := strings.Cut(verdict, " ")
+			proctest.Report("verdict", word)
 		case "late", "late and known":
 			if abort := parent.hear(); verdict != "commit" || abort != "abort" {
 				panic(verdict + abort)
@@ -137,16 +174,32 @@ func TestUnkillableAcknowledges(t *testing.T) {
 	parent.AwaitEnd()
 }
 
+// Stop leaves what is shared to a child that has acknowledged, heard or not.
+func TestUnkillableAcknowledgesStop(t *testing.T) {
+	t.Parallel()
+	c, parent := startUnkillable(t, step.Step{})
+	parent.Order("upgrade", proctest.Environment("speaker"), proctest.WithArg("late and known"))
+	child := c.Await("aborted")
+	parent.Await("upgraded")
+	proctest.Suspend(t, parent.PID)
+	proctest.Terminate(t, child.PID)
+	if m := c.Await("said"); m.Text != "<nil>" {
+		t.Errorf("the child could not acknowledge: %s", m.Text)
+	}
+	parent.Order("stop")
+	proctest.Continue(t, parent.PID)
+	parent.Await("stopped")
+	c.wantFiles("socket") // the child has written no PID file
+}
+
 func TestVersionChild(t *testing.T) {
-	for _, end := range []string{"commit", "abort", "none", "commit and abort"} {
+	for _, end := range []string{"commit", "abort", "none"} {
 		t.Run(end, func(t *testing.T) {
 			s := proctest.NewService(t)
 			file, addr := listenerFile(t)
-			child := speakToChild(t, s.Command("spoken-to"), "listener,tcp,127.0.0.1:0,"+addr+",,,more", file)
+			child := speakToChild(t, s.Command("spoken-to"), "", "listener,tcp,127.0.0.1:0,"+addr+",,,more", file)
 			pid := strconv.Itoa(child.cmd.Process.Pid)
-			if here := strings.Fields(child.hear()); len(here) < 2 || here[0] != "here" || here[1] != pid {
-				t.Fatalf("the child says %q", here)
-			}
+			child.want(t, "here "+pid)
 			child.sayAll(t, "", "word", "words that nobody knows")
 			child.want(t, "ready")
 			switch end {
@@ -155,6 +208,10 @@ func TestVersionChild(t *testing.T) {
 				child.want(t, "acknowledged")
 				if m := s.Await("Ready"); m.Text != "<nil>" {
 					t.Errorf("Ready: %s", m.Text)
+				}
+				// A parent that does not say which generation it is counts as the first.
+				if m := s.Await("generations"); m.Text != fmt.Sprintf("1 %d draining, 2 %s in charge", os.Getpid(), pid) {
+					t.Errorf("the generations are %s", m.Text)
 				}
 				if got := proctest.Answer(t, "tcp", addr); got != pid {
 					t.Errorf("the answer is %q, want %s", got, pid)
@@ -175,12 +232,21 @@ func TestVersionChild(t *testing.T) {
 				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
 					t.Errorf("Ready: %s", m.Text)
 				}
-			case "commit and abort":
-				_, err := child.saying.WriteString("commit\nabort\n")
-				proctest.OK(t, err)
-				if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
-					t.Errorf("Ready: %s", m.Text)
-				}
+			}
+		})
+	}
+}
+
+// A commit that was taken back before it was read is none. Whether Ready would return in
+// the time that it takes to hear all lines is up to the scheduler, so that this tries often.
+func TestVersionChildCommitTakenBack(t *testing.T) {
+	for try := range 10 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit"+strings.Repeat("\n", 4000)+"abort")
+			if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
+				t.Errorf("Ready: %s", m.Text)
 			}
 		})
 	}
@@ -201,8 +267,67 @@ func init() {
 			}
 		}()
 		proctest.Report("Ready", upg.Ready())
+		proctest.Report("generations", lineage(upg))
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
 		proctest.UntilKilled()
+	})
+}
+
+// A child accepts nothing but what its parent offers and itself knows.
+func TestVersionOffers(t *testing.T) {
+	for _, test := range []struct{ words, accepted string }{
+		{"", ""},
+		{"offers=", ""},
+		{"offers=fly,walk", ""},
+		{"offers=reload", " reload"},
+		{"offers=fly,reload,reloads,upgrade offer=walk", " reload upgrade"},
+	} {
+		t.Run(test.words, func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("spoken-to"), test.words, "fd,a", os.Stderr)
+			child.want(t, fmt.Sprintf("here %d%s", child.cmd.Process.Pid, test.accepted))
+		})
+	}
+}
+
+// A child in a PID namespace of its own does not know the number by which its parent
+// knows it.
+func TestVersionNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a PID namespace")
+	}
+	s := proctest.NewService(t)
+	cmd := s.Command("spoken-to")
+	proctest.Shell(`exec unshare --pid --fork --kill-child "$0"`)(cmd)
+	speakToChild(t, cmd, "", "fd,a", os.Stderr).want(t, "here -")
+}
+
+// When WaitForParent has returned, a child has nothing open that Ready has begun, however
+// soon its parent has ended. That it would be seen is up to the scheduler.
+func TestVersionChildPrepared(t *testing.T) {
+	for try := range 10 {
+		t.Run(strconv.Itoa(try), func(t *testing.T) {
+			s := proctest.NewService(t)
+			child := speakToChild(t, s.Command("count-alone"), "", "fd,a", os.Stderr)
+			child.sayAll(t, "commit")
+			child.saying.Close()
+			if m := s.Await("more"); m.Text != "0" {
+				t.Errorf("%s descriptors more than later", m.Text)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("count-alone", func() {
+		debug.SetGCPercent(-1)
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		alone := proctest.OpenDescriptors()
+		// Package os waits for what Ready has begun, too.
+		proctest.Must(0, proctest.Must(os.FindProcess(os.Getpid())).Release())
+		proctest.Report("more", alone-proctest.OpenDescriptors())
 	})
 }
 
@@ -216,7 +341,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "future,a,b;fd,known;process,other,,,,,x;process,parent",
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent",
 		write[0], os.Stderr, write[1], write[2])
 	for _, w := range write {
 		w.Close()

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,17 +42,18 @@ func TestWrapperFails(t *testing.T) {
 	} {
 		for _, at := range []step.Step{step.ChildStarted, step.ReadyReceived} {
 			t.Run(wrapper.name+", "+at.String(), func(t *testing.T) {
-				role := "hang"
+				// At the first step the time is over, so that the parent has not heard
+				// that the service is here.
+				role, timeout := "hang", time.Nanosecond
 				if at == step.ReadyReceived {
-					role = "ready-or-leave"
+					role, timeout = "ready-or-leave", proctest.Patience
 				}
-				upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(wrapper.script)}, role)
+				upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(wrapper.script), UpgradeTimeout: timeout}, role)
 				proctest.OK(t, upg.Ready())
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				var service int
 				restore := proctest.During(t, at, func() {
-					// It has said that it is here, and the parent may not have heard that.
 					service = pidfd(t, s.Await("hanging").PID)
 					cancel()
 				})

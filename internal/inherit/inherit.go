@@ -1,21 +1,21 @@
-// Package inherit takes what a parent passed to this process before any other code
-// can lose it or give it away: the variables of the name table leave the environment,
-// and the descriptors get close-on-exec.
+// Package inherit takes over what a parent passed to this process, before any other code
+// can lose it or pass it on: it removes the variables of the name table from the
+// environment, and sets close-on-exec on the descriptors.
 //
-// That happens at the initialisation of the package. Go initialises packages that
-// are ready in the order of their import paths. This one imports syscall alone, so
-// that no package that can start processes (those that import os) is ready before it.
+// It does so when it is initialised. Go initialises packages that are ready in the order
+// of their import paths. This package imports syscall alone, so that no package that can
+// start processes (those that import os) is ready before it.
 package inherit
 
 import "syscall"
 
 const (
-	// Variable is the name of the name table's first variable, and begins those of
-	// the others after an underscore.
+	// Variable is the name of the name table's first variable. The names of the others
+	// are Variable, an underscore and a number.
 	Variable = "TABLEFLIP_HANDOVER"
 
-	// marker holds the PID of the process that took a table. It tells a program that
-	// this process executed after that why there is none.
+	// marker names the variable with the PID of the process that took a table. If that
+	// process then executes a program anew, the variable says why there is no table.
 	marker = "TABLEFLIP_TAKEN"
 )
 
@@ -32,7 +32,7 @@ func IsVariable(name string) bool {
 		(len(name) == len(Variable) || name[len(Variable)] == '_')
 }
 
-// taken is what this process found at its start.
+// taken holds what this process found at its start.
 var taken = take(syscall.Environ())
 
 type found struct {
@@ -67,13 +67,13 @@ func take(environ []string) (f found) {
 	return f
 }
 
-// Variables returns the table's variables, or nil if there was none. It returns the
-// same until Forget is called, so that a New that failed can be tried again, and a
+// Variables returns the table's variables, or nil if there was no table. It returns the
+// same until Forget is called, so that New can be called again after an error, and a
 // process with an unreadable table never becomes a first generation.
 func Variables() map[string]string { return taken.variables }
 
-// Lost reports whether this process took a table, and then executed this program,
-// which did not inherit it.
+// Lost reports whether this process took a table and then executed this program, which did
+// not inherit the table.
 func Lost() bool { return taken.lost }
 
 // Forget is called once the table has been used. It is safe to call twice.
@@ -82,9 +82,9 @@ func Forget() {
 	syscall.Unsetenv(marker)
 }
 
-// closeOnExec sets close-on-exec on the descriptors that the header announces, if
-// the first two are the pipes that it names, which those of a table that has leaked
-// are not. It reports whether they are.
+// closeOnExec sets close-on-exec on the descriptors that the header announces, if the
+// first two are the pipes that it names. It reports whether they are: those of a table
+// that has leaked are not.
 func closeOnExec(header string) bool {
 	_, rest := cut(header, ' ')
 	ready, rest := cut(rest, ' ')
@@ -107,7 +107,8 @@ func closeOnExec(header string) bool {
 	return true
 }
 
-// The functions of package strings and strconv, whose packages become ready too late.
+// These functions stand for those of packages strings and strconv, which are ready too
+// late.
 
 func cut(s string, separator byte) (before, after string) {
 	for i := range len(s) {
@@ -125,7 +126,7 @@ func utoa(n uint64) string {
 	return utoa(n/10) + string(rune('0'+n%10))
 }
 
-// atoi returns 0 for what is no number of descriptors.
+// atoi returns 0 if s is not a number of descriptors.
 func atoi(s string) int {
 	n := 0
 	for i := range len(s) {

@@ -81,7 +81,7 @@ func TestTakeMarker(t *testing.T) {
 }
 
 func TestNumbers(t *testing.T) {
-	for _, n := range []int{0, 7, 10, 1234567} {
+	for _, n := range []int{0, 7, 10, 9876, 1234567, 10 << 20} {
 		if got := utoa(uint64(n)); got != strconv.Itoa(n) {
 			t.Errorf("utoa(%d) = %q", n, got)
 		}
@@ -89,9 +89,23 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("atoi of %d is %d", n, got)
 		}
 	}
-	for _, text := range []string{"x", "-1", "1x", "99999999999999999999"} {
+	for _, text := range []string{"x", "-1", "1x", "10485770", "99999999999999999999"} {
 		if got := atoi(text); got != 0 {
 			t.Errorf("atoi(%q) = %d", text, got)
 		}
+	}
+}
+
+func TestForget(t *testing.T) {
+	before := taken
+	t.Cleanup(func() { taken = before })
+	taken = found{variables: variables, lost: true}
+	t.Setenv(marker, "1")
+	Forget()
+	if Variables() != nil || Lost() {
+		t.Errorf("still known: %v, lost %v", Variables(), Lost())
+	}
+	if _, ok := os.LookupEnv(marker); ok {
+		t.Error("the marker is still there")
 	}
 }

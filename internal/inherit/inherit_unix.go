@@ -4,8 +4,8 @@ package inherit
 
 import "syscall"
 
-// isPipe reports whether fd is the pipe that the header calls id. Where id says
-// nothing, any pipe is.
+// isPipe reports whether fd is the pipe that the header identifies as id. If id has only
+// zeros, any pipe is.
 func isPipe(fd int, id string) bool {
 	var stat syscall.Stat_t
 	if syscall.Fstat(fd, &stat) != nil || uint32(stat.Mode)&syscall.S_IFMT != syscall.S_IFIFO {

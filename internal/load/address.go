@@ -21,7 +21,7 @@ func FreeAddresses(n int) ([]string, error) {
 		if err != nil {
 			continue
 		}
-		defer ln.Close() // not before all are found, lest one be found twice
+		defer ln.Close() // after all are found, because one could be found twice
 		conn, err := net.ListenPacket("udp", addr)
 		if err != nil {
 			continue

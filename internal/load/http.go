@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -42,6 +43,8 @@ type HTTP struct {
 	// by GOAWAY, that it has not processed it.
 	Replayable bool
 
+	Deadline time.Duration // of each request; Limit if zero
+
 	Ask func(*rand.Rand) Request // the next request
 }
 
@@ -74,7 +77,7 @@ func (h HTTP) New() Exchanger {
 			return new(net.Dialer).DialContext(ctx, "unix", h.Addr)
 		}
 	}
-	c := &httpClient{HTTP: h, base: base, http: &http.Client{Transport: transport, Timeout: Limit}}
+	c := &httpClient{HTTP: h, base: base, http: &http.Client{Transport: transport, Timeout: cmp.Or(h.Deadline, Limit)}}
 	return c.exchange
 }
 

@@ -1,9 +1,9 @@
-// Package load is the clients of a service that is upgraded under them. A client makes
-// one exchange after another, checks the whole answer, and never repeats an exchange
-// that has failed. Nor may net/http, as far as bodies can prevent it: what an upgrade
-// loses is seen.
+// Package load has the clients of a service that is upgraded under load. A client makes
+// one exchange after another, checks the whole answer, and never repeats an exchange that
+// has failed. net/http does not repeat it either if it has a body, because the body cannot
+// be sent again.
 //
-// The package knows nothing of upgrades. Whose fault a failure is, its caller finds out.
+// The package knows nothing of upgrades. Its caller decides whose fault a failure is.
 package load
 
 import (
@@ -22,8 +22,8 @@ type Kind struct {
 	// Pause returns the time from the end of an exchange to the next one.
 	Pause func(*rand.Rand) time.Duration
 
-	// Schedule makes exchanges due at fixed times, a Pause apart, and has them begin
-	// then: what a slow answer delays counts as slow, too.
+	// Schedule makes exchanges due at fixed times, a Pause apart. An exchange that a
+	// slow answer delays began when it was due, and counts as slow, too.
 	Schedule bool
 
 	// New is called once per client. What it returns is called by the workers.
@@ -101,7 +101,7 @@ func (l *Load) work(ctx context.Context, w *Worker, k Kind, exchange Exchanger) 
 	due := time.Now().Add(time.Duration(w.Random.Float64() * float64(k.Pause(w.Random))))
 	for Sleep(ctx, time.Until(due)) {
 		began := time.Now()
-		// It is not a timer's delay that is to be measured, but the server's.
+		// A short delay is the timer's, not the server's.
 		if k.Schedule && began.Sub(due) > 2*time.Millisecond {
 			began = due
 		}

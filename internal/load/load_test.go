@@ -356,3 +356,87 @@ func TestIdleOfSpareConnection(t *testing.T) {
 	release <- true
 	all.Wait()
 }
+
+// A client with a deadline fails when that has passed, and the others do not.
+func TestDeadline(t *testing.T) {
+	release := make(chan bool)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-release:
+			echo(w, r)
+		}
+	}))
+	defer server.Close()
+	h := HTTP{Addr: server.Listener.Addr().String(), Ask: post, Deadline: time.Millisecond}
+	if e := do(t, h.New()); !errors.Is(e.Err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want %v", e.Err, context.DeadlineExceeded)
+	}
+	h.Deadline = 0
+	close(release)
+	if e := do(t, h.New()); e.Err != nil {
+		t.Error(e.Err)
+	}
+}
+
+// A link takes its time in both directions, keeps the order, and ends as its ends do.
+func TestLink(t *testing.T) {
+	const roundTrip, rate = 50 * time.Millisecond, 1 << 20
+	content := bytes.Repeat([]byte("content "), rate/8/8) // an eighth of a second each way
+	for _, link := range []Link{{RoundTrip: roundTrip}, {Rate: rate}} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			w.Write(body)
+		}))
+		near, err := link.Listen(t.Context(), server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange := HTTP{Addr: near, Ask: func(*rand.Rand) Request {
+			return Request{Body: content, Check: func(_ *http.Response, body []byte) (int, error) {
+				if !bytes.Equal(body, content) {
+					return 0, errors.New("wrong answer")
+				}
+				return 0, nil
+			}}
+		}}.New()
+		least := roundTrip
+		if link.Rate > 0 {
+			least = time.Second / 4
+		}
+		for range 3 {
+			if e := do(t, exchange); e.Err != nil || e.Latency < least {
+				t.Errorf("%+v: got %v after %v, want at least %v", link, e.Err, e.Latency, least)
+			}
+		}
+		server.Close()
+		if e := do(t, exchange); e.Err == nil {
+			t.Errorf("%+v: answered without a server", link)
+		}
+	}
+}
+
+// The end of its context cuts what a link carries.
+func TestLinkIsCut(t *testing.T) {
+	arrived := make(chan bool)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		arrived <- true
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	ctx, cut := context.WithCancel(t.Context())
+	near, err := Link{}.Listen(ctx, server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		<-arrived
+		cut()
+	}()
+	exchange := HTTP{Addr: near, Ask: func(*rand.Rand) Request { return Request{} }}.New()
+	for range 2 {
+		if e := do(t, exchange); e.Err == nil || errors.Is(e.Err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want the connection's end", e.Err)
+		}
+	}
+}

@@ -1,5 +1,5 @@
-// Package logqueue holds log records back while a method runs that the log's handler
-// might call, or wait for: a handler is the program's own code.
+// Package logqueue holds log records back while a method runs. The log's handler is the
+// program's own code, and might call that method, or wait for it.
 package logqueue
 
 import (
@@ -31,9 +31,9 @@ func (q *Queue) Logger(logger *slog.Logger) *slog.Logger {
 	return slog.New(handler{logger.Handler(), q})
 }
 
-// Hold is called when a method begins. The method calls release, once, when it holds
-// no lock and nobody waits for it any more. Records that were held are handled before
-// the last release returns.
+// Hold is called when a method begins. The method calls release once, when it holds no
+// lock and nobody waits for it any more. Held records are handled before the last release
+// returns.
 func (q *Queue) Hold() (release func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -56,7 +56,7 @@ func (q *Queue) release() {
 	}
 }
 
-// hold reports whether r has to wait, and keeps it if it has.
+// hold keeps r if it has to wait, and reports whether it has.
 func (q *Queue) hold(r record) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -73,13 +73,13 @@ func (q *Queue) isHolding() bool {
 	return q.methods > 0
 }
 
-// A handler is the program's, behind a queue.
+// A handler passes records to the program's handler, by way of a queue.
 type handler struct {
 	next  slog.Handler
 	queue *Queue
 }
 
-// Enabled does not ask the program's handler while that must not be called.
+// Enabled does not ask the program's handler while records are held.
 func (h handler) Enabled(ctx context.Context, level slog.Level) bool {
 	return h.queue.isHolding() || h.next.Enabled(ctx, level)
 }

@@ -2,6 +2,7 @@ package logqueue
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"testing"
 )
@@ -48,4 +49,30 @@ func TestQueueNoLogger(t *testing.T) {
 		t.Error("there is a logger")
 	}
 	queue.Hold()()
+}
+
+// A handler's Enabled is the program's code as much as its Handle.
+func TestQueueAsksNothing(t *testing.T) {
+	var queue Queue
+	asked := 0
+	logger := queue.Logger(slog.New(countingHandler{slog.DiscardHandler, &asked}))
+	release := queue.Hold()
+	logger.Warn("a")
+	if asked != 0 {
+		t.Error("the handler was asked while records are held")
+	}
+	release()
+	if asked != 1 {
+		t.Errorf("the handler was asked %d times about one record", asked)
+	}
+}
+
+type countingHandler struct {
+	slog.Handler
+	asked *int
+}
+
+func (h countingHandler) Enabled(context.Context, slog.Level) bool {
+	*h.asked++
+	return false
 }

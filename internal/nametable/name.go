@@ -10,29 +10,25 @@ const (
 	File       = "fd"
 )
 
-// A Name is what callers know a descriptor by. A file's is its Network.
+// A Name is the name by which callers know a descriptor. A file has its name in Network,
+// and no Addr.
 type Name struct {
 	Kind, Network, Addr string
 }
 
-func (n Name) String() string {
-	if n.Kind == File {
-		return n.Kind + ":" + n.Network + ":"
-	}
-	return n.Kind + ":" + n.Network + ":" + n.Addr
-}
+func (n Name) String() string { return n.Kind + ":" + n.Network + ":" + n.Addr }
 
-// An Entry is what the table says about one descriptor. An Entry that a table holds
-// is not changed any more, because a child that is being started may be reading it.
+// An Entry describes one descriptor in the table. An Entry that a table holds is not
+// changed any more, because the start of a child may be reading it.
 type Entry struct {
 	Name
 	BoundAddr string // the address that the kernel chose, where Addr left it open
 	Path      string // absolute, of a Unix socket's file
-	FileID    string // what tells its inode from others, empty if it is not there any more
-	FDName    string // what the service manager calls it, if it passed or stores it
+	FileID    string // tells its inode from others; empty if the file is gone
+	FDName    string // the service manager's name, if it passed or stores the descriptor
 }
 
-// With returns a copy of e that change has changed.
+// With returns a copy of e after change was applied to it.
 func (e *Entry) With(change func(*Entry)) *Entry {
 	changed := *e
 	change(&changed)

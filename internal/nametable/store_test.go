@@ -26,3 +26,11 @@ func FuzzStoreName(f *testing.F) {
 		}
 	})
 }
+
+func TestParseStoreNameForeign(t *testing.T) {
+	for _, fdName := range []string{"", "web.socket", "other,listener,tcp,a", "tableflip,listener,tcp", "tableflip,listener,tcp,a,b", "tableflip,listener,tcp,%zz"} {
+		if n, ok := ParseStoreName(fdName); ok {
+			t.Errorf("%q was taken for %q", fdName, n)
+		}
+	}
+}

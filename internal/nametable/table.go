@@ -26,9 +26,11 @@ import (
 //	pid=N      the sender's process ID
 //	pidns=N    the sender's PID namespace, where there are such
 //	until=N    how long the sender waits, in milliseconds since 1970
-//	token=T    what the child can read from the verdict pipe at once, where devices
-//	           and inodes do not tell a pipe from all others, or from earlier ones
+//	token=T    the text that the child can read from the verdict pipe at once, where
+//	           devices and inodes do not tell a pipe from all others or from earlier ones
 //	offers=A,… what the sender understands beyond the handover itself
+//	generation=N  the sender's number, counted from the first generation, 1
+//	since=N    when the sender took charge, in milliseconds since 1970
 //
 // The variables TABLEFLIP_HANDOVER_0 to _(PARTS-1), put together, hold the
 // descriptors from 5 on, separated by semicolons. The fields of each are
@@ -36,8 +38,8 @@ import (
 //
 //	KIND,NETWORK,ADDRESS,BOUNDADDR,PATH,FILEID,FDNAME
 //
-// Names are arbitrary bytes. Those that would be in the way are written as a
-// percent sign and two hexadecimal digits.
+// Names are arbitrary bytes. Those that would be ambiguous are written as a percent sign
+// and two hexadecimal digits.
 
 const (
 	version = "1"
@@ -56,6 +58,8 @@ type Table struct {
 	Until          time.Time // to the millisecond: how long the sender waits
 	Token          string    // what identifies the pipes where their PipeIDs do not
 	Offers         []string
+	Generation     int       // of the sender, or 0 if it does not say
+	Since          time.Time // to the millisecond: when the sender took charge, or zero
 	Entries        []*Entry
 }
 
@@ -86,7 +90,7 @@ func (t Table) Encode() []string {
 	text := encodeEntries(t.Entries)
 
 	parts := 0
-	variables := []string{""} // the header, which is known last
+	variables := []string{""} // for the header, which is known last
 	for rest := text; rest != ""; parts++ {
 		size := min(len(rest), maxPart)
 		variables = append(variables, fmt.Sprintf("%s_%d=%s", variable, parts, rest[:size]))
@@ -107,6 +111,12 @@ func (t Table) encodeHeader(parts int) string {
 		if word.value != "" {
 			header += " " + word.name + "=" + word.value
 		}
+	}
+	if t.Generation != 0 {
+		header += fmt.Sprintf(" generation=%d", t.Generation)
+	}
+	if !t.Since.IsZero() {
+		header += fmt.Sprintf(" since=%d", t.Since.UnixMilli())
 	}
 	return header
 }
@@ -146,8 +156,8 @@ func writeEscaped(text *strings.Builder, field string) {
 	text.WriteString(field[plain:])
 }
 
-// An UnknownVersionError is the error of a header whose remainder only another
-// version of this package can read.
+// An UnknownVersionError is the error for a header whose remainder only another version of
+// this package can read.
 type UnknownVersionError string
 
 func (v UnknownVersionError) Error() string {
@@ -209,18 +219,33 @@ func decodeHeader(text string) (t Table, count, parts uint64, err error) {
 		words[name] = value
 	}
 	numbers := make(map[string]uint64)
-	for _, name := range []string{"fds", "parts", "pid", "until"} {
-		bits := 31
-		if name == "until" {
-			bits = 53
+	for _, word := range []struct {
+		name     string
+		bits     int
+		optional bool
+	}{
+		{"fds", 31, false},
+		{"parts", 31, false},
+		{"pid", 31, false},
+		{"until", 53, false},
+		{"generation", 31, true},
+		{"since", 53, true},
+	} {
+		text := words[word.name]
+		if text == "" && word.optional {
+			continue
 		}
-		if numbers[name], err = strconv.ParseUint(words[name], 10, bits); err != nil {
-			return Table{}, 0, 0, garbled("%s: %w", name, err)
+		if numbers[word.name], err = strconv.ParseUint(text, 10, word.bits); err != nil {
+			return Table{}, 0, 0, garbled("%s: %w", word.name, err)
 		}
 	}
 	t.PID = int(numbers["pid"])
 	t.Until = time.UnixMilli(int64(numbers["until"]))
 	t.PIDNamespace, t.Token = words["pidns"], words["token"]
+	t.Generation = int(numbers["generation"])
+	if since := numbers["since"]; since != 0 {
+		t.Since = time.UnixMilli(int64(since))
+	}
 	if words["offers"] != "" {
 		t.Offers = strings.Split(words["offers"], ",")
 	}

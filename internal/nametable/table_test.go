@@ -51,7 +51,7 @@ func checkRoundTrip(t testing.TB, before Table) {
 }
 
 func show(t Table) string {
-	text := fmt.Sprint(t.Ready, t.Verdict, t.PID, t.PIDNamespace, t.Until, t.Token, t.Offers)
+	text := fmt.Sprint(t.Ready, t.Verdict, t.PID, t.PIDNamespace, t.Until, t.Token, t.Offers, t.Generation, t.Since)
 	for _, d := range t.Entries {
 		text += fmt.Sprintf(" %+v", *d)
 	}
@@ -62,6 +62,7 @@ func tableOf(entries ...Entry) Table {
 	t := Table{
 		Ready: PipeID{1, 2}, Verdict: PipeID{1<<64 - 1, 0}, PID: 7, PIDNamespace: "8",
 		Until: time.UnixMilli(1234), Token: "abc", Offers: []string{"reload", "more"},
+		Generation: 3, Since: time.UnixMilli(1230),
 	}
 	for _, d := range entries {
 		t.Entries = append(t.Entries, &d)
@@ -136,6 +137,7 @@ func TestTableGarbled(t *testing.T) {
 		{"pipe is text", map[string]string{header: "1 1:a 3:4 fds=0 parts=0 pid=1 until=2"}, "pipes"},
 		{"pipe is negative", map[string]string{header: "1 1:2 -3:4 fds=0 parts=0 pid=1 until=2"}, "pipes"},
 		{"pipe is out of range", map[string]string{header: "1 1:2 3:18446744073709551616 fds=0 parts=0 pid=1 until=2"}, "out of range"},
+		{"generation is text", map[string]string{header: "1 1:2 3:4 fds=0 parts=0 pid=1 until=2 generation=x"}, "generation"},
 		{"count is text", map[string]string{header: "1 1:2 3:4 fds=x parts=0 pid=1 until=2"}, "invalid syntax"},
 		{"count is negative", map[string]string{header: "1 1:2 3:4 fds=-1 parts=0 pid=1 until=2"}, "invalid syntax"},
 		{"count is out of range", map[string]string{header: "1 1:2 3:4 fds=99999999999 parts=0 pid=1 until=2"}, "out of range"},

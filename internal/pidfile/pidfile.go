@@ -15,10 +15,10 @@ import (
 
 // A File names the process in charge. Without a path it does nothing.
 //
-// It is replaced in two steps, so that the second, which others see, is short and can
-// be undone: prepare writes a temporary file beside it, and commit renames that.
-// Abandon undoes the first step, and restore, in the process that was in charge
-// before, the second.
+// It is replaced in two steps, so that the second, which others see, is short and can be
+// undone. Prepare writes a temporary file beside it, and Commit renames the temporary
+// file. Abandon undoes the first step. Restore, in the process that was in charge before,
+// undoes the second.
 type File struct {
 	path   string
 	target string // path without links, valid from Prepare on
@@ -38,7 +38,7 @@ func (f *File) Write() error {
 	return f.Commit()
 }
 
-// Prepare makes the file that is to replace the PID file.
+// Prepare writes the temporary file that is to replace the PID file.
 func (f *File) Prepare() (err error) {
 	if f.path == "" {
 		return nil
@@ -53,8 +53,8 @@ func (f *File) Prepare() (err error) {
 	return nil
 }
 
-// Commit replaces the PID file by what Prepare wrote, at once, so that no reader sees
-// it half written. After an error it is as it was.
+// Commit replaces the PID file by the one that Prepare wrote, atomically, so that no
+// reader sees half of it. After an error the PID file is as it was.
 func (f *File) Commit() error {
 	if f.path == "" {
 		return nil
@@ -67,15 +67,15 @@ func (f *File) Commit() error {
 	return nil
 }
 
-// Abandon removes what Prepare wrote: in this process or, once that has ended, in one
-// that was to take over.
+// Abandon removes the file that Prepare wrote in this process or, once a process that was
+// to take over has ended, in that process.
 func (f *File) Abandon() {
 	if f.target != "" {
 		_ = os.Remove(f.temporary())
 	}
 }
 
-// Read returns what Restore needs.
+// Read returns the content and the mode, for Restore.
 func (f *File) Read() (*Content, error) {
 	if f.target == "" {
 		return nil, nil
@@ -94,12 +94,9 @@ func (f *File) Read() (*Content, error) {
 	return &Content{pid, info.Mode().Perm()}, nil
 }
 
-// Restore puts the file back to what Read returned, if it has changed since, and
-// abandons what a process that failed has prepared.
+// Restore restores the file to what Read returned, if it has changed since, and removes
+// what a process that failed has prepared.
 func (f *File) Restore(before *Content) error {
-	if f.target == "" {
-		return nil
-	}
 	f.Abandon()
 	now, err := f.Read()
 	switch {
@@ -116,11 +113,11 @@ func (f *File) Restore(before *Content) error {
 	return f.Commit()
 }
 
-// Remove removes the file, unless it names another process: that of a new version
-// that has another PID file, too, leaves this one behind.
+// Remove removes the file unless it names another process. After an upgrade to a version
+// with another PID file, it still names this process.
 func (f *File) Remove() error {
 	now, err := f.Read()
-	if err != nil || now == nil || string(now.pid) != string(ownPID()) {
+	if now == nil || string(now.pid) != string(ownPID()) {
 		return err
 	}
 	if err := os.Remove(f.target); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +126,7 @@ func (f *File) Remove() error {
 	return nil
 }
 
-// temporary is a fixed name, so that a process that is killed leaves at most one.
+// temporary returns a fixed name, so that a process that is killed leaves at most one file.
 func (f *File) temporary() string { return f.target + ".tmp" }
 
 // writeTemporary gives the file the mode, or 0644 less the umask if that is zero.
@@ -149,8 +146,8 @@ func (f *File) writeTemporary(pid []byte, mode fs.FileMode) error {
 	return err
 }
 
-// resolve follows the links that path leads through, so that a link is kept, and the
-// file is found again when a directory's link leads elsewhere. The file need not exist.
+// resolve follows the links in path, so that a link is kept, and the file is found again
+// when a directory's link leads elsewhere. The file need not exist.
 func resolve(path string) (string, error) {
 	// The kernel may refuse to follow a link that another user has made in /tmp
 	// (proc_sys_fs(5), protected_symlinks), which Readlink would not notice.
@@ -176,7 +173,7 @@ func resolve(path string) (string, error) {
 	return "", fmt.Errorf("%s leads through too many links", path)
 }
 
-// hint returns what the reader of an error can do about it.
+// hint returns advice for the reader of an error, or an empty string.
 func hint(err error) string {
 	switch {
 	case process.IsMounted(err):

@@ -31,4 +31,7 @@ func TestFileMounted(t *testing.T) {
 		t.Errorf("got %v, without advice", err)
 	}
 	wantFiles(t, dir, map[string]string{"host": "1", "pid": "1"})
+
+	proctest.OK(t, os.WriteFile(f.path, ownPID(), 0o600))
+	proctest.WantError(t, "remove", f.Remove(), syscall.EBUSY)
 }

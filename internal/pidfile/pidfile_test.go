@@ -6,10 +6,13 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"example.com/tableflip/internal/proctest"
 )
@@ -88,7 +91,8 @@ func TestFileRemove(t *testing.T) {
 func TestFileUnprepared(t *testing.T) {
 	dir := t.TempDir()
 	f := &File{path: filepath.Join(dir, "pid")}
-	files := map[string]string{"pid": string(ownPID()), "pid.tmp": "1"}
+	t.Chdir(dir)
+	files := map[string]string{"pid": string(ownPID()), "pid.tmp": "1", ".tmp": "2"}
 	for name, content := range files {
 		proctest.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 	}
@@ -121,6 +125,7 @@ func TestFileRestore(t *testing.T) {
 			proctest.OK(t, child.writeTemporary([]byte("1"), 0))
 			proctest.OK(t, child.Commit())
 		}},
+		{"removed", func(_ *testing.T, child *File) { _ = os.Remove(child.path) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -143,6 +148,74 @@ func TestFileRestore(t *testing.T) {
 			proctest.OK(t, f.Restore(before))
 			wantFiles(t, dir, nil)
 		})
+	}
+}
+
+// Who watches the file sees no change that is none.
+func TestFileRestoreUnchanged(t *testing.T) {
+	f := &File{path: filepath.Join(t.TempDir(), "pid")}
+	proctest.OK(t, f.Write())
+	before, err := f.Read()
+	proctest.OK(t, err)
+	file := proctest.Must(os.Stat(f.path))
+	proctest.OK(t, f.Restore(before))
+	if now := proctest.Must(os.Stat(f.path)); !os.SameFile(file, now) {
+		t.Error("the file was replaced, and nobody had changed it")
+	}
+}
+
+// limited calls do while a resource of this process, which nothing else uses then, is
+// used up.
+func limited(t *testing.T, resource int, do func()) {
+	t.Helper()
+	var before unix.Rlimit
+	proctest.OK(t, unix.Getrlimit(resource, &before))
+	none := before
+	none.Cur = 0
+	proctest.OK(t, unix.Setrlimit(resource, &none))
+	do()
+	proctest.OK(t, unix.Setrlimit(resource, &before))
+}
+
+func TestFileNoDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	f := &File{path: filepath.Join(dir, "pid")}
+	child := File{f.path, f.path}
+	var prepareErr, restoreErr error
+	limited(t, unix.RLIMIT_NOFILE, func() { prepareErr = f.Prepare() })
+	proctest.WantError(t, "prepare", prepareErr, syscall.EMFILE)
+
+	// What the child has put where there was nothing can be removed all the same.
+	proctest.OK(t, child.writeTemporary([]byte("1"), 0))
+	proctest.OK(t, child.Commit())
+	limited(t, unix.RLIMIT_NOFILE, func() { restoreErr = f.Restore(nil) })
+	proctest.OK(t, restoreErr)
+	wantFiles(t, dir, nil)
+}
+
+func TestFileFullDisk(t *testing.T) {
+	signal.Ignore(syscall.SIGXFSZ)
+	t.Cleanup(func() { signal.Reset(syscall.SIGXFSZ) })
+	dir := t.TempDir()
+	f := &File{path: filepath.Join(dir, "pid")}
+	var err error
+	limited(t, unix.RLIMIT_FSIZE, func() { err = f.Prepare() })
+	proctest.WantError(t, "prepare", err, syscall.EFBIG)
+	wantFiles(t, dir, nil)
+}
+
+func TestFileHint(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{syscall.EACCES, "must be writable"},
+		{syscall.ENOENT, "create its directory"},
+		{syscall.EIO, ""},
+	} {
+		if got := hint(test.err); !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
+			t.Errorf("%v: got %q, want %q", test.err, got, test.want)
+		}
 	}
 }
 
@@ -197,6 +270,7 @@ func TestFileLinkLoop(t *testing.T) {
 	f := &File{path: filepath.Join(t.TempDir(), "pid")}
 	proctest.OK(t, os.Symlink("pid", f.path))
 	proctest.WantError(t, "prepare", f.Prepare(), syscall.ELOOP)
+	proctest.WantError(t, "write", f.Write(), syscall.ELOOP)
 }
 
 func TestFileNoDirectory(t *testing.T) {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// A rootDirectory is what a new process has as its root. It is empty if that is this
-// process's.
+// A rootDirectory is the root directory of a new process. It is empty if this process has
+// the same.
 type rootDirectory string
 
 func rootDir(cmd *exec.Cmd) rootDirectory {
@@ -18,7 +18,7 @@ func rootDir(cmd *exec.Cmd) rootDirectory {
 	return rootDirectory(strings.TrimSuffix(cmd.SysProcAttr.Chroot, "/"))
 }
 
-// file returns this process's path of what the new process calls path.
+// file returns the path by which this process knows the new process's path.
 func (root rootDirectory) file(path string) string {
 	if root == "" {
 		return path
@@ -26,7 +26,7 @@ func (root rootDirectory) file(path string) string {
 	return string(root) + "/" + strings.TrimPrefix(path, "/")
 }
 
-// in returns words to follow a path that the new process has.
+// in returns words to follow a path of the new process.
 func (root rootDirectory) in() string {
 	if root == "" {
 		return ""
@@ -45,7 +45,7 @@ func pathOf(cmd *exec.Cmd) string {
 // binaryPath is pathOf for this process.
 func binaryPath(cmd *exec.Cmd) string { return rootDir(cmd).file(pathOf(cmd)) }
 
-// attributes names what cmd changes that takes privileges.
+// attributes names the changes of cmd that need privileges.
 func attributes(cmd *exec.Cmd) string {
 	var names []string
 	if cmd.SysProcAttr.Chroot != "" {

@@ -8,9 +8,9 @@ import (
 	"os"
 )
 
-// An elfFile is what is wrong with a program in the format that all Unix systems but
-// macOS and AIX use (elf(5)). Package debug/elf knows more, and would add its readers
-// of debugging information to every service.
+// An elfFile says what is wrong with a program in the format that all Unix systems except
+// macOS and AIX use (elf(5)). Package debug/elf knows more, but would add its readers of
+// debugging information to every service.
 type elfFile struct {
 	magic     bool // it is one, or the beginning of one
 	truncated bool // it ends before what its header promises does
@@ -30,7 +30,7 @@ func readELF(path string) (elf elfFile) {
 	}
 	size := uint64(info.Size())
 
-	header := make([]byte, 64) // what the kernel wants to see at least
+	header := make([]byte, 64) // the least that the kernel accepts
 	n, _ := file.ReadAt(header, 0)
 	if n < len(elfMagic) || string(header[:len(elfMagic)]) != elfMagic {
 		return elf

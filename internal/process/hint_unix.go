@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file owns what the reader of an error can do about it. execve(2), chdir(2) and
-// the rest that starts a process have few errors for many causes, and os/exec reports
-// all of them with the binary's name: the cause is looked up.
+// This file owns the advice for the reader of an error. The system calls that start a
+// process, such as execve(2) and chdir(2), have few errors for many causes, and os/exec
+// reports all of them with the binary's name. So the cause is looked up.
 
 func isBusy(err error) bool { return errors.Is(err, unix.ETXTBSY) }
 
 func isNoChild(err error) bool { return errors.Is(err, unix.ECHILD) }
 
-// startHint returns what the reader of err, which came from starting cmd, can do about
-// it. It is empty where the error says it all.
+// startHint returns advice for the reader of err, which came from starting cmd. It is
+// empty if the error says everything.
 func startHint(cmd *exec.Cmd, err error) string {
 	switch {
 	case isBusy(err):
@@ -55,8 +55,8 @@ func LimitHint(err error) string {
 	return ""
 }
 
-// exitHint returns what is wrong with the binary of a process that was started, and
-// died: the kernel maps what there is of it.
+// exitHint returns what is wrong with the binary of a process that was started and died.
+// The kernel starts a truncated binary, too.
 func exitHint(path string) string {
 	if elf := readELF(path); elf.magic && elf.truncated {
 		return "; " + truncatedHint(path)
@@ -75,7 +75,8 @@ func privilegeHint(cmd *exec.Cmd) string {
 	return "; this user may not do what Options.Command set in SysProcAttr (" + attributes(cmd) + "): leave it out, or give this process the capability"
 }
 
-// placeHint looks at each place that a new process comes through, in its order.
+// placeHint checks each place that the start of a process needs, in the order in which the
+// kernel does.
 func placeHint(cmd *exec.Cmd, err error) string {
 	root := rootDir(cmd)
 	if root != "" {

@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// containerInits are programs that end when the one process that they have started does,
+// containerInits are programs that end with the one process that they have started,
 // whatever other processes there are.
 var containerInits = []string{"tini", "docker-init", "dumb-init", "catatonit"}
 
-// ContainerInit returns the name of PID 1 if it is the parent of this process, and such a
-// program.
+// ContainerInit returns the name of PID 1 if it is the parent of this process and one of
+// containerInits.
 func ContainerInit() string {
 	if os.Getppid() != 1 {
 		return ""

@@ -60,20 +60,24 @@ func init() {
 			SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherUser, Gid: otherUser}},
 		}, nil, proctest.Arg() == "sibling"))
 		read.Close()
+		kill := p.Kill
+		if proctest.Arg() == "handle" {
+			kill = proctest.Must(process.Open(p.PID())).Kill
+		}
 		for range 2 { // as Stop may try, too
-			err := p.Kill(10 * time.Millisecond)
+			err := kill(10 * time.Millisecond)
 			proctest.Report("kill", p.PID(), errors.Is(err, os.ErrPermission), err)
 			proctest.Report("exited", proctest.IsClosed(p.Exited()))
 		}
 
 		write.Close()
 		<-p.Exited()
-		proctest.Report("killed", p.Kill(10*time.Millisecond))
+		proctest.Report("killed", kill(10*time.Millisecond))
 	})
 }
 
 func TestKillOtherUsers(t *testing.T) {
-	for _, kind := range []string{"child", "sibling"} {
+	for _, kind := range []string{"child", "sibling", "handle"} {
 		t.Run(kind, func(t *testing.T) {
 			s := proctest.NewService(t)
 			proctest.OK(t, runWithout(t, s.Command("powerless", proctest.WithArg(kind)), unix.CAP_KILL))

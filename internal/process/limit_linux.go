@@ -8,13 +8,13 @@ import (
 
 // This file owns how many files a new process may open.
 //
-// Package syscall raises the soft limit of open files to one below the hard limit at
-// the start, and restores the old one, which it tells nobody, in every process that
-// it starts, right before execve (syscall/rlimit.go, exec_linux.go). A new process
-// that inherits more descriptors than that cannot even load its libraries. So the
-// limit of a process that was just started is looked at, and if it is too low, the
-// process is killed, and started again with the limit that this one has. The loader
-// of the first may have had the time to complain on standard error.
+// At the start of a program, package syscall raises the soft limit of open files to one
+// below the hard limit. In every process that it starts, it restores the old limit right
+// before execve, and it does not export the old limit (syscall/rlimit.go, exec_linux.go).
+// A new process that inherits more descriptors than that cannot even load its libraries.
+// So this package checks the limit of a process that was just started. If the limit is
+// too low, the process is killed, and started again with this process's limit. The loader
+// of the killed one may have had the time to complain on standard error.
 
 // spareDescriptors is how many a program may need before its Go runtime, if it has
 // one, raises the limit: for its loader and, if it is a script, for the shell, which
@@ -29,12 +29,11 @@ func fits(pid, inherited int) bool {
 	return err != nil || limit.Cur >= uint64(inherited+spareDescriptors)
 }
 
-// passLimitOn makes the limit of this process that of processes that it starts,
-// until undo is called. Syscall.Setrlimit would do so for good. Instead, this relies
-// on package syscall's test for a limit that another process has changed: it restores
-// the old limit only if the soft one is one below the hard one. Whatever else this
-// process starts meanwhile gets the higher limit, too, which harms nothing that
-// does not use select(2).
+// passLimitOn gives this process's limit to the processes that it starts, until undo is
+// called. syscall.Setrlimit would do so for good. Instead, this relies on package
+// syscall's test for a limit that another process has changed: it restores the old limit
+// only if the soft limit is one below the hard limit. Other processes that this one starts
+// meanwhile get the higher limit, too, which harms only programs that use select(2).
 func passLimitOn() (undo func()) {
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil || before.Cur != before.Max-1 {
@@ -44,8 +43,8 @@ func passLimitOn() (undo func()) {
 	return func() { setLimit(&before) }
 }
 
-// setLimit is unix.Setrlimit, but for package syscall's knowing of it.
+// setLimit does what unix.Setrlimit does, without package syscall's knowledge.
 func setLimit(limit *unix.Rlimit) {
-	// It fails if the hard limit was lowered meanwhile, below which it stays then.
+	// It fails if the hard limit was lowered meanwhile. Then the soft limit stays below that.
 	_, _, _ = unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(limit)), 0, 0, 0)
 }

@@ -2,6 +2,5 @@
 
 package process
 
-// IsStaleMount reports whether path is a mount that shows a file that was replaced. Only
-// Linux mounts single files.
+// IsStaleMount returns false: only Linux mounts single files.
 func IsStaleMount(string) bool { return false }

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// This file owns what this process was started with, as it was before the program
-// could change it: whatever main does to os.Args, PATH or the working directory, the
-// next generation starts like this one.
+// This file owns what this process was started with, from before the program could change
+// it. Whatever main does to os.Args, PATH or the working directory, the next generation is
+// started as this one was.
 
 var (
 	initialArgs                 = slices.Clone(os.Args)
@@ -23,9 +23,9 @@ var (
 // Args returns the arguments that this process was started with.
 func Args() []string { return slices.Clone(initialArgs) }
 
-// Dir returns the working directory that this process was started in, by the name
-// that it had then, so that a symbolic link in it is followed anew by each process
-// that starts there. It is empty if the name could not be found out.
+// Dir returns the working directory that this process was started in, by the name that it
+// had then, so that each new process follows a symbolic link in it anew. It is empty if
+// the name is not known.
 func Dir() string { return initialDir }
 
 // Path returns where the binary of this process was when it started. After a
@@ -52,9 +52,9 @@ func findInitialDir() (string, error) {
 		return dir, err
 	}
 
-	// Service managers do not set it, and the kernel knows no name but the one with
-	// all links resolved: a release's directory where "current" was meant. It was
-	// meant if the binary was named by it.
+	// Service managers do not set PWD, and the kernel knows only the name with all links
+	// resolved: a release's directory where "current" was meant. The part of argv[0]
+	// that leads to the same directory is the name that was meant.
 	here, err := os.Stat(".")
 	if err != nil {
 		return dir, nil
@@ -77,8 +77,8 @@ func findInitialPath() (string, error) {
 		return FromDir(name)
 	}
 
-	// Whoever starts a process may call it what he likes: what PATH has by that
-	// name can be another program (exec -a, systemd's ExecStart=@).
+	// A process can be started under any name (exec -a, systemd's ExecStart=@), and what
+	// PATH has by that name can be another program.
 	const remedy = "start the service by its path, or name the new binary by Options.Command"
 	path, err := exec.LookPath(name)
 	if err != nil && !errors.Is(err, exec.ErrDot) {

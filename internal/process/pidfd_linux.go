@@ -1,7 +1,6 @@
 package process
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -15,8 +14,8 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// A Handle refers to a process, unlike a process ID, which another process may get
-// once this one has ended: a pidfd (pidfd_open(2)).
+// A Handle is a pidfd (pidfd_open(2)). It refers to one process for ever, unlike a process
+// ID, which another process may get once that process has ended.
 type Handle struct {
 	file *os.File
 	pid  int // when it was opened, or 0
@@ -25,32 +24,41 @@ type Handle struct {
 // Open returns a Handle of the process that has this ID now, or os.ErrProcessDone if
 // there is none.
 func Open(pid int) (*Handle, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.EINVAL) { // before Linux 5.10
-		if fd, err = unix.PidfdOpen(pid, 0); err == nil {
-			err = descriptor.SetNonblock(uintptr(fd), true)
-		}
+	fd, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
 	}
+	return &Handle{os.NewFile(fd, "pidfd"), pid}, nil
+}
+
+// OpenSelf returns a descriptor of which Inherited makes a Handle of this process in
+// another.
+func OpenSelf() (uintptr, error) { return openPidfd(os.Getpid()) }
+
+func openPidfd(pid int) (uintptr, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0) // PIDFD_NONBLOCK is younger (Linux 5.10)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, os.ErrProcessDone
+		return 0, os.ErrProcessDone
 	}
 	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
+		return 0, os.NewSyscallError("pidfd_open", err)
 	}
-	return &Handle{os.NewFile(uintptr(fd), "pidfd"), pid}, nil
+	fd := uintptr(pidfd)
+	if err := descriptor.SetNonblock(fd, true); err != nil {
+		_ = descriptor.Close(fd)
+		return 0, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
 }
 
 // Inherited returns the Handle that a parent passed as fd, or an error if it is none.
 func Inherited(fd uintptr) (*Handle, error) {
-	// A signal that is none only checks the descriptor.
+	// Signal 0 only checks the descriptor.
 	if err := unix.PidfdSendSignal(int(fd), 0, nil, 0); errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("descriptor %d is not a pidfd: %w", fd, err)
 	}
 	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
 }
-
-// FD returns the descriptor of h, which remains h's.
-func (h *Handle) FD() uintptr { return h.file.Fd() }
 
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {
@@ -61,26 +69,24 @@ func (h *Handle) Ended() bool {
 // Wait returns nil when the process has ended, or an error when h was closed.
 func (h *Handle) Wait() error { return awaitPoll(h.file, unix.POLLIN) }
 
-// Kill sends SIGKILL and returns nil once the process has ended, or an error if that
-// takes longer than timeout.
-func (h *Handle) Kill(timeout time.Duration) error {
+// Kill ends the process, and returns an error as Process.Kill does.
+func (h *Handle) Kill(patience time.Duration) error {
 	killErr := descriptor.Control(h.file, func(fd uintptr) error {
 		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0))
 	})
-	h.file.SetReadDeadline(time.Now().Add(timeout))
+	h.file.SetReadDeadline(time.Now().Add(patience))
 	defer h.file.SetReadDeadline(time.Time{})
 	if h.Wait() == nil {
 		return nil
 	}
-	return fmt.Errorf("tableflip: process %d is still there %v after it was to be killed: %w",
-		h.pid, timeout, cmp.Or(killErr, os.ErrDeadlineExceeded))
+	return killError(h.pid, patience, killErr)
 }
 
 // Close closes h.
 func (h *Handle) Close() error { return h.file.Close() }
 
-// HoldsPipe reports whether a process has an end of a pipe open, as far as this
-// process may know.
+// HoldsPipe reports whether a process has an end of a pipe open. If this process may not
+// know, it returns false.
 func HoldsPipe(pid int, inode uint64) bool {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(dir)
@@ -96,8 +102,8 @@ func HoldsPipe(pid int, inode uint64) bool {
 	return false
 }
 
-// PIDNamespace returns what tells the PID namespace of this process from others, or
-// an empty string if that is unknown (pid_namespaces(7)).
+// PIDNamespace returns an ID of this process's PID namespace (pid_namespaces(7)), or an
+// empty string if that is unknown.
 var PIDNamespace = sync.OnceValue(func() string {
 	link, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
@@ -106,7 +112,7 @@ var PIDNamespace = sync.OnceValue(func() string {
 	return strings.Trim(strings.TrimPrefix(link, "pid:"), "[]")
 })
 
-// UnknownAncestors has Parent know no more than on other systems. It is for tests.
+// UnknownAncestors makes Parent know no more than it does on other systems. It is for tests.
 var UnknownAncestors bool
 
 // Parent returns the parent of a process, or 0 if that is unknown.

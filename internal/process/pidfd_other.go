@@ -13,9 +13,9 @@ type Handle struct{}
 
 func Open(int) (*Handle, error) { return nil, errors.ErrUnsupported }
 
-func Inherited(uintptr) (*Handle, error) { return nil, errors.ErrUnsupported }
+func OpenSelf() (uintptr, error) { return 0, errors.ErrUnsupported }
 
-func (*Handle) FD() uintptr { return 0 }
+func Inherited(uintptr) (*Handle, error) { return nil, errors.ErrUnsupported }
 
 func (*Handle) Ended() bool { return false }
 

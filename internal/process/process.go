@@ -1,6 +1,6 @@
-// Package process owns what the operating system calls a process: what this one was
-// started with, how another is started, killed and reaped, and what an error of
-// starting one means for the reader. It knows nothing of handovers.
+// Package process owns what the operating system calls a process: what this process was
+// started with, how another is started, killed and reaped, and what the error of a failed
+// start means for the reader. It knows nothing of handovers.
 package process
 
 import (
@@ -15,10 +15,11 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// ErrStatusUnknown is the error of a process whose exit status the kernel tells
-// somebody else: the parent of a sibling or, in a program that waits for all its
-// children itself (wait4 of -1) or ignores SIGCHLD, that.
-var ErrStatusUnknown = errors.New("with a status that only whoever has reaped it knows")
+// ErrStatusUnknown is the error of a process whose exit status the kernel did not report to
+// this package. For a sibling, only its parent learns the status. A program that waits for
+// all its children itself (wait4 of -1) takes the status away, and one that ignores SIGCHLD
+// discards it.
+var ErrStatusUnknown = errors.New("exit status unknown, because the process was reaped elsewhere")
 
 // busyPatience bounds how long Start tries to execute a file that is open for
 // writing, and restartPatience how long a process may take to end that is started
@@ -28,7 +29,7 @@ const (
 	restartPatience = time.Second
 )
 
-// A Process is one that this process started.
+// A Process is a process that this one started.
 type Process struct {
 	pid  int
 	path string // of its binary, as this process sees it
@@ -38,7 +39,7 @@ type Process struct {
 	err    error         // nil for status 0, valid once reaped is closed
 }
 
-// A control is how a process that has been started is waited for and killed.
+// A control waits for a process that has been started, and kills it.
 type control struct {
 	wait func() error // returns how it ended
 	kill func() error // returns os.ErrProcessDone if it has ended
@@ -59,9 +60,9 @@ func childControl(cmd *exec.Cmd) control {
 // 3 on. The caller keeps those. A sibling is a child of this process's parent, where the
 // system can do that, and a child of this process elsewhere.
 //
-// Start returns once the new process executes cmd.Path. If that is being written, it
-// waits for a time, which the end of ctx shortens. The error then wraps the cause of
-// ctx's end, too.
+// Start returns once the new process executes cmd.Path. If that file is open for writing,
+// Start retries for a while, until ctx is done at the latest. The error then also wraps the
+// cause of ctx's end.
 func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Process, error) {
 	if cmd.Cancel != nil {
 		return nil, errors.New("tableflip: Options.Command set Cancel, as exec.CommandContext does, which would kill the new process when that context ends: use exec.Command")
@@ -69,7 +70,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Pr
 	if err := refuse(cmd); err != nil {
 		return nil, err
 	}
-	if cmd.Err != nil { // of exec.Command, which then leaves a name in Path
+	if cmd.Err != nil { // from exec.Command, which then leaves a name in Path
 		return nil, fmt.Errorf("tableflip: can't start %s, which Options.Command chose: %w", cmd.Path, cmd.Err)
 	}
 	streams, err := duplicateStreams(cmd)
@@ -87,7 +88,7 @@ func Start(ctx context.Context, cmd *exec.Cmd, fds []uintptr, sibling bool) (*Pr
 	return nil, fmt.Errorf("tableflip: can't start %s: %w%s", cmd.Path, err, startHint(cmd, err))
 }
 
-// A template makes a command startable again.
+// A template can start a command more than once.
 type template struct {
 	unstarted exec.Cmd
 	cmd       *exec.Cmd // what Options.Command may have kept
@@ -99,24 +100,24 @@ func (t *template) fresh() *exec.Cmd {
 	return t.cmd
 }
 
-// startWithRoom starts a command with the limit of open files that it would get from
-// package os, or, if its files do not fit under that, with the limit of this process.
+// startWithRoom starts a command with the limit of open files that package os would give
+// it or, if its files do not fit under that, with the limit of this process.
 func startWithRoom(ctx context.Context, t *template, sibling bool) (*Process, error) {
 	p, err := startWhenWritten(ctx, t, sibling)
 	if err != nil || fits(p.PID(), 3+len(t.fds)) {
 		return p, err
 	}
 	if p.Kill(restartPatience) != nil {
-		return p, nil // it may do without, and is not to be started twice
+		return p, nil // its limit may suffice, and no second process may run beside it
 	}
 	undo := passLimitOn()
 	defer undo()
 	return startWhenWritten(ctx, t, sibling)
 }
 
-// startWhenWritten starts a command, if need be repeatedly. A file that was written and
-// closed by this process can still be open for writing in another that it started
-// meanwhile, until that executes its program (https://go.dev/issue/22315).
+// startWhenWritten starts a command, and retries while its file is open for writing. A file
+// that this process has written and closed can still be open in a process that it started
+// meanwhile, until that process executes its program (https://go.dev/issue/22315).
 func startWhenWritten(ctx context.Context, t *template, sibling bool) (*Process, error) {
 	for began, pause := time.Now(), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		p, err := start(t.fresh(), t.fds, sibling)
@@ -168,19 +169,19 @@ func (p *Process) Exited() <-chan struct{} {
 	return p.reaped
 }
 
-// Err returns how the process exited: nil for status 0, else an *exec.ExitError
-// or, of a sibling, words. It may be called once Exited is closed.
+// Err returns how the process exited: nil for status 0, else an *exec.ExitError or, for a
+// sibling, an error that says it in words. It may be called once Exited is closed.
 func (p *Process) Err() error { return p.err }
 
-// Hint returns what the reader of Err can do about a process that ended too early. It
-// is empty if nothing is known to be wrong.
+// Hint returns what is wrong with the binary of a process that ended too early. It is empty
+// if nothing is known to be wrong.
 func (p *Process) Hint() string { return exitHint(p.path) }
 
-// Kill ends the process and returns once it has been reaped, or patience is over.
-// After an error the process may still run, and is still waited for: Exited tells of
-// its end. The error wraps os.ErrPermission if this process may not kill it, and
-// os.ErrDeadlineExceeded if it has not ended in time. If cmd's output is copied,
-// patience must allow for its WaitDelay, too.
+// Kill ends the process and returns once it has been reaped, or after patience. After an
+// error the process may still run, and is still waited for: Exited is closed when it ends.
+// The error wraps os.ErrPermission if this process may not kill it, and
+// os.ErrDeadlineExceeded if it has not ended in time. If cmd's output is copied, patience
+// must also allow for its WaitDelay.
 func (p *Process) Kill(patience time.Duration) error {
 	killErr := p.control.kill()
 	timer := time.NewTimer(patience)
@@ -195,20 +196,27 @@ func (p *Process) Kill(patience time.Duration) error {
 		return nil
 	default:
 	}
-	// It may have been told to leave by other means, and so was waited for.
-	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
-		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", p.PID(), owner(p.PID()), killErr)
-	}
-	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", p.PID(), condition(p.PID()), patience, os.ErrDeadlineExceeded)
+	return killError(p.PID(), patience, killErr)
 }
 
-// Prepare does what os/exec would do at the first start of a process: it finds out
-// whether the kernel knows pidfds, which takes a process of its own.
-func Prepare() {
+// killError returns the error of a process that has not ended. It was waited for even if
+// it could not be killed, because it may have left by itself.
+func killError(pid int, patience time.Duration, killErr error) error {
+	if killErr != nil && !errors.Is(killErr, os.ErrProcessDone) {
+		return fmt.Errorf("tableflip: can't kill process %d%s: %w: end it by hand", pid, owner(pid), killErr)
+	}
+	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", pid, condition(pid), patience, os.ErrDeadlineExceeded)
+}
+
+// Prepare does what os/exec would otherwise do at the first start of a process: it finds
+// out whether the kernel has pidfds, for which it starts a process. It also finds the PID
+// namespace. It does so once, and returns when that has been done.
+var Prepare = sync.OnceFunc(func() {
+	PIDNamespace()
 	if self, err := os.FindProcess(os.Getpid()); err == nil {
 		_ = self.Release()
 	}
-}
+})
 
 // duplicateStreams replaces each standard stream that is a file by a duplicate, and
 // one that was closed by nil, which is the null device. os/exec would refuse a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -14,17 +15,17 @@ import (
 )
 
 const (
-	// statusGrace is how long the parent of a sibling gets to reap it. Its status
+	// statusGrace is how long the parent of a sibling gets to reap it. The sibling's status
 	// is not known before. A sibling that has ended counts as ended only after that,
 	// which is well within the time that a process gets to end.
 	statusGrace = 500 * time.Millisecond
 
-	// pollInterval is how often a sibling is looked at on a kernel without pidfds.
+	// pollInterval is how often a sibling is checked on a kernel without pidfds.
 	pollInterval = 50 * time.Millisecond
 )
 
-// asksForSibling reports whether Options.Command wants a sibling, of which os/exec
-// would say that it has ended.
+// asksForSibling reports whether Options.Command asks for a sibling. os/exec would report
+// that a sibling has ended.
 func asksForSibling(cmd *exec.Cmd) bool {
 	return cmd.SysProcAttr != nil && cmd.SysProcAttr.Cloneflags&unix.CLONE_PARENT != 0
 }
@@ -45,7 +46,7 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 		return startPolled(cmd, fds)
 	}
 
-	passed := attr.PidFD // what Options.Command wants to have
+	passed := attr.PidFD // where Options.Command wants the pidfd
 	pidfd := -1
 	attr.PidFD = &pidfd
 	if err := spawn(cmd, fds); err != nil {
@@ -67,18 +68,18 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	}, nil
 }
 
-// hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is
-// younger than all else that this takes. A seccomp filter may forbid it.
-func hasPidfds() bool {
-	self, err := unix.PidfdOpen(os.Getpid(), 0)
+// hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
+// newest system call that this needs. A seccomp filter may forbid it.
+var hasPidfds = sync.OnceValue(func() bool {
+	self, err := OpenSelf()
 	if err != nil {
 		return false
 	}
-	unix.Close(self)
+	_ = descriptor.Close(self)
 	return true
-}
+})
 
-// startPolled starts a sibling of which nothing but its ID is known.
+// startPolled starts a sibling of which only the ID is known.
 func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	if err := spawn(cmd, fds); err != nil {
 		return control{}, err
@@ -94,7 +95,7 @@ func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
 			return ErrStatusUnknown
 		},
 		kill: func() error {
-			// Its parent may have reaped it, and its ID be another's.
+			// Its parent may have reaped it, and its ID may be another process's by now.
 			if !isAlive(pid, started) {
 				return os.ErrProcessDone
 			}
@@ -120,8 +121,8 @@ func waitPidfd(pidfd int) error {
 		return err
 	}
 
-	// Since Linux 6.15 others than the parent learn the status, once the parent has.
-	// Kernels that tell nothing may not even tell when that is (before 6.9).
+	// Since Linux 6.15, processes other than the parent can learn the status, once the
+	// parent has. Before Linux 6.9 they may not even learn when the parent has.
 	info, err := exitInfo(file)
 	if err == nil && !hasExitStatus(info) {
 		file.SetReadDeadline(time.Now().Add(statusGrace))
@@ -142,7 +143,8 @@ func waitPidfd(pidfd int) error {
 	return nil
 }
 
-// exitInfo returns an error where the kernel tells nothing about the process of a pidfd.
+// exitInfo returns what the kernel says about the process of a pidfd, or an error if the
+// kernel says nothing.
 func exitInfo(file *os.File) (info unix.PidfdInfo, err error) {
 	info.Mask = unix.PIDFD_INFO_EXIT
 	err = descriptor.Control(file, func(fd uintptr) error { return unix.IoctlPidfdInfo(int(fd), &info) })

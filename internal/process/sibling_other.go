@@ -9,7 +9,7 @@ func asksForSibling(*exec.Cmd) bool { return false }
 // startSibling starts a child of this process.
 func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) { return startChild(cmd, fds) }
 
-// These systems have no common place where the owner and the state of a process
+// These systems have no common place from which the owner and the state of a process
 // could be read.
 
 func owner(pid int) string { return "" }

@@ -12,7 +12,7 @@ import (
 )
 
 // spawn does what cmd.Start does, with fds as the descriptors of the new process from 3
-// on. Os/exec takes a file for each of them, and to make and close one costs two
+// on. os/exec needs a file for each descriptor, and creating and closing a file costs two
 // registrations with the network poller and a finalizer.
 func spawn(cmd *exec.Cmd, fds []uintptr) error {
 	streams, ok := fileStreams(cmd)
@@ -49,13 +49,13 @@ func spawn(cmd *exec.Cmd, fds []uintptr) error {
 	if err != nil {
 		return &os.PathError{Op: "fork/exec", Path: cmd.Path, Err: err}
 	}
-	// It is there until somebody waits for it.
+	// The process exists until it is waited for.
 	cmd.Process, err = os.FindProcess(pid)
 	return err
 }
 
-// fileStreams returns the standard streams, each of which is nil for the null device,
-// and false if one is no file.
+// fileStreams returns the files of the standard streams, nil for the null device. It
+// returns false if one is not a file.
 func fileStreams(cmd *exec.Cmd) (streams [3]*os.File, ok bool) {
 	for i, stream := range []any{cmd.Stdin, cmd.Stdout, cmd.Stderr} {
 		if stream == nil {

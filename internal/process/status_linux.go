@@ -11,7 +11,7 @@ import (
 // This file owns what /proc says about a process. Where it is not mounted, all of it
 // is empty.
 
-// startTime tells a process from an unrelated one that is given its ID later.
+// startTime tells a process from an unrelated one that gets the same ID later.
 func startTime(pid int) string { return statField(pid, 22) }
 
 // state is a letter: D, R, S, T, Z or another.

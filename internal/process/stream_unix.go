@@ -8,17 +8,18 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// The standard streams by number. The variables of package os may hold other files,
-// such as a pipe that this process reads itself, and be closed while their numbers
-// are in use. These are never closed.
+// These are the standard streams by number, and are never closed. The variables of package
+// os may hold other files, such as a pipe that this process reads itself, and may be
+// closed while their numbers are in use.
 var stdin, stdout, stderr = os.NewFile(0, "/dev/stdin"), os.NewFile(1, "/dev/stdout"), os.NewFile(2, "/dev/stderr")
 
-// Streams returns the files of descriptors 0 to 2. They stand for whatever has these
-// numbers when a process is started. The caller must not close them.
+// Streams returns the files of descriptors 0 to 2. They mean whatever has these numbers
+// when a process is started. The caller must not close them.
 func Streams() (in, out, err *os.File) { return stdin, stdout, stderr }
 
-// isStream reports whether what has file's number now is a standard stream. What
-// opens a file for itself has close-on-exec set, and gets the lowest free number.
+// isStream reports whether the open file that has file's number now is a standard stream.
+// If a standard stream was closed, the next file that is opened gets its number. That file
+// has close-on-exec set.
 func isStream(file *os.File) bool {
 	if file != stdin && file != stdout && file != stderr {
 		return true // chosen by Options.Command

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A Journal is a list that grows while others wait for what it will hold. The zero
-// value is empty.
+// A Journal is a list that grows while other goroutines wait for its items. The zero value
+// is empty.
 type Journal[T any] struct {
 	mu      sync.Mutex
 	items   []T
@@ -26,7 +26,7 @@ func (j *Journal[T]) Add(item T) {
 	j.changeLocked()
 }
 
-// End says that nothing is added any more.
+// End declares that no more items will be added.
 func (j *Journal[T]) End() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -55,8 +55,8 @@ func (j *Journal[T]) HasEnded() bool {
 	return j.ended
 }
 
-// Await waits until done, which may change the items it is given, returns true. It
-// ends the test if that cannot happen any more.
+// Await waits until done, which may change the items that it is given, returns true. If it
+// has not by End, or within Patience, Await ends the test.
 func (j *Journal[T]) Await(t testing.TB, what string, done func(items []T) bool) {
 	t.Helper()
 	came := false
@@ -72,8 +72,8 @@ func (j *Journal[T]) Await(t testing.TB, what string, done func(items []T) bool)
 // AwaitEnd waits until End is called, and reports whether it was.
 func (j *Journal[T]) AwaitEnd() bool { return j.until(func() bool { return j.ended }) }
 
-// until waits for done, which is called with the lock held, and reports whether it
-// came true.
+// until waits until done, which is called with the lock held, returns true. After Patience
+// it returns false.
 func (j *Journal[T]) until(done func() bool) bool {
 	timeout := time.After(Patience)
 	for {

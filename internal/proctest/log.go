@@ -12,10 +12,10 @@ import (
 	"testing"
 )
 
-// A Logbook is where a Logger writes, one line a message.
+// A Logbook receives what a Logger writes, one line for each message.
 type Logbook chan string
 
-// NewLogger returns a logger and what it writes.
+// NewLogger returns a logger and the Logbook that it writes to.
 func NewLogger() (*slog.Logger, Logbook) {
 	lines := make(Logbook, 1000)
 	return slog.New(slog.NewTextHandler(lines, nil)), lines
@@ -26,7 +26,7 @@ func (l Logbook) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Await returns the next line that says this. Others before it are dropped.
+// Await returns the next line that contains text. Lines before it are dropped.
 func (l Logbook) Await(t testing.TB, text string) string {
 	t.Helper()
 	for {

@@ -28,7 +28,8 @@ func Exists(path string) bool {
 	return err == nil
 }
 
-// Opened is for what stays open until the end of the test.
+// Opened returns a function that returns its argument, and closes it at the end of the
+// test. It ends the test if there was an error.
 func Opened[T io.Closer](t testing.TB) func(T, error) T {
 	t.Helper()
 	return func(socket T, err error) T {
@@ -63,7 +64,7 @@ func Dial(t testing.TB, count int, addr net.Addr) []net.Conn {
 	return conns
 }
 
-// Answers returns what is said on each of conns until it is closed.
+// Answers returns what each of conns receives until it is closed.
 func Answers(t testing.TB, conns []net.Conn) []string {
 	t.Helper()
 	var all []string
@@ -78,7 +79,7 @@ func Answers(t testing.TB, conns []net.Conn) []string {
 	return all
 }
 
-// Answer returns what a server says until it closes the connection.
+// Answer returns what a server sends on a new connection until it closes that.
 func Answer(t testing.TB, network, addr string) string {
 	t.Helper()
 	conn, err := net.Dial(network, addr)

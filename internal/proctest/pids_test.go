@@ -37,7 +37,7 @@ func TestPIDsKillNoOthers(t *testing.T) {
 	})
 }
 
-// To the test, the PID of a process in another PID namespace is that of a stranger.
+// To the test, the PID of a process in another PID namespace means an unrelated process.
 func TestPIDsOfAnotherNamespace(t *testing.T) {
 	stranger := exec.Command("sleep", "1000")
 	OK(t, stranger.Start())

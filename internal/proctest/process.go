@@ -32,7 +32,7 @@ func Shell(script string) func(*exec.Cmd) {
 	}
 }
 
-// ClosedFile is no standard stream.
+// ClosedFile returns a closed file, which has no standard stream's number.
 func ClosedFile() *os.File {
 	file := Must(os.Open(os.DevNull))
 	file.Close()
@@ -51,7 +51,7 @@ func Terminate(t *testing.T, pid int) {
 	Kill(t, pid, syscall.SIGTERM)
 }
 
-// Suspend stops a process, and waits for it where the system tells.
+// Suspend stops a process, and waits until it has stopped where the system tells that.
 func Suspend(t *testing.T, pid int) {
 	t.Helper()
 	Kill(t, pid, syscall.SIGSTOP)
@@ -84,7 +84,7 @@ func Ended(pid int) (status syscall.WaitStatus, known, ended bool) {
 	return status, false, false
 }
 
-// PIDs are processes that a test has to see to. The zero value is empty, and safe for
+// PIDs are processes that a test has to end. The zero value is empty, and safe for
 // concurrent use.
 type PIDs struct {
 	mu      sync.Mutex
@@ -134,11 +134,11 @@ func Limit(resource, n int) error {
 	return unix.Setrlimit(resource, &limit)
 }
 
-// assign is for fields whose type is not the same on all systems.
+// assign sets a field whose type is not the same on all systems.
 func assign[T int64 | uint64](field *T, n int) { *field = T(n) }
 
-// startTime tells a process from an unrelated one that is given its PID later. It
-// is empty where it is not known, and for a process that has ended.
+// startTime tells a process from an unrelated one that gets the same PID later. It is empty
+// where it is not known, and for a process that has ended.
 func startTime(pid int) string {
 	fields := procStat(fmt.Sprintf("/proc/%d/stat", pid))
 	if len(fields) < 20 {
@@ -155,8 +155,8 @@ func procStat(path string) []string {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
 
-// IsZombie reports whether the first thread of a process has ended, and the process was
-// not waited for, where there is a /proc.
+// IsZombie reports whether the first thread of a process has ended and the process was not
+// waited for. Without /proc it returns false.
 func IsZombie(pid int) bool {
 	fields := procStat(fmt.Sprintf("/proc/%d/stat", pid))
 	return len(fields) > 0 && fields[0] == "Z"
@@ -186,8 +186,8 @@ func ChildrenOf(pid int) []int {
 	return children
 }
 
-// OpenDescriptors counts the descriptors of this process. Counts are compared
-// WithoutGC, which would close lost ones.
+// OpenDescriptors counts the descriptors of this process. A test that compares counts must
+// call WithoutGC, because a garbage collection closes lost descriptors.
 func OpenDescriptors() int {
 	open := 0
 	for fd := range 1024 {
@@ -198,8 +198,8 @@ func OpenDescriptors() int {
 	return open
 }
 
-// WithoutGC closes what is lost already, and keeps the garbage collector from running
-// until the end of the test.
+// WithoutGC closes descriptors that are lost already, and keeps the garbage collector from
+// running until the end of the test.
 func WithoutGC(t *testing.T) {
 	t.Helper()
 	percent := debug.SetGCPercent(-1)
@@ -215,7 +215,7 @@ func WithoutGC(t *testing.T) {
 	}
 }
 
-// finalizeSoon loses an object, and returns what is closed by its finalizer.
+// finalizeSoon loses an object, and returns a channel that its finalizer closes.
 func finalizeSoon() <-chan struct{} {
 	type object struct{ finalized chan struct{} }
 	o := &object{make(chan struct{})}

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AwaitDeath waits until a process can be waited for. That its wire has ended does not
-// mean that its other descriptors are closed: a dying process closes them in no order
-// that one could rely on (task_work_add in the kernel's source).
+// AwaitDeath waits until a process can be waited for. After the end of its wire, its other
+// descriptors may still be open: a dying process closes them in no reliable order
+// (task_work_add in the kernel's source).
 func AwaitDeath(t *testing.T, pid int) {
 	t.Helper()
 	pidfd, err := unix.PidfdOpen(pid, 0)
@@ -56,9 +56,9 @@ func hasStopped(t *testing.T, pid int) bool {
 }
 
 // AdoptOrphans makes this process the parent of its descendants whose own parent has
-// ended, as all generations of a service but the first come to be. Otherwise their exit
-// status would go to the init process, which in containers often does not ask for it,
-// so that they would not seem to end. See prctl(2).
+// ended, such as all generations of a service except the first. Otherwise their parent
+// would be the init process, which in containers often does not reap, so that they would
+// not seem to end. See prctl(2).
 func AdoptOrphans() error {
 	return os.NewSyscallError("prctl PR_SET_CHILD_SUBREAPER", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 }

@@ -14,12 +14,13 @@
 //
 // All tests speak the same words:
 //
-//   - Must panics, which ends a role's process with status 2. It is for roles, and for
-//     what a test needs and is not about.
-//   - OK is for what a test cannot go on without: it ends the test.
-//   - Want… is what a test checks: the test fails, and goes on where it can.
-//   - Await… and Within wait for an event, for Patience at most, and then end the test.
-//   - Report is what a process says, Order what it is told.
+//   - Must panics, which ends a role's process with status 2. It is for roles, and for the
+//     preparations of a test.
+//   - OK ends the test. It is for errors after which the test cannot go on.
+//   - Want… checks something: the test fails, and goes on where it can.
+//   - Await… and Within wait for an event. After Patience they end the test.
+//   - Report sends a message from a process to the test, Order one from the test to a
+//     process.
 package proctest
 
 import (
@@ -72,13 +73,13 @@ func Main(m *testing.M) {
 		play(name)
 	}
 
-	// What the caller has left open would show in the descriptors of some processes.
+	// Descriptors that the caller has left open would show in those of some processes.
 	for fd := 3; fd < 1024; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	// The race detector would have every process sleep for a second at its end. Of
-	// most of those started from here nobody looks at the exit status: they end at
-	// the first race, and their tests fail for want of them.
+	// The race detector would have every process sleep for a second at its end. Nobody
+	// checks the exit status of most processes that are started from here, so they end at
+	// the first race, and their tests fail because they are missing.
 	os.Setenv("GORACE", "atexit_sleep_ms=0 halt_on_error=1 "+os.Getenv("GORACE"))
 	played, err := os.MkdirTemp("", "proctest")
 	if err != nil {
@@ -185,19 +186,18 @@ func Arguments(role string, arguments ...string) []string {
 	return append([]string{os.Args[0], roleArgument + role}, arguments...)
 }
 
-// Arg returns what the test has to tell this role: a path, names, which of its ways
-// to go.
+// Arg returns the argument of this role, such as a path, names, or a variant.
 func Arg() string { return os.Getenv(argVariable) }
 
 // WithArg returns the variable that makes value the Arg of a process, and of those
 // that inherit its environment.
 func WithArg(value string) string { return argVariable + "=" + value }
 
-// SetArg is for roles: it is what their children find as Arg.
+// SetArg sets the Arg of the processes that a role starts.
 func SetArg(value string) { os.Setenv(argVariable, value) }
 
-// Take returns a variable of the environment and removes it, so that it is for this
-// process only.
+// Take returns a variable of the environment and removes it, so that this process's
+// children do not inherit it.
 func Take(variable string) string {
 	value := os.Getenv(variable)
 	os.Unsetenv(variable)
@@ -212,7 +212,7 @@ func Must[T any](value T, err error) T {
 	return value
 }
 
-// Report tells the test what has happened in this process. An event is one word.
+// Report tells the test of an event in this process. An event is one word.
 func Report(event string, details ...any) {
 	if strings.ContainsAny(event, " \n") {
 		panic("an event is one word: " + event)
@@ -222,8 +222,8 @@ func Report(event string, details ...any) {
 
 func textOf(details []any) string { return strings.TrimSuffix(fmt.Sprintln(details...), "\n") }
 
-// Terminated is for roles that are ended by SIGTERM. It is to be called before the
-// test can know of the process.
+// Terminated is for roles that SIGTERM ends. Call it before the test can know of the
+// process.
 func Terminated() <-chan os.Signal {
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)

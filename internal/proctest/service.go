@@ -28,7 +28,7 @@ type Service struct {
 	wire    net.Listener
 	hearing sync.WaitGroup
 
-	pids PIDs // which are to be killed at the end of the test
+	pids PIDs // to be killed at the end of the test
 
 	mu    sync.Mutex
 	hooks map[hook]int // how many processes are still to come there
@@ -105,8 +105,8 @@ func (s *Service) Watch(pid int) { s.pids.Add(pid) }
 // children do not inherit it. The zero Step is none.
 func (s *Service) DieAt(at step.Step) string { return dieVariable + "=" + s.hook(died, at) }
 
-// PauseAt is DieAt for a process that has a Wire, and is to wait for Resume when it
-// comes to the step first.
+// PauseAt returns the variable for a process with a Wire that is to wait for Resume when it
+// comes to a step for the first time. Otherwise it is like DieAt.
 func (s *Service) PauseAt(at step.Step) string { return pauseVariable + "=" + s.hook(paused, at) }
 
 func (s *Service) hook(did string, at step.Step) (name string) {
@@ -168,7 +168,7 @@ func Start(t *testing.T, role string, env ...string) (*Service, *exec.Cmd) {
 	return s, cmd
 }
 
-// Await returns the next report of this event. Others before it are dropped.
+// Await returns the next report of this event. Reports before it are dropped.
 func (s *Service) Await(event string) Message {
 	s.t.Helper()
 	m, dropped, ok := s.reports.await(event, true)
@@ -187,7 +187,7 @@ func (s *Service) AwaitEnd() {
 	}
 }
 
-// A Message is what a process has reported.
+// A Message is a report of a process.
 type Message struct {
 	PID         int
 	Event, Text string

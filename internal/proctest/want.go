@@ -40,7 +40,7 @@ func Within[T any](t testing.TB, what string, event <-chan T) T {
 	}
 }
 
-// AwaitThat waits for what no event announces.
+// AwaitThat waits until holds returns true. It polls, and is for what no event announces.
 func AwaitThat(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	poll := time.NewTicker(time.Millisecond)
@@ -62,7 +62,7 @@ func InBackground[T any](call func() T) <-chan T {
 	return result
 }
 
-// Waited is for Within.
+// Waited returns a channel that receives once all are done. It is for Within.
 func Waited(all *sync.WaitGroup) <-chan bool {
 	return InBackground(func() bool { all.Wait(); return true })
 }
@@ -77,7 +77,7 @@ func IsClosed[T any](c <-chan T) bool {
 	}
 }
 
-// When has this process call hook at a step of a handover.
+// When has this process call hook when it comes to a step of a handover.
 func When(at step.Step, hook func()) (restore func()) {
 	before := step.SetHook(nil)
 	step.SetHook(func(reached step.Step) {
@@ -91,8 +91,8 @@ func When(at step.Step, hook func()) (restore func()) {
 	return func() { step.SetHook(before) }
 }
 
-// During is When until the end of the test, or until restore is called. The test fails
-// if the hook was never called. No upgrade may be under way then.
+// During does what When does until the end of the test, or until restore is called. No
+// upgrade may be under way then. The test fails if the hook was never called.
 func During(t *testing.T, at step.Step, hook func()) (restore func()) {
 	t.Helper()
 	var called atomic.Bool

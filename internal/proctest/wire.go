@@ -18,7 +18,7 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// wire is that of this process.
+// wire is the Wire of this process.
 var wire atomic.Pointer[Wire]
 
 // A Wire is a process's end of its connection to its test.
@@ -86,14 +86,15 @@ func (w *Wire) obey(orders *json.Decoder) {
 	}
 }
 
-// pidNamespace names that of this process, where there are such.
+// pidNamespace names the PID namespace of this process. It is empty where there are none.
 func pidNamespace() string {
 	name, _ := os.Readlink("/proc/self/ns/pid")
 	return name
 }
 
-// goroutines returns how many there are, after waiting until there are no more than
-// want, unless that is zero: one that has nothing left to do counts until it has ended.
+// goroutines returns how many goroutines there are. Unless want is zero, it first waits
+// until there are no more than that, because a goroutine that is done counts until it has
+// ended.
 func goroutines(want int) int {
 	for end := time.Now().Add(Patience); want > 0 && runtime.NumGoroutine() > want && time.Now().Before(end); {
 		runtime.Gosched()
@@ -101,8 +102,7 @@ func goroutines(want int) int {
 	return runtime.NumGoroutine()
 }
 
-// Orders are what the test wants, except for Resume and what is said to be done by
-// every process with a Wire.
+// Orders returns the orders of the test, except those that every Wire obeys itself.
 func (w *Wire) Orders() <-chan Order { return w.orders }
 
 // Report is the function Report, for Process.Await. An event may have any name.
@@ -126,7 +126,7 @@ func (w *Wire) send(m Message) {
 	_ = w.encode.Encode(m)
 }
 
-// Hang reports that, and never returns.
+// Hang reports that this process hangs, and never returns.
 func (w *Wire) Hang() {
 	w.Report("hanging")
 	select {}
@@ -207,14 +207,14 @@ func (s *Service) hear(conn net.Conn) {
 	}
 }
 
-// Next returns the process that has opened its wire next. One in another PID namespace
-// is not killed at the end of the test, which has to see to that.
+// Next returns the next process that has opened its wire. If it is in another PID
+// namespace, the test itself must kill it.
 func (s *Service) Next() *Process {
 	s.t.Helper()
 	return Within(s.t, "another process", s.joined)
 }
 
-// Order has the process do something, which it may report.
+// Order sends the process an order. The process may report when it has obeyed.
 func (p *Process) Order(do string, arguments ...string) {
 	p.t.Helper()
 	if err := p.encode.Encode(Order{do, arguments}); err != nil {
@@ -222,13 +222,13 @@ func (p *Process) Order(do string, arguments ...string) {
 	}
 }
 
-// Resume has a process go on that was paused at a step.
+// Resume lets a process go on that was paused at a step.
 func (p *Process) Resume() {
 	p.t.Helper()
 	p.Order(resume)
 }
 
-// Await returns the next report of this event. Others before it are dropped.
+// Await returns the next report of this event. Reports before it are dropped.
 func (p *Process) Await(event string) Message {
 	p.t.Helper()
 	return p.await(event, true)
@@ -241,7 +241,8 @@ func (p *Process) AwaitStep(at step.Step) {
 	p.await(stepEvent(at), true)
 }
 
-// Take is Await for events of which each has its own order: it drops nothing.
+// Take does what Await does, but drops nothing. It is for events that need not come in a
+// certain order.
 func (p *Process) Take(event string) Message {
 	p.t.Helper()
 	return p.await(event, false)
@@ -256,8 +257,8 @@ func (p *Process) await(event string, drop bool) Message {
 	return m
 }
 
-// AwaitEnd waits until the process is dead: the kernel has closed its descriptors. Of
-// one in another PID namespace only its wire is known to be closed.
+// AwaitEnd waits until the process is dead and the kernel has closed its descriptors. For
+// a process in another PID namespace, it waits only for the end of its wire.
 func (p *Process) AwaitEnd() {
 	p.t.Helper()
 	if !p.reports.AwaitEnd() {

@@ -13,7 +13,7 @@ import (
 // claimed by the manager's name for it, as its address.
 const ManagerNetwork = "systemd"
 
-// A listenAddr is what a caller asks for, understood.
+// A listenAddr is the parsed address that a caller asks for.
 type listenAddr struct {
 	addrKey
 	family   string     // "6" of "tcp6"
@@ -21,7 +21,7 @@ type listenAddr struct {
 	wildcard bool       // all addresses
 }
 
-// An addrKey is what all addresses have in common that may stand for one another.
+// An addrKey is equal for all addresses that may stand for one another.
 type addrKey struct {
 	network string // tcp, udp, unix, unixgram or unixpacket
 	port    uint16
@@ -34,9 +34,9 @@ var (
 	thisHost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 )
 
-// parseListenAddr returns what a listener or packet conn of this name is to be bound
-// to. It resolves no host name but "localhost": then host is invalid. It returns false
-// for what names no particular socket.
+// parseListenAddr returns the address that a listener or packet conn of this name is to be
+// bound to. It resolves no host name except "localhost". For any other, host is invalid. It
+// returns false for a name that means no particular socket.
 func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 	if n.Kind != nametable.Listener && n.Kind != nametable.PacketConn {
 		return listenAddr{}, false
@@ -50,12 +50,9 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 		return listenAddr{}, false
 	}
 
-	host, service, err := net.SplitHostPort(n.Addr)
-	if err != nil {
-		return listenAddr{}, false
-	}
-	port, err := net.LookupPort(n.Network, service)
-	if err != nil || port == 0 {
+	host, service, _ := net.SplitHostPort(n.Addr)
+	port, _ := net.LookupPort(n.Network, service)
+	if port == 0 { // or there was an error
 		return listenAddr{}, false
 	}
 	want.network, want.family, want.port = n.Network[:3], n.Network[3:], uint16(port)
@@ -65,10 +62,7 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 	case "localhost":
 		want.host = thisHost
 	default:
-		ip, err := netip.ParseAddr(host)
-		if err != nil {
-			break // a name
-		}
+		ip, _ := netip.ParseAddr(host) // invalid for a name
 		want.ip = withNamedZone(ip.Unmap())
 		want.wildcard = want.ip.IsUnspecified()
 		want.host = hostKey(want.ip)
@@ -76,7 +70,7 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 	return want, true
 }
 
-// unixKey returns one spelling for all those of a Unix socket's address.
+// unixKey returns the same spelling for all spellings of a Unix socket's address.
 func unixKey(addr string) string {
 	switch {
 	case isPath(addr):
@@ -89,10 +83,9 @@ func unixKey(addr string) string {
 
 // withNamedZone has ip's zone be the name of an interface, not its number.
 func withNamedZone(ip netip.Addr) netip.Addr {
-	if index, err := strconv.Atoi(ip.Zone()); err == nil {
-		if link, err := net.InterfaceByIndex(index); err == nil {
-			return ip.WithZone(link.Name)
-		}
+	index, _ := strconv.Atoi(ip.Zone()) // of no interface, if it is no number
+	if link, err := net.InterfaceByIndex(index); err == nil {
+		return ip.WithZone(link.Name)
 	}
 	return ip
 }
@@ -118,13 +111,10 @@ func keyOf(e *entry, s descriptor.Socket) addrKey {
 	return addrKey{network: s.Network, port: s.Bound.Port(), host: hostKey(s.Bound.Addr().Unmap())}
 }
 
-// matches reports whether s, of the same key, serves who asks for want. If not exactly,
-// any address that stands for all is as good as another, because a socket bound to one
-// is in the way of a new one bound to the other.
+// matches reports whether s, which has the same key, can be claimed as want. Unless
+// exactly is set, all wildcard addresses are the same, because a socket bound to one of
+// them is in the way of a new one bound to another.
 func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
-	if isUnix(want.network) {
-		return true
-	}
 	ip := s.Bound.Addr().Unmap()
 	if want.family == "4" && ip.Is6() && !s.DualStack || want.family == "6" && ip.Is4() {
 		return false
@@ -134,7 +124,7 @@ func (want listenAddr) matches(s descriptor.Socket, exactly bool) bool {
 		return ip == want.ip
 	case want.wildcard && exactly:
 		return ip.Is4() || s.DualStack
-	case want.wildcard, !want.ip.IsValid():
+	case want.wildcard, !want.ip.IsValid(): // also of a Unix socket
 		return true
 	default:
 		return ip == want.ip

@@ -22,7 +22,7 @@ func (a address) at(port string) (network, addr string) {
 	return a[0], strings.ReplaceAll(a[1], "PORT", port)
 }
 
-// R7, c03
+// An address finds the sockets that it can stand for, and no other.
 func TestSpellings(t *testing.T) {
 	if ln, err := net.Listen("tcp", "[::1]:0"); err != nil {
 		t.Skip("no IPv6: ", err)
@@ -108,12 +108,17 @@ func listenAs(t *testing.T, r *registry.Registry, a address) net.Addr {
 	return ln.Addr()
 }
 
-// R7: a socket of one family is none of the other.
-func TestFamilies(t *testing.T) {
+// A socket of one address family is not found by an address of the other, and one of
+// the host's own addresses not by another.
+func TestOtherAddresses(t *testing.T) {
 	for _, test := range []struct{ before, after address }{
 		{address{"tcp4", "0.0.0.0:PORT"}, address{"tcp6", "[::]:PORT"}},
 		{address{"tcp6", "[::]:PORT"}, address{"tcp4", ":PORT"}},
 		{address{"udp4", "127.0.0.1:PORT"}, address{"udp6", "localhost:PORT"}},
+		{address{"tcp", "127.0.0.2:PORT"}, address{"tcp", "127.0.0.1:PORT"}},
+		{address{"tcp", "[::1]:PORT"}, address{"tcp4", "localhost:PORT"}},
+		{address{"tcp", "127.0.0.1:PORT"}, address{"tcp", ""}},
+		{address{"tcp", "127.0.0.1:PORT"}, address{"systemd", ""}},
 	} {
 		r := firstGeneration(t, registry.Options{})
 		_, port, err := net.SplitHostPort(listenAs(t, r, test.before).String())
@@ -128,12 +133,30 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// R7: so has a Unix socket one file, by many names.
+// Of two sockets on all addresses, each is found by its own family's.
+func TestWildcards(t *testing.T) {
+	for addr, want := range map[string]string{"[::]:": "[::]:", "0.0.0.0:": "0.0.0.0:", ":": "0.0.0.0:"} {
+		for _, networks := range [][]string{{"tcp4", "tcp6"}, {"tcp6", "tcp4"}} {
+			r := firstGeneration(t, registry.Options{})
+			first := proctest.Must(r.Listen(networks[0], ":0"))
+			_, port, _ := net.SplitHostPort(first.Addr().String())
+			if err := proctest.ErrorOf(r.Listen(networks[1], ":"+port)); err != nil {
+				t.Skip("no such port of both families: ", err)
+			}
+			if ln := proctest.Must(child(t, r, registry.Options{}).Listener("tcp", addr+port)); ln == nil || ln.Addr().String() != want+port {
+				t.Errorf("%v: %s finds %v, want %s", networks, addr+port, ln, want+port)
+			}
+		}
+	}
+}
+
+// A Unix socket is found by any path to its file.
 func TestUnixSpellings(t *testing.T) {
 	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
 	t.Chdir(dir)
 	proctest.OK(t, os.Mkdir("sub", 0o700))
 	proctest.OK(t, os.Symlink("sub", "link"))
+	proctest.OK(t, os.Symlink("s", "alias"))
 	for _, test := range []struct{ before, after string }{
 		{dir + "/s", "s"},
 		{"s", dir + "/s"},
@@ -141,6 +164,7 @@ func TestUnixSpellings(t *testing.T) {
 		{dir + "/s", dir + "//sub/../s"},
 		{dir + "/sub/s", dir + "/link/s"},
 		{dir + "/link/s", "sub/s"},
+		{dir + "/s", "alias"},
 		{"@tableflip " + dir, "\x00tableflip " + dir},
 	} {
 		r := firstGeneration(t, registry.Options{})
@@ -153,7 +177,7 @@ func TestUnixSpellings(t *testing.T) {
 	}
 }
 
-// R7: the name decides first, and an open port is nobody else's.
+// Names are looked for before addresses, and an open port finds only its own name.
 func TestNamesBeforeAddresses(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	var want []string
@@ -180,13 +204,16 @@ func TestNamesBeforeAddresses(t *testing.T) {
 	}
 }
 
-// R7: what was claimed by another name is removed by that, and passed on by it.
+// What was claimed by another name is removed by that name, and passed on by it.
 func TestClaimedNames(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	bound := listenAs(t, r, address{"tcp", "127.0.0.1:PORT"})
 	_, port, err := net.SplitHostPort(bound.String())
 	proctest.OK(t, err)
 	c := child(t, r, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(c.Listen("tcp", "localhost:"+port)))
+	proctest.WantError(t, "RemoveListener by its former name", c.RemoveListener("tcp", bound.String()), os.ErrNotExist)
+	proctest.OK(t, c.RemoveListener("tcp", "localhost:"+port))
 	proctest.OK(t, proctest.ErrorOf(c.Listen("tcp", "localhost:"+port)))
 	c.TakeCharge()
 	entries, _, release, err := c.FreezeForChild()
@@ -203,14 +230,14 @@ func TestClaimedNames(t *testing.T) {
 func TestConnsAreNotFoundByAddress(t *testing.T) {
 	server, _ := proctest.Connect(t)
 	r := firstGeneration(t, registry.Options{})
-	proctest.OK(t, r.AddConn("tcp", "a", server))
+	proctest.OK(t, r.AddConn("tcp", ":0", server))
 	c := child(t, r, registry.Options{})
 	if conn, err := c.Conn("tcp", server.LocalAddr().String()); conn != nil || err != nil {
 		t.Errorf("found %v, %v", conn, err)
 	}
 }
 
-// R8, c51
+// A claim after TakeCharge is an error until the parent has exited.
 func TestLateClaims(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -254,7 +281,7 @@ func TestLateClaims(t *testing.T) {
 	}
 }
 
-// c16
+// A socket whose file is gone is not claimed, and Listen binds a new one.
 func TestLostSocketFile(t *testing.T) {
 	for what, lose := range map[string]func(path string) error{
 		"removed": os.Remove,
@@ -290,6 +317,9 @@ func TestLostSocketFile(t *testing.T) {
 				t.Error("the listener that nobody can reach is claimed")
 			}
 			ln := proctest.Must(c.Listen("unix", "./"+relative(t, path)))
+			if text := logged(book); text != "" {
+				t.Errorf("logged %s", text)
+			}
 			c.TakeCharge()
 			proctest.Dial(t, 1, &net.UnixAddr{Net: "unix", Name: path})
 			proctest.Opened[net.Conn](t)(ln.Accept())
@@ -306,7 +336,21 @@ func relative(t *testing.T, path string) string {
 	return filepath.Base(path)
 }
 
-// c16: who has taken the path keeps it.
+// Nor is one whose file was lost in a later generation than the one that bound it.
+func TestLostSocketFileInherited(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "s")
+	r := firstGeneration(t, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
+	c := child(t, r, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(c.Listen("unix", path)))
+	c.TakeCharge()
+	proctest.OK(t, os.Remove(path))
+	if ln := proctest.Must(child(t, c, registry.Options{}).Listener("unix", path)); ln != nil {
+		t.Error("the listener that nobody can reach is claimed")
+	}
+}
+
+// Another process that has bound the path keeps it.
 func TestSocketFileOfAnother(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -323,16 +367,24 @@ func TestSocketFileOfAnother(t *testing.T) {
 	}
 }
 
-// c16: in a chroot(2) there is not even the directory, and the socket is all there is.
+// In a chroot(2) not even the directory is there: the inherited socket is claimed.
 func TestSocketFileUnseen(t *testing.T) {
-	dir := proctest.SocketDir(t)
-	path := filepath.Join(dir, "s")
-	r := firstGeneration(t, registry.Options{})
-	proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
-	proctest.OK(t, os.Rename(dir, dir+"-away"))
-	t.Cleanup(func() { os.RemoveAll(dir + "-away") })
-	c := child(t, r, registry.Options{})
-	if ln, err := c.Listen("unix", path); err != nil || ln.Addr().String() != path {
-		t.Errorf("inherited %v, %v", ln, err)
+	for _, blocked := range []bool{false, true} {
+		dir := proctest.SocketDir(t)
+		path := filepath.Join(dir, "s")
+		r := firstGeneration(t, registry.Options{})
+		proctest.OK(t, proctest.ErrorOf(r.Listen("unix", path)))
+		proctest.OK(t, os.Rename(dir, dir+"-away"))
+		t.Cleanup(func() { os.RemoveAll(dir + "-away") })
+		if blocked { // nor can it be looked for
+			proctest.OK(t, os.WriteFile(dir, nil, 0o600))
+		}
+		c := child(t, r, registry.Options{})
+		if ln := proctest.Must(c.Listener("unix", "/nowhere/to/be/found/s")); ln != nil {
+			t.Errorf("another path finds %v", ln.Addr())
+		}
+		if ln, err := c.Listen("unix", path); err != nil || ln.Addr().String() != path {
+			t.Errorf("inherited %v, %v", ln, err)
+		}
 	}
 }

@@ -51,7 +51,7 @@ func (e *entry) names() []nametable.Name {
 // byManager reports whether the service manager has opened e, as opposed to storing it.
 func (e *entry) byManager() bool { return e.FDName != "" && !nametable.IsStoreName(e.FDName) }
 
-// isAddressed reports whether e may be known by the address that it is bound to.
+// isAddressed reports whether e can be found by the address that it is bound to.
 func (e *entry) isAddressed() bool {
 	return e.Kind == nametable.Listener || e.Kind == nametable.PacketConn
 }
@@ -60,7 +60,7 @@ func (e *entry) isAddressed() bool {
 // its file is gone.
 func (e *entry) isLost() bool { return e.file != nil && e.file.id == "" }
 
-// isClaimable reports whether e was inherited for the next who asks for it.
+// isClaimable reports whether e can be claimed.
 func (e *entry) isClaimable() bool { return !e.claimed && !e.isLost() }
 
 // setFDName sets what the service manager calls e.
@@ -70,7 +70,7 @@ func (e *entry) setFDName(fdName string) {
 	}
 }
 
-// forChild returns e as the next child is to know it.
+// forChild returns e as the name table has it for the next child.
 func (e *entry) forChild() *nametable.Entry {
 	var path, id string
 	if e.file != nil {
@@ -162,8 +162,8 @@ func opens(kind, network string) bool {
 	}
 }
 
-// setOwner has e know whose socket it is a duplicate of, and takes over the duty to
-// unlink its file.
+// setOwner records whose socket e is a duplicate of, and takes over the duty to unlink
+// its file.
 func (e *entry) setOwner(owner syscall.Conn) {
 	e.owner = owner
 	if u, ok := owner.(unlinker); ok {
@@ -171,7 +171,8 @@ func (e *entry) setOwner(owner syscall.Conn) {
 	}
 }
 
-// refresh has an inherited Unix listener of ours show who listens now.
+// refresh has an inherited Unix listener show this process's credentials to clients. It
+// leaves those alone that the service manager has opened.
 func (e *entry) refresh() error {
 	if !e.inherited || e.Kind != nametable.Listener || e.byManager() || strings.HasPrefix(e.Network, "tcp") {
 		return nil
@@ -183,7 +184,7 @@ func (e *entry) refresh() error {
 	return descriptor.ListenAgain(e.fd)
 }
 
-// boundHint says what e is bound to, unless its name does.
+// boundHint names the address that e is bound to, unless it is e's name.
 func (e *entry) boundHint() string {
 	if e.bound == nil || e.bound.Network == "" || e.Addr == addrOf(*e.bound).String() {
 		return ""
@@ -191,7 +192,7 @@ func (e *entry) boundHint() string {
 	return fmt.Sprintf(" (it is bound to %s)", addrOf(*e.bound))
 }
 
-// setBoundAddr records what the kernel chose.
+// setBoundAddr records the address that the kernel chose.
 func (e *entry) setBoundAddr(s descriptor.Socket) {
 	if e.isAddressed() && leavesOpen(e.Network, e.Addr) {
 		e.Entry = e.With(func(table *nametable.Entry) { table.BoundAddr = addrOf(s).String() })
@@ -212,7 +213,7 @@ func addrOf(s descriptor.Socket) net.Addr {
 	}
 }
 
-// leavesOpen reports whether addr asks the kernel to choose.
+// leavesOpen reports whether addr leaves the port, or the name, to the kernel.
 func leavesOpen(network, addr string) bool {
 	switch base, _, _ := strings.Cut(network, ":"); base {
 	case "unix", "unixgram", "unixpacket":

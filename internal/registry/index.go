@@ -7,11 +7,11 @@ import (
 	"example.com/tableflip/internal/nametable"
 )
 
-// An index holds entries in the order in which they were added, and finds them by
-// name, and inherited ones by what they are bound to. Its zero value is empty.
+// An index holds entries in the order in which they were added. It finds them by name,
+// and inherited ones also by the address that they are bound to. Its zero value is empty.
 type index struct {
 	entries []*entry
-	added   int                         // how many ever were
+	added   int                         // how many entries were ever inserted
 	next    int                         // all entries before it are claimed
 	buckets map[nametable.Name][]*entry // by name, nil until find needs it
 	byAddr  map[addrKey][]*entry        // the inherited ones, nil until it is needed
@@ -26,16 +26,17 @@ func (x *index) insert(e *entry) {
 	}
 }
 
-// delete removes an entry that is claimed. It stays in byAddr, where only those that
-// are not are looked for.
+// delete removes an entry that is claimed. The entry stays in byAddr, where only
+// unclaimed ones are looked for.
 func (x *index) delete(e *entry) {
 	x.entries = slices.DeleteFunc(x.entries, func(other *entry) bool { return other == e })
 	x.next = 0
 	x.removeFromBuckets(e)
 }
 
-// find returns the first entry of this name that is claimed, or the first that can be,
-// or nil. An entry that has the name as its own comes before one that is bound to it.
+// find returns the first entry of this name that is claimed or, if claimed is false, that
+// can be claimed, or nil. An entry that was added by the name comes before one that is
+// bound to it.
 func (x *index) find(n nametable.Name, claimed bool) *entry {
 	if !claimed {
 		// A new version mostly claims in the order in which the old one did.
@@ -46,7 +47,7 @@ func (x *index) find(n nametable.Name, claimed bool) *entry {
 			return x.entries[x.next]
 		}
 	}
-	var other *entry // which has this name besides its own
+	var other *entry // has this name besides its own
 	for _, e := range x.named(n) {
 		switch {
 		case e.claimed != claimed || !claimed && e.isLost():
@@ -72,7 +73,7 @@ func (x *index) findByAddr(kind string, want listenAddr) *entry {
 	return nil
 }
 
-// boundTo returns the inherited entries of this key. It asks the kernel once about
+// boundTo returns the inherited entries of this key. It asks the kernel only once about
 // each.
 func (x *index) boundTo(key addrKey) []*entry {
 	if x.byAddr == nil {

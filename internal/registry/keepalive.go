@@ -9,8 +9,8 @@ import (
 // of config, if it has any, as a listener that config created does:
 // net.FileListener knows nothing of them.
 func withKeepAlive(ln net.Listener, config *net.ListenConfig) net.Listener {
-	tcp, ok := ln.(*net.TCPListener)
-	if !ok || tcp == nil || !hasKeepAlive(config) {
+	tcp, _ := ln.(*net.TCPListener)
+	if tcp == nil || !hasKeepAlive(config) {
 		return ln
 	}
 	return &keepAliveListener{tcp, config.KeepAlive, config.KeepAliveConfig}
@@ -19,8 +19,8 @@ func withKeepAlive(ln net.Listener, config *net.ListenConfig) net.Listener {
 // likeInherited gives a listener that config created, and that applies config itself,
 // the type that it will have in the next generation.
 func likeInherited(ln net.Listener, config *net.ListenConfig) net.Listener {
-	tcp, ok := ln.(*net.TCPListener)
-	if !ok || tcp == nil || !hasKeepAlive(config) {
+	tcp, _ := ln.(*net.TCPListener)
+	if tcp == nil || !hasKeepAlive(config) {
 		return ln
 	}
 	return &keepAliveListener{TCPListener: tcp}

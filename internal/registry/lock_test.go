@@ -24,6 +24,7 @@ type fakeStore struct {
 	mu       sync.Mutex
 	told     []string
 	refused  []string // what Flush says could not be kept
+	flushes  int
 	flushing chan struct{}
 }
 
@@ -50,12 +51,13 @@ func (s *fakeStore) Flush() []string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.flushes++
 	refused := s.refused
 	s.refused = nil
 	return refused
 }
 
-// L1: a store that is stuck holds up who has told it something, and nobody else.
+// A store that is stuck blocks the caller that changed it, and no other.
 func TestStuckStore(t *testing.T) {
 	store := &fakeStore{}
 	r := firstGeneration(t, registry.Options{Store: store})
@@ -98,7 +100,7 @@ func TestStuckStore(t *testing.T) {
 	}
 }
 
-// L1: the child is not told of a copy that could not be made.
+// The child is not told of a copy that could not be made.
 func TestRefusedCopies(t *testing.T) {
 	store := &fakeStore{}
 	r := firstGeneration(t, registry.Options{Store: store})
@@ -115,6 +117,28 @@ func TestRefusedCopies(t *testing.T) {
 	}
 }
 
+// When a method has returned, a crash finds in the store what it has changed.
+func TestChangesAreFlushed(t *testing.T) {
+	store := &fakeStore{}
+	r := firstGeneration(t, registry.Options{Store: store})
+	r.OpenStore()
+	for _, change := range []struct {
+		what string
+		call func() error
+	}{
+		{"Listen", func() error { return proctest.ErrorOf(r.Listen("tcp", "127.0.0.1:0")) }},
+		{"ListenPacket", func() error { return proctest.ErrorOf(r.ListenPacket("udp", "127.0.0.1:0")) }},
+		{"RemoveListener", func() error { return r.RemoveListener("tcp", "127.0.0.1:0") }},
+		{"RemovePacketConn", func() error { return r.RemovePacketConn("udp", "127.0.0.1:0") }},
+	} {
+		before := store.flushes
+		proctest.OK(t, change.call())
+		if store.flushes == before {
+			t.Errorf("%s returned without a flush", change.what)
+		}
+	}
+}
+
 // A callingHandler has the logger call into the registry.
 type callingHandler struct {
 	slog.Handler
@@ -125,7 +149,7 @@ func (*callingHandler) Enabled(context.Context, slog.Level) bool { return true }
 
 func (h *callingHandler) Handle(context.Context, slog.Record) error { h.call(); return nil }
 
-// L2
+// A Logger's handler may call into the registry.
 func TestLoggerMayCall(t *testing.T) {
 	dir := proctest.SocketDir(t)
 	handler := &callingHandler{call: func() {}}

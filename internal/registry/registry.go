@@ -1,6 +1,6 @@
 // Package registry owns the duplicates of descriptors that a process holds for its
-// children, from the moment that one is inherited or added to the moment that it is
-// passed on, and decides who unlinks a Unix socket's file. It knows nothing of
+// children: from the moment that a descriptor is inherited or added to the moment that it
+// is passed on. It also decides who unlinks a Unix socket's file. It knows nothing of
 // processes.
 package registry
 
@@ -18,7 +18,7 @@ import (
 	"example.com/tableflip/internal/nametable"
 )
 
-// Listener, PacketConn and Conn can be shared between processes.
+// A Listener, a PacketConn or a Conn can be passed to another process.
 type (
 	Listener interface {
 		net.Listener
@@ -47,7 +47,7 @@ type Options struct {
 type Registry struct {
 	listenConfig net.ListenConfig
 	logger       *slog.Logger
-	hasInherited bool // ever
+	hasInherited bool // anything, at the start
 
 	mu       sync.Mutex
 	index    index
@@ -60,7 +60,7 @@ type Registry struct {
 	warnings []warning          // what unlock is to log
 }
 
-// A warning is what the logger is told.
+// A warning is a record for the logger.
 type warning struct {
 	message string
 	args    []any
@@ -75,6 +75,7 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 		hasInherited: len(inherited) > 0,
 		store:        storeState{Store: opts.Store},
 	}
+	current.Store(r)
 	r.mu.Lock()
 	defer r.unlock()
 	entries := make([]entry, len(inherited))
@@ -91,8 +92,8 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 	return r, nil
 }
 
-// DescribeStored completes the entries that come from the store, which knows no more
-// than their names.
+// DescribeStored completes the entries that come from the store, which keeps only their
+// names.
 func (r *Registry) DescribeStored() error {
 	r.mu.Lock()
 	defer r.unlock()
@@ -174,8 +175,9 @@ func claim[T any](r *Registry, n nametable.Name, open func(*entry) (T, error)) (
 	return opened, nil
 }
 
-// findByAddrLocked finds what index.find did not. It returns an error for what was
-// there until Ready. It unlocks r.mu for a while.
+// findByAddrLocked finds an entry by the address that n asks for. It returns an error
+// for an entry that was closed because nobody had claimed it before Ready. It unlocks
+// r.mu for a while.
 func (r *Registry) findByAddrLocked(n nametable.Name) (*entry, error) {
 	r.mu.Unlock()
 	want, isAddr := parseListenAddr(n) // may look a service's port up, and read links
@@ -228,7 +230,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 		return r.closed
 	}
 
-	if e.isAddressed() && isUnix(e.bound.Network) {
+	if e.isAddressed() {
 		if e.file = r.files.find(e.bound.Path, e.Addr); e.file != nil {
 			e.setOwner(source)
 		}
@@ -242,7 +244,7 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 	r.index.insert(e)
 
 	for _, old := range superseded {
-		if old.inherited && !r.files.inCharge && old.file != nil && old.file != e.file {
+		if old.inherited && !r.files.inCharge && old.file != e.file {
 			r.index.unclaim(old) // TakeCharge unlinks its file
 			continue
 		}
@@ -253,8 +255,8 @@ func (r *Registry) insert(e *entry, supersede bool, source syscall.Conn) error {
 }
 
 // warnIfAtRisk is for a socket that shares its address with inherited ones
-// (SO_REUSEPORT). Before Ready the kernel gives it its part of what arrives, which is
-// lost if the upgrade fails.
+// (SO_REUSEPORT). The kernel gives it a part of the connections even before Ready, and
+// they are lost if the upgrade fails.
 func (r *Registry) warnIfAtRisk(e *entry) {
 	if !r.hasInherited || r.files.inCharge || !e.isAddressed() || isUnix(e.bound.Network) {
 		return
@@ -267,7 +269,7 @@ func (r *Registry) warnIfAtRisk(e *entry) {
 	}
 }
 
-// supersededBy returns the entries that e is to take the place of.
+// supersededBy returns the entries that e replaces.
 func (r *Registry) supersededBy(e *entry) []*entry {
 	var superseded []*entry
 	for _, old := range r.index.named(e.Name) {
@@ -278,7 +280,7 @@ func (r *Registry) supersededBy(e *entry) []*entry {
 	return superseded
 }
 
-// drop stops passing e on, and gives its owner back what the registry took.
+// drop stops passing e on, and gives its owner back the duty to unlink its file.
 func (r *Registry) drop(e *entry) error {
 	r.index.delete(e)
 	r.unstore(e.FDName)
@@ -320,8 +322,8 @@ func (r *Registry) removeNamed(n nametable.Name) error {
 // while OpenStore does. The caller must call release once the child has been started, or
 // has failed to, and then Unfreeze, HandOver or Stop.
 func (r *Registry) FreezeForChild() (entries []*nametable.Entry, fds []uintptr, release func(), err error) {
-	// The parent has exited, but who waits for that may not have run yet. And the
-	// child must not think that there are copies where there are none.
+	// The parent has exited, but the goroutine that opens the store then may not have run
+	// yet. And the child must not be told of copies that there are not.
 	r.OpenStore()
 
 	r.mu.Lock()
@@ -386,7 +388,7 @@ func (r *Registry) waitUnfrozenLocked() {
 }
 
 // TakeCharge does what can't be undone once this process is in charge: it closes and
-// unlinks what was inherited and not claimed, and has the Unix listeners show this
+// unlinks inherited descriptors that nobody claimed, and has the Unix listeners show this
 // process's credentials. From then on this process unlinks the sockets of all
 // generations.
 func (r *Registry) TakeCharge() {
@@ -399,7 +401,7 @@ func (r *Registry) TakeCharge() {
 	for _, e := range r.index.takeUnclaimed() {
 		r.warn("tableflip: closing an inherited descriptor that nobody claimed", "name", e.Name.String())
 		if e.isAddressed() {
-			_, _ = e.socket() // for who asks for it later
+			_, _ = e.socket() // so that a later claim finds it by its address
 		}
 		if r.files.release(e.file) {
 			r.log(e.file.unlink())
@@ -415,9 +417,9 @@ func (r *Registry) TakeCharge() {
 	}
 }
 
-// ForgetUnclaimed is called once the parent has exited. Until then it may serve what
-// this process did not claim, so that who asks for that gets an error. From then on a
-// new socket can be bound.
+// ForgetUnclaimed is called once the parent has exited. Until then the parent may serve
+// the sockets that this process did not claim, and a claim of one is an error. From then
+// on a new socket can be bound in its place.
 func (r *Registry) ForgetUnclaimed() {
 	r.mu.Lock()
 	defer r.unlock()

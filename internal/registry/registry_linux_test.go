@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/registry"
 )
 
-// R2, M7: nobody's socket is unlinked, and nobody notices that it was looked at.
+// The file of an open socket is not unlinked, and the check puts nothing in its queue.
 func TestLiveSocketFile(t *testing.T) {
 	types := map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET, "unixgram": unix.SOCK_DGRAM}
 	for theirs, socketType := range types {
@@ -56,6 +57,22 @@ func TestLiveSocketFile(t *testing.T) {
 	}
 }
 
+// Who has found a dead socket's file waits for the others that have, and looks again.
+func TestDeadSocketFileLock(t *testing.T) {
+	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
+	path := filepath.Join(dir, "s")
+	dead(t, "unix", path)
+	unlock := descriptor.LockDir(dir)
+	r := firstGeneration(t, registry.Options{})
+	result := make(chan error, 1)
+	go func() { result <- proctest.ErrorOf(r.Listen("unix", path)) }()
+	proctest.AwaitThat(t, "Listen waits for the lock", func() bool { return openDescriptors(t)[dir] == 2 || len(result) > 0 })
+	_ = os.Remove(path)
+	proctest.Opened[net.Listener](t)(net.Listen("unix", path))
+	unlock()
+	wantInUse(t, "Listen", proctest.Within(t, "Listen", result))
+}
+
 func TestDeadSocketFileReplaced(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
 		path := filepath.Join(proctest.SocketDir(t), "s")
@@ -74,6 +91,18 @@ func TestDeadSocketFileReplaced(t *testing.T) {
 		}
 	}
 
+	// What callbacks find is replaced, too.
+	for _, left := range []string{"unix", "unixgram"} {
+		path := filepath.Join(proctest.SocketDir(t), "s")
+		dead(t, left, path)
+		r := firstGeneration(t, registry.Options{})
+		if left == "unix" {
+			proctest.OK(t, proctest.ErrorOf(r.ListenWithCallback(left, path, net.Listen)))
+		} else {
+			proctest.OK(t, proctest.ErrorOf(r.ListenPacketWithCallback(left, path, net.ListenPacket)))
+		}
+	}
+
 	// What is no socket is nobody's to unlink.
 	path := filepath.Join(proctest.SocketDir(t), "file")
 	proctest.OK(t, os.WriteFile(path, []byte("x"), 0o600))
@@ -83,7 +112,7 @@ func TestDeadSocketFileReplaced(t *testing.T) {
 	}
 }
 
-// R5
+// A listener has the same type and keep-alive parameters in every generation.
 func TestListenerTypes(t *testing.T) {
 	callback := func(network, addr string) (net.Listener, error) { return net.Listen(network, addr) }
 	for what, config := range map[string]net.ListenConfig{
@@ -111,6 +140,18 @@ func TestListenerTypes(t *testing.T) {
 			if first[0] != first[1] {
 				t.Errorf("Listen: %q, ListenWithCallback: %q", first[0], first[1])
 			}
+
+			closed := proctest.Must(r.Listen("tcp", "127.0.0.2:0"))
+			proctest.OK(t, closed.Close())
+			conn, err := closed.Accept()
+			proctest.WantError(t, "Accept", err, net.ErrClosed)
+			if conn != nil {
+				t.Errorf("accepted %v", conn)
+			}
+			local := proctest.Must(r.Listen("unix", filepath.Join(proctest.SocketDir(t), "s")))
+			if _, ok := local.(*net.UnixListener); !ok {
+				t.Errorf("a Unix listener is a %T", local)
+			}
 		})
 	}
 }
@@ -130,7 +171,7 @@ func keepAlive(t *testing.T, ln net.Listener) (options string) {
 	return options
 }
 
-// R6
+// A socket that package net cannot open is refused.
 func TestForeignSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	for what, open := range map[string]func() (int, error){
@@ -165,7 +206,7 @@ func TestForeignSockets(t *testing.T) {
 	}
 }
 
-// R6: what package net knows is accepted, and opened.
+// A socket that package net can open is accepted, and opened.
 func TestKnownSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -192,7 +233,7 @@ func TestKnownSockets(t *testing.T) {
 	}
 }
 
-// c44
+// A new socket that shares the address of an inherited one can lose connections.
 func TestSharedPortIsWarnedOf(t *testing.T) {
 	var opts registry.Options
 	book := logTo(&opts.Logger)
@@ -226,24 +267,81 @@ func TestSharedPortIsWarnedOf(t *testing.T) {
 	}
 }
 
-// c16: the queue is as long as the system allows, and whoever is in it stays.
+// The queue is as long as the system allows now, and keeps the connections in it. A
+// socket that the manager has opened is left as it is.
 func TestListenAgain(t *testing.T) {
 	for _, network := range []string{"unix", "unixpacket"} {
-		path := filepath.Join(proctest.SocketDir(t), "s")
-		r := firstGeneration(t, registry.Options{})
-		ln := proctest.Must(r.Listen(network, path))
-		proctest.OK(t, descriptor.Control(ln.(syscall.Conn), func(fd uintptr) error { return unix.Listen(int(fd), 0) }))
-		c := child(t, r, registry.Options{})
-		inherited := proctest.Must(c.Listen(network, path))
-		first := proctest.Dial(t, 1, ln.Addr())
-		second, err := net.Dial(network, path)
-		proctest.WantError(t, "a queue of one holds two", err, unix.EAGAIN)
-		if err == nil {
-			second.Close()
+		for _, manager := range []string{"nobody", "stores", "opened"} {
+			t.Run(fmt.Sprint(network, " that the manager ", manager), func(t *testing.T) {
+				path := filepath.Join(proctest.SocketDir(t), "s")
+				r := firstGeneration(t, registry.Options{})
+				ln := proctest.Must(r.Listen(network, path))
+				proctest.OK(t, descriptor.Control(ln.(syscall.Conn), func(fd uintptr) error { return unix.Listen(int(fd), 0) }))
+				c := childWith(t, r, registry.Options{}, func(e *nametable.Entry) {
+					switch manager {
+					case "stores":
+						e.FDName = nametable.StoreName(e.Name)
+					case "opened":
+						e.FDName = "web.socket"
+					}
+				})
+				inherited := proctest.Must(c.Listen(network, path))
+				first := proctest.Dial(t, 1, ln.Addr())
+				wantFull(t, network, path)
+				c.TakeCharge()
+				if manager == "opened" {
+					wantFull(t, network, path)
+				} else {
+					proctest.Dial(t, 5, ln.Addr())
+				}
+				accepted := proctest.Opened[net.Conn](t)(inherited.Accept())
+				proctest.WantOpen(t, "the one that waited", accepted, first[0])
+			})
 		}
-		c.TakeCharge()
-		proctest.Dial(t, 5, ln.Addr())
-		accepted := proctest.Opened[net.Conn](t)(inherited.Accept())
-		proctest.WantOpen(t, "the one that waited", accepted, first[0])
+	}
+}
+
+func wantFull(t *testing.T, network, path string) {
+	t.Helper()
+	conn, err := net.Dial(network, path)
+	proctest.WantError(t, "a queue of one holds two", err, unix.EAGAIN)
+	if err == nil {
+		conn.Close()
+	}
+}
+
+// What a crashed process has left with the manager has a name, and nothing else.
+func TestStoredSocketFile(t *testing.T) {
+	for _, test := range []struct {
+		story   string
+		prefix  string // of the address
+		lose    func(dir, path string) error
+		claimed bool
+	}{
+		{"there", "", func(_, _ string) error { return nil }, true},
+		{"gone", "", func(_, path string) error { return os.Remove(path) }, false},
+		{"unseen", "", func(dir, _ string) error { return os.Rename(dir, dir+"-away") }, true},
+		{"abstract", "@", func(_, _ string) error { return nil }, true},
+	} {
+		t.Run(test.story, func(t *testing.T) {
+			dir := proctest.SocketDir(t)
+			t.Cleanup(func() { os.RemoveAll(dir + "-away") })
+			path := test.prefix + filepath.Join(dir, "s")
+			crashed := firstGeneration(t, registry.Options{})
+			proctest.OK(t, proctest.ErrorOf(crashed.Listen("unix", path)))
+			c := childWith(t, crashed, registry.Options{}, func(e *nametable.Entry) {
+				*e = nametable.Entry{Name: e.Name, FDName: nametable.StoreName(e.Name)}
+			})
+			crashed.HandOver(errStopped)
+			proctest.OK(t, test.lose(dir, path))
+			proctest.OK(t, c.DescribeStored())
+			if ln := proctest.Must(c.Listener("unix", path)); (ln != nil) != test.claimed {
+				t.Errorf("claimed %v", ln)
+			}
+			c.Stop(false, errStopped)
+			if test.story == "there" && !proctest.Exists(path) {
+				t.Error("a process that was not in charge has unlinked the file")
+			}
+		})
 	}
 }

@@ -50,6 +50,12 @@ func firstGeneration(t *testing.T, opts registry.Options) *registry.Registry {
 // child returns the registry of a child of parent, which has not taken charge yet.
 func child(t *testing.T, parent *registry.Registry, opts registry.Options) *registry.Registry {
 	t.Helper()
+	return childWith(t, parent, opts, func(*nametable.Entry) {})
+}
+
+// childWith is child with entries that were changed on their way.
+func childWith(t *testing.T, parent *registry.Registry, opts registry.Options, change func(*nametable.Entry)) *registry.Registry {
+	t.Helper()
 	entries, fds, release, err := parent.FreezeForChild()
 	proctest.OK(t, err)
 	defer parent.Unfreeze()
@@ -63,6 +69,7 @@ func child(t *testing.T, parent *registry.Registry, opts registry.Options) *regi
 			err = fmt.Errorf("descriptor %d is taken", want)
 		}
 		proctest.OK(t, err)
+		entries[i] = entries[i].With(change)
 	}
 	return newRegistry(t, opts, first, entries)
 }
@@ -114,7 +121,7 @@ func dead(t *testing.T, network, path string) {
 
 // Who unlinks a socket's file.
 
-// R1
+// Whatever removes a Unix socket whose owner has closed it unlinks the file.
 func TestClosedSocketFile(t *testing.T) {
 	for _, inherited := range []bool{false, true} {
 		t.Run(fmt.Sprintf("inherited %v", inherited), func(t *testing.T) {
@@ -162,7 +169,7 @@ func TestClosedSocketFile(t *testing.T) {
 	}
 }
 
-// R1: what was bound at the path since is another's.
+// A socket that was bound at the path since keeps its file.
 func TestClosedSocketFileSuccessor(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -176,13 +183,42 @@ func TestClosedSocketFileSuccessor(t *testing.T) {
 	}
 }
 
+// A file that was put where the socket was bound is no socket's.
+func TestRenamedSocketFile(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "s")
+	r := firstGeneration(t, registry.Options{})
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", path))
+	proctest.OK(t, os.Rename(path, path+"2"))
+	proctest.OK(t, os.WriteFile(path, nil, 0o600))
+	proctest.OK(t, r.AddListener("unix", path, ln.(registry.Listener), true))
+	r.Stop(true, errStopped)
+	if !proctest.Exists(path) {
+		t.Error("a file that is no socket is gone")
+	}
+}
+
+// The parent has died, and this process ends before it was ready: nobody else unlinks.
+func TestStopInChargeEarly(t *testing.T) {
+	dir := proctest.SocketDir(t)
+	r := firstGeneration(t, registry.Options{})
+	for _, name := range []string{"claimed", "unclaimed"} {
+		proctest.OK(t, proctest.ErrorOf(r.Listen("unix", filepath.Join(dir, name))))
+	}
+	c := child(t, r, registry.Options{})
+	proctest.OK(t, proctest.ErrorOf(c.Listen("unix", filepath.Join(dir, "claimed"))))
+	c.Stop(true, errStopped)
+	if left := proctest.Must(os.ReadDir(dir)); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 type hidesUnlink struct{ net.Listener }
 
 func (h hidesUnlink) SyscallConn() (syscall.RawConn, error) {
 	return h.Listener.(syscall.Conn).SyscallConn()
 }
 
-// R4
+// The Close of a wrapper that hides SetUnlinkOnClose would unlink the file.
 func TestHiddenUnlinkOnClose(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	r := firstGeneration(t, registry.Options{})
@@ -203,7 +239,7 @@ func TestHiddenUnlinkOnClose(t *testing.T) {
 	proctest.OK(t, r.AddListener("tcp", "x", hidesUnlink{tcp}, true))
 }
 
-// R2: one of those that start at once gets the path, and keeps it.
+// Of several that replace a dead socket's file at once, one gets the path and keeps it.
 func TestDeadSocketFileRace(t *testing.T) {
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	for range 500 {
@@ -243,7 +279,7 @@ func TestDeadSocketFileRace(t *testing.T) {
 
 // What is added.
 
-// R3
+// A listener replaces the one before it even if the name leaves the port open.
 func TestAddListenerPortZero(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	var last net.Listener
@@ -257,6 +293,18 @@ func TestAddListenerPortZero(t *testing.T) {
 	}
 	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln != nil {
 		t.Errorf("inherited %v too, which was replaced", ln.Addr())
+	}
+}
+
+// What a child adds does not take the place of what it has inherited and may claim yet.
+func TestAddListenerBesideInherited(t *testing.T) {
+	r := firstGeneration(t, registry.Options{})
+	before := proctest.Must(r.Listen("tcp", "localhost:0"))
+	c := child(t, r, registry.Options{})
+	other := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
+	proctest.OK(t, c.AddListener("tcp", "localhost:0", other.(registry.Listener), true))
+	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln == nil || ln.Addr().String() != before.Addr().String() {
+		t.Errorf("inherited %v, want %v", ln, before.Addr())
 	}
 }
 
@@ -282,7 +330,7 @@ type fdPacketConn struct {
 
 func (s fdPacketConn) SyscallConn() (syscall.RawConn, error) { return s.file.SyscallConn() }
 
-// c25
+// The next generation does not get the type that a callback returned.
 func TestWrapperIsWarnedOf(t *testing.T) {
 	var opts registry.Options
 	book := logTo(&opts.Logger)
@@ -312,7 +360,7 @@ func TestWrapperIsWarnedOf(t *testing.T) {
 	}
 }
 
-// c20
+// Control is not called for an inherited socket.
 func TestOptionsOfInheritedSockets(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	ln := proctest.Must(r.Listen("tcp", "127.0.0.1:0"))

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -27,7 +28,7 @@ func (r *Registry) ListenWithCallback(network, addr string, callback func(networ
 		return r.listen(network, addr, nil)
 	}
 	return r.listen(network, addr, func(network, addr string) (net.Listener, error) {
-		ln, err := callback(network, addr)
+		ln, err := createSocket(inContext(callback), network, addr)
 		switch ln.(type) {
 		case nil, *net.TCPListener, *net.UnixListener:
 		default:
@@ -47,7 +48,12 @@ func (r *Registry) listen(network, addr string, create func(network, addr string
 	})
 }
 
-// warnOfWrapper is for what a callback has created.
+// inContext is for a callback that takes no context.
+func inContext[T any](callback func(network, addr string) (T, error)) func(ctx context.Context, network, addr string) (T, error) {
+	return func(_ context.Context, network, addr string) (T, error) { return callback(network, addr) }
+}
+
+// warnOfWrapper warns that the next generation does not get a callback's type.
 func (r *Registry) warnOfWrapper(n nametable.Name, socket any) {
 	if r.logger != nil {
 		r.logger.Warn("tableflip: a callback has created a socket of a type that the next generation does not get: have it return what package net created, and wrap what Listen returns",
@@ -85,7 +91,7 @@ func (r *Registry) ListenPacketWithCallback(network, addr string, callback func(
 		return r.listenPacket(network, addr, nil)
 	}
 	return r.listenPacket(network, addr, func(network, addr string) (net.PacketConn, error) {
-		conn, err := callback(network, addr)
+		conn, err := createSocket(inContext(callback), network, addr)
 		switch conn.(type) {
 		case nil, *net.UDPConn, *net.UnixConn, *net.IPConn:
 		default:
@@ -212,7 +218,7 @@ func open[T any](r *Registry, e *entry, fileSocket func(*os.File) (T, error)) (T
 		return none, err
 	}
 	socket, err := fileSocket(file)
-	if owner, ok := any(socket).(syscall.Conn); ok && err == nil && e.file != nil {
+	if owner, ok := any(socket).(syscall.Conn); ok && e.file != nil {
 		e.setOwner(owner)
 	}
 	return socket, err
@@ -225,7 +231,7 @@ func listen[T interface {
 }](r *Registry, n nametable.Name, claim, create func(network, addr string) (T, error), add func(T) error) (T, error) {
 	network, addr := n.Network, n.Addr
 	var none T
-	// Not to take an address that the new process may want.
+	// A socket that is bound now could take an address that the new process needs.
 	r.mu.Lock()
 	r.waitUnfrozenLocked()
 	err := r.closed
@@ -256,7 +262,7 @@ func listen[T interface {
 	return socket, nil
 }
 
-// unclaimedHint says which inherited sockets may be why one could not be created.
+// unclaimedHint names the inherited sockets that may be the reason for err.
 func (r *Registry) unclaimedHint(n nametable.Name, err error) string {
 	if !r.hasInherited || !descriptor.IsAddrInUse(err) {
 		return ""

@@ -14,9 +14,9 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// socketFiles is the one table of the files of Unix sockets: which inode is whose, who
-// created it, and how many entries have it. Who creates a socket's file unlinks it:
-// this process, or the generation that is in charge for all of them.
+// socketFiles is the one table of the files of Unix sockets: which inode belongs to which
+// socket, who created it, and how many entries use it. A process unlinks the files that it
+// has created and, once it is in charge, those of all generations.
 type socketFiles struct {
 	byPath   map[string]*socketFile // the newest at each path
 	inCharge bool
@@ -25,7 +25,7 @@ type socketFiles struct {
 // A socketFile is the file of one socket.
 type socketFile struct {
 	path     string // absolute
-	id       string // which inode it is. While the socket is open it is not used again.
+	id       string // of its inode, which is not reused while the socket is open
 	byParent bool   // a parent created it, and not this process
 	users    int    // the entries that have it
 }
@@ -47,19 +47,19 @@ func (t *socketFiles) find(name, requested string) *socketFile {
 		return nil
 	}
 	for _, path := range []string{name, requested} {
-		id, isSocket, err := descriptor.IdentifyFile(path, false)
-		if err != nil || !isSocket {
+		id, isSocket, _ := descriptor.IdentifyFile(path, false)
+		if !isSocket {
 			continue
 		}
-		if path, err = absolute(path); err == nil {
+		if path, err := absolute(path); err == nil {
 			return t.use(&socketFile{path: path, id: id})
 		}
 	}
 	return nil
 }
 
-// restore returns the file of a socket that a generation before this one has left with
-// the service manager, for which name and requested are what they are for find.
+// restore returns the file of a socket that an earlier generation has stored with the
+// service manager. name and requested mean the same as for find.
 func (t *socketFiles) restore(name, requested string) *socketFile {
 	file := t.find(name, requested)
 	if file != nil {
@@ -85,8 +85,8 @@ func (t *socketFiles) use(file *socketFile) *socketFile {
 	return file
 }
 
-// release ends the use of a file by an entry. For the last one it reports whether it
-// is this process that is to unlink the file.
+// release ends the use of a file by an entry. For the last entry it reports whether this
+// process is to unlink the file.
 func (t *socketFiles) release(file *socketFile) (unlinks bool) {
 	if file == nil {
 		return false
@@ -144,8 +144,8 @@ func absolute(path string) (string, error) {
 	return dir + "/" + path, err
 }
 
-// canonical returns one spelling for all those of a path whose last element may be
-// missing.
+// canonical returns the same spelling for all spellings of a path. The last element need
+// not exist.
 func canonical(path string) string {
 	path, err := absolute(path)
 	if err != nil {
@@ -161,9 +161,9 @@ func canonical(path string) string {
 	return path
 }
 
-// createSocket creates a socket, in the place of a dead one if that has left its
-// file: one that was killed does, and that of a failed upgrade must not fail the next
-// one.
+// createSocket creates a socket. If a dead socket's file is at the path, it replaces it: a
+// process that was killed leaves one, and the file of a failed upgrade must not make the
+// next one fail.
 func createSocket[T any](create func(ctx context.Context, network, addr string) (T, error), network, addr string) (T, error) {
 	socket, err := create(context.Background(), network, addr)
 	if !descriptor.IsAddrInUse(err) || !isUnix(network) || !isPath(addr) {
@@ -188,11 +188,11 @@ func unlinkDead(path string) bool {
 	return isSocket && descriptor.IsDead(path) && unlinkAside(path)
 }
 
-// unlinkAside is for a file that was just found dead. A process that knows nothing of
-// LockDir may have bound the path since. So the file is moved aside first. From then on
-// it can't be taken for another, and the socket that it belongs to has been bound,
-// because the kernel locks the directory from the file's creation until then
-// (unix_bind_bsd). If it turns out to be somebody's, it is put back.
+// unlinkAside is for a file that was just found dead. A process that does not call LockDir
+// may have bound the path since, so the file is moved aside first. From then on it can't
+// be confused with another, and its socket has been bound, because the kernel locks the
+// directory from the file's creation until then (unix_bind_bsd). If the socket is not
+// dead after all, the file is put back.
 func unlinkAside(path string) bool {
 	// Hardly longer than the path, because a socket's is limited to about 100 bytes.
 	aside := fmt.Sprintf("%s/.%07x", filepath.Dir(path), rand.Uint32()>>4)
@@ -203,7 +203,7 @@ func unlinkAside(path string) bool {
 		return os.Remove(aside) == nil
 	}
 
-	// Not by rename(2), which would replace a third one.
+	// Not by rename(2), which would replace a third socket's file.
 	if err := os.Link(aside, path); err == nil || errors.Is(err, fs.ErrExist) {
 		_ = os.Remove(aside)
 	} else {
@@ -218,9 +218,8 @@ type unlinker interface {
 	SetUnlinkOnClose(bool)
 }
 
-// leaveFile gives the owner of a socket, of which the registry keeps no duplicate any
-// more, its file. If the owner has closed the socket, nobody is left to unlink the file
-// later.
+// leaveFile gives the owner of a socket the duty to unlink its file back. If the owner has
+// closed the socket already, leaveFile unlinks the file itself.
 func leaveFile(file *socketFile, owner syscall.Conn) error {
 	if u, ok := owner.(unlinker); ok {
 		u.SetUnlinkOnClose(true)

@@ -7,19 +7,19 @@ import (
 )
 
 // A Store keeps copies of the registry's sockets outside of this process. Keep and
-// Remove are called with the registry locked: they must not block or log, and what
-// they promise is done in the order of their calls.
+// Remove are called with the registry locked: they must not block or log, and take effect
+// in the order of their calls.
 type Store interface {
-	// Keep is offered an entry, and returns what the copy of its descriptor will be
-	// called, or an empty string if there will be none.
+	// Keep returns the name that the copy of the entry's descriptor will have, or an
+	// empty string if there will be none.
 	Keep(e *nametable.Entry, fd uintptr) (fdName string)
 
 	// Remove removes all copies of this name.
 	Remove(fdName string)
 
-	// Flush blocks until what was promised is done or has failed, or for a bounded
-	// time. It returns the names of copies that could not be made since it was
-	// called last.
+	// Flush blocks until all calls before it have taken effect or failed, or for a
+	// bounded time. It returns the names of copies that could not be made since the last
+	// call.
 	Flush() (failed []string)
 }
 
@@ -27,12 +27,12 @@ type Store interface {
 type storeState struct {
 	Store
 	open    bool     // the store listens to this process by now
-	removed []string // what to remove once it does
+	removed []string // names to remove once it does
 }
 
 // OpenStore brings the copies in the Store in line with the registry, and keeps them
 // so from then on. It must not be called before the Store listens to this process. It
-// blocks until the Store has been told, as long as its Flush.
+// blocks as long as the Store's Flush.
 func (r *Registry) OpenStore() {
 	r.mu.Lock()
 	if r.store.Store != nil && !r.store.open && r.closed == nil {
@@ -47,9 +47,8 @@ func (r *Registry) OpenStore() {
 	r.flushStore()
 }
 
-// flushStore blocks until the Store has been told what it was promised, so that what
-// this process tells the manager otherwise, or a crash, does not overtake it. It must
-// be called without the lock.
+// flushStore blocks as long as the Store's Flush, so that no other message of this process
+// to the manager, and no crash, overtakes the Store's. It must be called without the lock.
 func (r *Registry) flushStore() {
 	if r.store.Store == nil {
 		return

@@ -1,5 +1,5 @@
-// Package step names the steps of a handover, so that tests can let a process die,
-// wait, or look around at each of them, and says how long the last one may take.
+// Package step names the steps of a handover, so that tests can let a process die, wait,
+// or check something at each of them. It also says how long the acknowledgement may take.
 package step
 
 import (
@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A Step is one of the variables below, or one that a test's program has made with
-// New and keeps in a variable. A test with a misspelt step does not compile.
+// A Step is one of the variables below, or one that a test has made with New and keeps in
+// a variable. A test with a misspelt step does not compile.
 type Step struct{ name string }
 
 // The steps of a parent, in the order of a handover.
@@ -45,24 +45,24 @@ var AcknowledgeTimeout = 10 * time.Second
 
 func (s Step) String() string { return s.name }
 
-// known are the steps of a handover, and those of New.
-var known = slices.Clone(All)
+// added are the steps of New.
+var added []Step
 
-// New returns a step of a test's program beside those of a handover, for a variable
-// of a package. It panics if there is a step of this name.
+// New returns a further step, for a package variable of a test. It panics if there is a
+// step of this name.
 func New(name string) Step {
 	if _, err := Parse(name); err == nil {
 		panic(fmt.Sprintf("two steps are named %q", name))
 	}
 	s := Step{name}
-	known = append(known, s)
+	added = append(added, s)
 	return s
 }
 
-// Parse returns the step of this name, which a test's process may have received by
-// its environment.
+// Parse returns the step of this name, for a test's process that finds the name in its
+// environment.
 func Parse(name string) (Step, error) {
-	for _, s := range known {
+	for _, s := range slices.Concat(All, added) {
 		if s.name == name {
 			return s, nil
 		}
@@ -72,8 +72,8 @@ func Parse(name string) (Step, error) {
 
 var hook atomic.Pointer[func(Step)]
 
-// SetHook has every Reached call f, in place of what was set before, which it
-// returns. It is for tests. A nil f is not called.
+// SetHook has every Reached call f. It returns the function that was set before. It is
+// for tests. A nil f is not called.
 func SetHook(f func(Step)) (before func(Step)) {
 	var old *func(Step)
 	if f == nil {
@@ -87,7 +87,7 @@ func SetHook(f func(Step)) (before func(Step)) {
 	return *old
 }
 
-// Reached reports that this process has come to s.
+// Reached says that this process has reached s.
 func Reached(s Step) {
 	if f := hook.Load(); f != nil {
 		(*f)(s)

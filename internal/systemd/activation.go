@@ -54,9 +54,9 @@ func ActivatedFDs(network string) ([]*nametable.Entry, error) {
 	return entries, nil
 }
 
-// nameOf returns the name of a descriptor that the manager calls fdName. Of a Unix
-// socket that is not from the store it does not say the path, because the manager
-// unlinks its file.
+// nameOf returns the name of a descriptor that the manager calls fdName. For a Unix socket
+// that is not from the store, the name does not contain the path, because the manager
+// unlinks the file.
 func nameOf(s descriptor.Socket, fdName, network string) nametable.Name {
 	kind := kindOf(s)
 	if stored, ok := nametable.ParseStoreName(fdName); ok && stored.Kind == kind {
@@ -81,7 +81,8 @@ func kindOf(s descriptor.Socket) string {
 	}
 }
 
-// ForgetActivatedFDs keeps the variables from this process's children.
+// ForgetActivatedFDs removes the variables, so that this process's children do not
+// inherit them.
 func ForgetActivatedFDs() error {
 	if !isActivated() {
 		return nil

@@ -10,17 +10,17 @@ import (
 	"strings"
 )
 
-// An Env holds the variables by which the manager talks to the processes of a
-// service (systemd.exec(5)). Programs drop them: os.Clearenv does, and so do libraries
-// that speak sd_notify(3) and are asked to. Every generation needs them.
+// An Env holds the variables by which the manager talks to the processes of a service
+// (systemd.exec(5)). Every generation needs them, and programs remove them: os.Clearenv
+// does, and libraries for sd_notify(3) do on request.
 type Env map[string]string
 
-// supervisor is where package supervise, which speaks for systemd, leaves its PID.
+// supervisor names the variable in which package supervise leaves its PID.
 const supervisor = "TABLEFLIP_SUPERVISOR"
 
 var envNames = []string{"NOTIFY_SOCKET", "INVOCATION_ID", "MANAGERPID", "WATCHDOG_USEC", "SYSTEMD_EXEC_PID", supervisor}
 
-// atStart is what there was before the program could drop it.
+// atStart holds the variables from before the program could remove them.
 var atStart = readEnv(nil)
 
 func readEnv(missing Env) Env {
@@ -35,12 +35,13 @@ func readEnv(missing Env) Env {
 	return env
 }
 
-// FindEnv returns the variables as they are, or were when the process started.
+// FindEnv returns the variables as they are or, if they were removed, as they were when
+// the process started.
 func FindEnv() Env { return readEnv(atStart) }
 
-// ForChild returns a child's environment with the variables that it lacks. It removes
-// a WATCHDOG_PID that names this process, which would tell the child that the watchdog
-// (sd_watchdog_enabled(3)) is not for it.
+// ForChild returns a child's environment with the variables that it lacks. It removes a
+// WATCHDOG_PID that names this process, because that would tell the child that the
+// watchdog is not meant for it (sd_watchdog_enabled(3)).
 func (e Env) ForChild(environ []string) []string {
 	own := "WATCHDOG_PID=" + strconv.Itoa(os.Getpid())
 	environ = slices.DeleteFunc(environ, func(variable string) bool { return variable == own })
@@ -53,11 +54,10 @@ func (e Env) ForChild(environ []string) []string {
 	return environ
 }
 
-// IsParent reports whether systemd is the parent of this process. New processes are
-// then started as its children, too. It says of a main process that is none
-// ("Supervising process which is not our child") that it does not wait for it: it
-// sends it SIGKILL right after SIGTERM when the unit is stopped, and does not notice
-// if it dies.
+// IsParent reports whether systemd is the parent of this process. New processes are then
+// started as systemd's children, too. For a main process that is not its child
+// ("Supervising process which is not our child"), systemd does not wait: it sends SIGKILL
+// right after SIGTERM when the unit is stopped, and does not notice if the process dies.
 func (e Env) IsParent() bool {
 	if e["INVOCATION_ID"] == "" {
 		return false
@@ -66,14 +66,14 @@ func (e Env) IsParent() bool {
 	return parent == 1 || strconv.Itoa(parent) == e["MANAGERPID"]
 }
 
-// Supervisor returns the PID of the supervisor that this process or one that has
-// started it may have, or 0.
+// Supervisor returns the PID of the supervisor that may have started this process or one
+// of its ancestors, or 0 if there is none.
 func (e Env) Supervisor() int {
 	pid, _ := strconv.Atoi(e[supervisor])
 	return pid
 }
 
-// Notifier returns nil if nobody wants to be notified.
+// Notifier returns a Notifier, or nil if there is no NOTIFY_SOCKET.
 func (e Env) Notifier(logger *slog.Logger) *Notifier {
 	path := e["NOTIFY_SOCKET"]
 	if path == "" {

@@ -10,17 +10,16 @@ import (
 	"example.com/tableflip/internal/descriptor"
 )
 
-// A MainPIDUpdate holds the socket and the pipe that it takes to announce a new main
+// A MainPIDUpdate holds the socket and the pipe that are needed to announce a new main
 // process. They are opened before the commit: if that failed afterwards for lack of
-// descriptors, systemd would still track the old process and end the service with
-// it.
+// descriptors, systemd would still track the old process, and end the service with it.
 type MainPIDUpdate struct {
 	notifier    *Notifier
 	conn        *net.UnixConn // nil if the manager can't be reached
 	read, write *os.File      // the barrier's pipe
 }
 
-// PrepareMainPID returns an error only if there are no descriptors.
+// PrepareMainPID returns an error only if this process is out of descriptors.
 func (n *Notifier) PrepareMainPID() (*MainPIDUpdate, error) {
 	if n == nil {
 		return nil, nil
@@ -49,12 +48,12 @@ func (u *MainPIDUpdate) Close() {
 	u.write.Close()
 }
 
-// IsReachable reports whether there is a manager that can be told.
+// IsReachable reports whether u is connected to a manager.
 func (u *MainPIDUpdate) IsReachable() bool { return u != nil && u.conn != nil }
 
-// Notify tells the manager that pid is the main process from now on, and reports
-// whether it did. It returns when the manager has read that, or takes longer than
-// BarrierTimeout: the manager listens to this process only as long as it is there.
+// Notify tells the manager that pid is the main process from now on, and reports whether
+// the message was sent. It returns when the manager has read the message, or after
+// BarrierTimeout, because the manager listens to this process only while it exists.
 func (u *MainPIDUpdate) Notify(pid int) bool {
 	if !u.IsReachable() {
 		return false
@@ -70,8 +69,8 @@ func (u *MainPIDUpdate) Notify(pid int) bool {
 	return notified
 }
 
-// barrier returns once the manager has read all messages before this one: it
-// closes the descriptor that comes with it (sd_notify_barrier(3)).
+// barrier returns once the manager has read all messages before this one: then it closes
+// the descriptor that this message carries (sd_notify_barrier(3)).
 func (u *MainPIDUpdate) barrier() error {
 	err := descriptor.Control(u.write, func(fd uintptr) error {
 		return sendFields(u.conn, descriptor.Rights(fd), "BARRIER=1")

@@ -1,8 +1,8 @@
-// Package systemd owns the conversation with the service manager: what it is told
-// (sd_notify(3)), the sockets that it passed to the first generation
-// (sd_listen_fds(3)), and the copies that it stores of a registry's sockets (the
-// descriptor store of systemd.service(5)). That there is no manager is no special
-// case: a nil *Notifier does nothing.
+// Package systemd owns the conversation with the service manager: the messages to it
+// (sd_notify(3)), the sockets that it passed to the first generation (sd_listen_fds(3)),
+// and the copies that it stores of a registry's sockets (the descriptor store of
+// systemd.service(5)). The absence of a manager is no special case: a nil *Notifier does
+// nothing.
 package systemd
 
 import (
@@ -22,20 +22,21 @@ var (
 	// NotifyTimeout bounds a message to a manager whose queue is full.
 	NotifyTimeout = time.Second
 
-	// BarrierTimeout is how long the manager may take to learn of a handover.
+	// BarrierTimeout limits how long the manager may take to read of a handover.
 	BarrierTimeout = 5 * time.Second
 
 	send = descriptor.Send
 )
 
-// fullPause lies between two attempts at a queue that the poller does not watch.
+// fullPause is the time between two attempts to send to a full queue that the network
+// poller does not watch.
 const fullPause = 5 * time.Millisecond
 
 // maxStatus keeps a message below the 4,096 bytes that systemd reads of one.
 const maxStatus = 1000
 
-// A Notifier tells the service manager, which started the first generation, which
-// process is the main one and how it is.
+// A Notifier tells the service manager which process is the main process, and in which
+// state the service is.
 type Notifier struct {
 	addr   *net.UnixAddr
 	logger *slog.Logger // nil for none
@@ -64,7 +65,7 @@ func (n *Notifier) Reloading() {
 		return
 	}
 	fields := []string{"RELOADING=1"}
-	// Type=notify-reload finds out by it which SIGHUP is answered.
+	// By this time, Type=notify-reload knows which SIGHUP is answered.
 	if now, err := monotonicClock(); err == nil {
 		fields = append(fields, fmt.Sprintf("MONOTONIC_USEC=%d", now.Microseconds()))
 	}
@@ -78,9 +79,14 @@ func (n *Notifier) ReloadFailed(err error) {
 	}
 }
 
-// status makes err fit into a field. systemd takes a carriage return, too, for the
-// end of a field, and ignores a message with a NUL in it, and a status that is not
-// UTF-8.
+// ReloadQueued answers a reload whose upgrade has to wait.
+func (n *Notifier) ReloadQueued() {
+	n.Reloading()
+	n.notify("READY=1", "STATUS=upgrade queued")
+}
+
+// status makes err fit into a field. For systemd, a carriage return also ends a field. It
+// ignores a message with a NUL in it, and a status that is not UTF-8.
 func status(err error) string {
 	text := strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -94,7 +100,7 @@ func status(err error) string {
 	return text
 }
 
-// notify fails no upgrade: errors are logged.
+// notify sends a message. Errors are only logged, because no upgrade fails for them.
 func (n *Notifier) notify(fields ...string) {
 	if n != nil {
 		n.log(n.send(nil, fields...))

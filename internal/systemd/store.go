@@ -11,9 +11,9 @@ import (
 	"example.com/tableflip/internal/nametable"
 )
 
-// A Store has the manager keep copies of a registry's listeners and packet conns. It
-// is a registry.Store. What the manager is to be told waits in a queue, so that no call
-// but Flush waits for it.
+// A Store has the manager keep copies of a registry's listeners and packet conns. It is a
+// registry.Store. Messages to the manager wait in a queue, so that no call except Flush
+// waits for the manager.
 type Store struct {
 	notifier *Notifier
 	wanted   bool
@@ -22,28 +22,28 @@ type Store struct {
 	queue        []storeMessage
 	told         chan struct{} // closed once the queue is empty, nil if it is
 	failed       []string      // which copies could not be made, for Flush
-	unresponsive bool          // the manager does not read what it is sent: no more is
+	unresponsive bool          // the manager does not read: nothing more is sent
 }
 
-// A storeMessage is what the manager is to be told.
+// A storeMessage is a message in the queue.
 type storeMessage struct {
 	fields []string
-	err    error // why it can't be told
+	err    error // why it can't be sent
 
-	// Of the copy that it is to make, if it is:
+	// Of the copy that the manager is to make, if any:
 	name   nametable.Name
 	fdName string
 	fd     uintptr // a duplicate for it
 }
 
-// NewStore returns a Store that keeps nothing, but removes what an earlier version
-// has kept, unless it is wanted.
+// NewStore returns a Store. Unless wanted is set, it keeps nothing, and only removes the
+// copies that an earlier version has kept.
 func (n *Notifier) NewStore(wanted bool) *Store {
 	return &Store{notifier: n, wanted: wanted}
 }
 
-// Keep has the manager sent a copy of a socket that the next process could ask for,
-// unless the manager passed it or has a copy.
+// Keep sends the manager a copy of a socket that the next process could ask for, unless
+// the manager passed the socket or has a copy already.
 func (s *Store) Keep(e *nametable.Entry, fd uintptr) (fdName string) {
 	switch {
 	case nametable.IsStoreName(e.FDName) && !s.wanted:
@@ -54,7 +54,7 @@ func (s *Store) Keep(e *nametable.Entry, fd uintptr) (fdName string) {
 	}
 
 	fdName = nametable.StoreName(e.Name)
-	// Left to itself, systemd drops a socket on which an error is pending.
+	// By default, systemd drops a socket on which an error is pending.
 	m := storeMessage{fields: []string{"FDSTORE=1", "FDNAME=" + fdName, "FDPOLL=0"}, name: e.Name, fdName: fdName}
 	if len(fdName) > 255 {
 		m.err = errors.New("its name is too long")
@@ -75,9 +75,9 @@ func (s *Store) Remove(fdName string) {
 	s.enqueue(storeMessage{fields: []string{"FDSTOREREMOVE=1", "FDNAME=" + fdName}})
 }
 
-// Flush blocks until the manager has been told all, for BarrierTimeout at most. One
-// that does not take a message within NotifyTimeout is told nothing any more. It
-// returns the names of the copies that could not be made.
+// Flush blocks until all messages have been sent, for BarrierTimeout at most. If the
+// manager does not read a message within NotifyTimeout, no more are sent. Flush returns the
+// names of the copies that could not be made.
 func (s *Store) Flush() (failed []string) {
 	s.mu.Lock()
 	told := s.told
@@ -107,8 +107,8 @@ func (s *Store) enqueue(m storeMessage) {
 	}
 }
 
-// tell empties the queue. It logs afterwards, because a Logger may call what waits in
-// Flush.
+// tell sends the messages in the queue. It logs afterwards, because a Logger may call a
+// method that waits in Flush.
 func (s *Store) tell() {
 	var errs []error
 	for {

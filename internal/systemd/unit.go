@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// WatchesFirst reports whether systemd has started this process itself, and can't
-// learn of another main process: the unit is over when this process ends. It returns
-// false where that is not certain.
+// WatchesFirst reports whether systemd has started this process itself and can't learn of
+// another main process, so that the unit ends with this process. If that is not certain,
+// it returns false.
 func (e Env) WatchesFirst() bool {
 	return e.watchesFirst("/proc/self/cgroup", unitPath())
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // This file owns what happens to services every day: they are stopped and restarted
-// while they drain, crash then, and talk to systemd themselves.
+// while they drain, crash while they drain, and talk to systemd themselves.
 
 // eachKind runs test for each of these, each on a machine of its own.
 func eachKind(t *testing.T, kinds []kind, test func(*service)) {
@@ -32,7 +32,7 @@ func eachKind(t *testing.T, kinds []kind, test func(*service)) {
 	})
 }
 
-// longerThanHurry is more than a process drains whose successor has crashed.
+// longerThanHurry is longer than a process drains once its successor has crashed.
 const longerThanHurry = 1500 * time.Millisecond
 
 // expectStays fails the test if a process ends within this time.
@@ -60,8 +60,8 @@ func leaveToLong(t *testing.T) {
 	}
 }
 
-// What both processes have begun is answered, even what takes longer than a process
-// would drain whose successor has crashed.
+// Requests of both processes are answered, even one that needs longer than a process
+// drains once its successor has crashed.
 func TestStopWhileDraining(t *testing.T) {
 	leaveToLong(t)
 	eachKind(t, []kind{notify, pidFile, supervised}, func(s *service) {
@@ -172,7 +172,7 @@ func TestMainPIDToldEarly(t *testing.T) {
 		})
 		s.load.end()
 		s.load = nil
-		// What the documentation says of it.
+		// As the documentation says.
 		s.change("NotifyAccess=all")
 		s.phase("All", tolerance{warnings: exited + "|Reload failed"}, func() {
 			old := strconv.Itoa(s.main)
@@ -232,8 +232,8 @@ func systemdVersion(t *testing.T) int {
 	return version
 }
 
-// A service of which systemd sees the first process alone is not upgraded, because it
-// would end.
+// A service of which systemd follows only the first process is not upgraded, because it
+// would end with that process.
 func TestSimple(t *testing.T) {
 	leaveToLong(t)
 	onMachine(t, func(t *testing.T) {

@@ -19,8 +19,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 )
 
-// This file owns the clients. Each checks every answer, and repeats nothing by
-// itself.
+// This file owns the clients. Each checks every answer, and repeats no request.
 
 const (
 	tcpAddr  = "127.0.0.1:8080"
@@ -28,8 +27,8 @@ const (
 	unixPath = "/run/web.sock"
 )
 
-// pace is how long a client waits between two exchanges: so that all moments meet
-// some of them, and ports of closed connections last.
+// pace is how long a client waits between two exchanges: short enough that every moment
+// meets some of them, and long enough that ports do not run out.
 const pace = 5 * time.Millisecond
 
 // A load is clients at work.
@@ -38,7 +37,7 @@ type load struct {
 	ending  sync.Once
 	working sync.WaitGroup
 	clients []*client
-	crashes atomic.Bool // what a process has begun may be lost
+	crashes atomic.Bool // requests that a process has begun may be lost
 
 	mu      sync.Mutex
 	answers map[string]int // by version and process ID

@@ -26,8 +26,8 @@ import (
 // again, for itself alone, as the init process of new namespaces, with /run,
 // /usr/local/bin, the network and the cgroups to itself. There it starts journald
 // and systemd's user manager, which treats services as the system manager does, so
-// that the unit files need no change. The kernel ends all processes of the machine
-// with its init process, and that one with the outer test.
+// that the unit files need no change. The kernel ends all processes of the machine with
+// its init process, and the init process with the outer test.
 //
 // SYSTEMDTEST_ROOT may name a directory with another Debian, such as debootstrap makes.
 // The machines then have its systemd.

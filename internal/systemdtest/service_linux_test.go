@@ -181,8 +181,8 @@ func (s *service) awaitEnd(pid int) {
 	proctest.AwaitThat(s.t, fmt.Sprintf("process %d has ended", pid), func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
-// install puts the next version, with this behaviour, where the binary is. It
-// renames, as a running binary can't be written to, and returns the version.
+// install replaces the binary by the next version, with this behaviour, and returns the
+// version. It renames, because a running binary can't be written to.
 func (s *service) install(behaviour string) string {
 	s.t.Helper()
 	binary, err := os.ReadFile(filepath.Join(binaries, "web"))

@@ -70,7 +70,7 @@ func (s *service) startSupervised() {
 	s.askMain()
 }
 
-// askMain waits until the version that was installed last answers, and makes it the
+// askMain waits until the version that was installed last answers, and records it as the
 // process in charge.
 func (s *service) askMain() {
 	s.t.Helper()

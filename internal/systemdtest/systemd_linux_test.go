@@ -82,7 +82,7 @@ func (k kind) run(t *testing.T) {
 		}
 	})
 	s.phase("ReloadFails", tolerance{}, func() {
-		s.failReload("fail", "exited before it was ready: (exit status 1|with a status that only whoever has reaped it knows)")
+		s.failReload("fail", "exited before it was ready: (exit status 1|exit status unknown)")
 		s.reload()
 	})
 	s.phase("ReloadHangs", tolerance{}, func() {
@@ -142,7 +142,7 @@ func (s *service) start() {
 	s.expectRunning()
 }
 
-// adopt takes systemd's word for who is in charge.
+// adopt takes the main process that systemd names for the process in charge.
 func (s *service) adopt() {
 	s.setMain(s.show()["MainPID"])
 }
@@ -170,8 +170,8 @@ func (s *service) reload() {
 	}
 }
 
-// reloadDeaf upgrades while systemd hears nothing. The old process must not end
-// before systemd has read which one is the new, as it listens to no dead process.
+// reloadDeaf upgrades while systemd reads nothing. The old process must not end before
+// systemd has read the new main PID, because systemd ignores messages of dead processes.
 func (s *service) reloadDeaf() {
 	old := s.main
 	s.version = s.install("good")
@@ -202,7 +202,7 @@ func (s *service) failReload(behaviour, why string, draining ...int) {
 	s.systemctl("reload", "--no-block", s.service)
 	if behaviour == "hang" && s.notifies {
 		// At first, kill runs.
-		proctest.AwaitThat(s.t, "the service is reloading by its own word", func() bool {
+		proctest.AwaitThat(s.t, "the service has said that it is reloading", func() bool {
 			properties := s.show()
 			return properties["ActiveState"] == "reloading" && properties["ControlPID"] == "0"
 		})
@@ -246,7 +246,7 @@ func expectAnswer(t *testing.T, response *http.Response, version string, pid int
 	}
 }
 
-// hold has the process in charge begin to answer.
+// hold makes a request that the process in charge begins to answer.
 func (s *service) hold(until string) *http.Response {
 	s.t.Helper()
 	response, err := oneShot.Get("http://" + tcpAddr + "/?hold=" + until)

@@ -63,7 +63,9 @@ func run(ctx context.Context, cfg config, dir string) (*bed, error) {
 	if b.binary, err = build(ctx, cfg.library, dir); err != nil {
 		return nil, err
 	}
-	args, err := b.arguments()
+	linked, cut := context.WithCancel(context.Background())
+	defer cut()
+	args, err := b.arguments(linked)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +96,9 @@ func run(ctx context.Context, cfg config, dir string) (*bed, error) {
 
 func (b *bed) logPath() string { return b.path("servers.log") }
 
-// arguments prepares what the servers need, and returns their arguments.
-func (b *bed) arguments() ([]string, error) {
+// arguments prepares what the servers need, and returns their arguments. The slow links to
+// them last until ctx is done.
+func (b *bed) arguments(ctx context.Context) ([]string, error) {
 	addrs, err := load.FreeAddresses(5)
 	if err != nil {
 		return nil, err
@@ -112,6 +115,12 @@ func (b *bed) arguments() ([]string, error) {
 	b.target = target{
 		tcp: addrs[0], tls: addrs[1], h2c: addrs[2], unix: b.path("sockets/web"), echo: addrs[3], udp: addrs[4],
 		roots: roots, pace: b.pace, grace: b.grace,
+	}
+	if b.target.slowTCP, err = slowLink.Listen(ctx, b.target.tcp); err != nil {
+		return nil, err
+	}
+	if b.target.slowH2C, err = slowLink.Listen(ctx, b.target.h2c); err != nil {
+		return nil, err
 	}
 	args := []string{
 		"-tcp", b.target.tcp, "-tls", b.target.tls, "-h2c", b.target.h2c,
@@ -153,6 +162,7 @@ func (b *bed) work(ctx context.Context) {
 	}
 	clients := load.Start(working, kinds, b.seed, b.record.add)
 	go b.tellPhases(working)
+	go b.record.watchStalls(working, b.target.udp)
 	for _, a := range b.plan(random) {
 		if !load.Sleep(ctx, b.wait(a)) {
 			break

@@ -36,8 +36,8 @@ func build(ctx context.Context, library, dir string) ([]byte, error) {
 	return binary, nil
 }
 
-// install puts version n of the binary at path by a rename, as a deployment must:
-// a running binary cannot be written to (ETXTBSY in open(2)).
+// install puts version n of the binary at path, by a rename, because a running binary
+// cannot be written to (ETXTBSY in open(2)).
 func install(binary []byte, path string, n int) error {
 	renamed := path + ".new"
 	changed := bytes.ReplaceAll(binary, []byte(wire.Placeholder), []byte(wire.Version(n)))

@@ -19,13 +19,13 @@ import (
 	"example.com/tableflip/internal/testbed/wire"
 )
 
-// chain owns the server processes: the first generation, which it starts, and
-// those that come from it. It knows of them what they report, and what the process
-// table says. As this process is a subreaper, orphans become its children, of which it
-// knows how they have ended (PR_SET_CHILD_SUBREAPER in prctl(2)).
+// chain owns the server processes: the first generation, which it starts, and its
+// descendants. It knows what they report, and what the process table says. This process
+// is a subreaper (PR_SET_CHILD_SUBREAPER in prctl(2)), so that orphans become its
+// children, and it learns how they have ended.
 //
-// Nothing of it survives this process: the servers exit at the end of their
-// standard input, of which it holds the only other end.
+// No server survives this process: the servers exit at the end of their standard input,
+// and this process holds the only other end.
 type chain struct {
 	path string   // of the binary
 	args []string // of each server
@@ -59,8 +59,7 @@ func (p *process) reported(step string) bool {
 	return ok
 }
 
-// lives asks the process table, since a process may have been waited for by another
-// than this one.
+// lives asks the process table, because another process may have waited for p.
 func (p *process) lives() bool { return p.ended.IsZero() && p.entry.Lives() }
 
 func newChain(path string, args []string, log *os.File) (*chain, error) {
@@ -203,8 +202,8 @@ func (c *chain) notify() {
 }
 
 // await waits until condition, which is called with the chain locked, is true,
-// and reports whether it became so in time. What the process table says makes itself
-// known by no event.
+// and reports whether it became so in time. It also polls, because no event announces a
+// change of the process table.
 func (c *chain) await(limit time.Duration, condition func() bool) bool {
 	timeout := time.After(limit)
 	poll := time.NewTicker(5 * time.Millisecond)

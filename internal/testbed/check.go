@@ -21,8 +21,8 @@ import (
 // This file owns what the test-bed checks of a server, from outside, after each
 // upgrade.
 
-// settleLimit is how long what nobody waits for may take: a process that is reaped, a
-// descriptor that is closed when the old process has ended.
+// settleLimit is how long events may take that nobody waits for, such as the reaping of a
+// process, or the closing of a descriptor after the end of the old process.
 const settleLimit = 5 * time.Second
 
 // verify checks that the right process is in charge, alone, and answers. If there is
@@ -91,8 +91,8 @@ func (b *bed) strays(inCharge int) []proc.Process {
 	return slices.DeleteFunc(b.chain.servers(), func(p proc.Process) bool { return p.PID == inCharge })
 }
 
-// verifyDescriptors checks that a process has no more of them open than there ever were
-// at the fewest: first generations have others than those after them.
+// verifyDescriptors checks that a process has no more descriptors open than the process
+// with the fewest before it. First generations are compared only with first generations.
 func (b *bed) verifyDescriptors(r *row, pid int) {
 	b.chain.mu.Lock()
 	isFirst := b.chain.processes[pid].isFirst

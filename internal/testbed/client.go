@@ -19,6 +19,7 @@ import (
 // target is where the clients find the server.
 type target struct {
 	tcp, tls, h2c, unix, echo, udp string
+	slowTCP, slowH2C               string // over slow links
 	roots                          *x509.CertPool
 
 	pace  time.Duration // mean pause between exchanges
@@ -36,8 +37,8 @@ func (t *target) kinds(n int) []load.Kind {
 	}
 	pause := load.UpTo(2 * t.pace)
 	// Eight streams side by side on each connection.
-	streams := func(name string, h load.HTTP) load.Kind {
-		return load.Kind{Name: name, Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: plain(h, mixed)}
+	streams := func(name string, h load.HTTP, ask func(*rand.Rand) load.Request) load.Kind {
+		return load.Kind{Name: name, Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: plain(h, ask)}
 	}
 	overTLS := load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2}
 	overTCP := load.HTTP{Addr: t.h2c, Protocol: load.H2C}
@@ -52,15 +53,28 @@ func (t *target) kinds(n int) []load.Kind {
 		{Name: "slow sender", Clients: n, Pause: pause, New: t.slowSender},
 		{Name: "download", Clients: n, Pause: pause, New: plain(load.HTTP{}, download)},
 		{Name: "TLS POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.tls, Roots: t.roots, Renew: true}, post)},
-		streams("HTTP/2 streams", replayable(overTLS)),
-		streams("HTTP/2 one-shot", overTLS),
-		streams("h2c streams", replayable(overTCP)),
-		streams("h2c one-shot", overTCP),
+		streams("HTTP/2 streams", replayable(overTLS), mixed),
+		streams("HTTP/2 one-shot", overTLS, mixed),
+		streams("h2c streams", replayable(overTCP), mixed),
+		streams("h2c one-shot", overTCP, mixed),
 		{Name: "Unix POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.unix, Unix: true, Renew: true}, post)},
+		{Name: "deadline POST", Clients: n, Pause: pause, New: plain(load.HTTP{Deadline: deadline}, hurried)},
+		streams("deadline streams", replayable(load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2, Deadline: deadline}), hurried),
+		{Name: "slow link POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, post)},
+		{Name: "slow link download", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, download)},
+		streams("slow link streams", replayable(load.HTTP{Addr: t.slowH2C, Protocol: load.H2C}), mixed),
+		{Name: "gRPC calls", Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: t.grpcCalls},
+		{Name: "gRPC streams", Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: t.grpcStreams},
 		{Name: "TCP echo", Clients: n, Pause: pause, New: t.tcpEcho},
 		{Name: "UDP", Clients: n, Pause: pause, New: t.datagrams},
 	}
 }
+
+// deadline is that of the clients whose requests have one.
+const deadline = 200 * time.Millisecond
+
+// slowLink is the way to the server of the clients that have a slow one.
+var slowLink = load.Link{RoundTrip: 50 * time.Millisecond, Rate: 1 << 20}
 
 // selected returns the kinds whose name contains one of the words, which are separated
 // by commas; all of them if there are no words.
@@ -94,6 +108,16 @@ func download(random *rand.Rand) load.Request {
 	id, n := random.Uint64(), 64<<10+random.IntN(1<<20)
 	query := fmt.Sprintf("?id=%d&n=%d&pieces=20&gap=%dms", id, n, 10+random.IntN(40))
 	return load.Request{Query: query, HeadOnly: true, Check: want(wire.Content(id, n))}
+}
+
+// hurried is answered at once, or after some time, but long before the deadline.
+func hurried(random *rand.Rand) load.Request {
+	if random.IntN(2) == 0 {
+		return post(random)
+	}
+	id, n := random.Uint64(), 1+random.IntN(4<<10)
+	query := fmt.Sprintf("?id=%d&n=%d&pieces=2&gap=%dms", id, n, random.IntN(int(deadline.Milliseconds()/8)))
+	return load.Request{Query: query, Check: want(wire.Content(id, n))}
 }
 
 func mixed(random *rand.Rand) load.Request {

@@ -12,12 +12,15 @@
 // It promises, and exits with status 1 if anything of this does not hold:
 //
 //   - No connection is refused, and no request is lost: on new, kept and slow
-//     connections, with bodies that cannot be replayed, over HTTP/1, HTTP/2, TLS
-//     and Unix sockets ("one-shot" HTTP/2 clients send bodies that cannot be
-//     replayed side by side on one connection). On a kept connection that holds
-//     for requests after a pause of less than the idle grace (-grace); a longer
-//     one may meet a connection that the drain is closing, and is counted as not
-//     promised if it fails.
+//     connections, over slow links (a round trip of 50 ms, 1 MiB/s), with bodies that
+//     cannot be replayed, over HTTP/1, HTTP/2, gRPC, TLS and Unix sockets ("one-shot"
+//     HTTP/2 clients send bodies that cannot be replayed side by side on one
+//     connection). On a kept connection that holds for requests after a pause of less
+//     than the idle grace (-grace); a longer one may meet a connection that the drain is
+//     closing, and is counted as not promised if it fails.
+//   - A request with a deadline of 200 ms meets it. What is late during a fault, or
+//     while the machine has no processor for a datagram to be answered, is counted as
+//     not promised; so is whatever fails while that lasts for about an idle grace.
 //   - A TCP connection stays with the process that accepted it, until its client
 //     ends it (which the clients here do within the drain deadline, -drain).
 //   - A datagram that was sent is answered. Each client has at most four in flight,

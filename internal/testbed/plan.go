@@ -29,8 +29,8 @@ type fault struct {
 	length      time.Duration // of what it does
 }
 
-// What can happen around a child. A directory that cannot be written to is stood
-// in for by a file in its place, as permissions do not stop root.
+// What can happen around a child. A file takes the place of a directory that cannot be
+// written to, because permissions do not stop root.
 const (
 	noBinary         = "no binary"
 	noPIDDirectory   = "no PID directory"

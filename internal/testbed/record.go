@@ -3,13 +3,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"example.com/tableflip/internal/load"
+	"example.com/tableflip/internal/testbed/wire"
 )
 
 // recorder owns the counts. All methods are safe for concurrent use.
@@ -20,6 +27,8 @@ type recorder struct {
 	kinds    map[string]*counts
 	failures []failure
 	crashes  []window
+	stalls   []window
+	faults   []window
 	phase    phase
 }
 
@@ -53,8 +62,8 @@ type window struct {
 	dead time.Time
 }
 
-// excuses reports whether a failure is of what the killed process had begun, or waited
-// in a socket that was lost.
+// excuses reports whether the failed exchange was one that the killed process had begun,
+// or one that waited in a socket that was lost.
 func (w window) excuses(f failure) bool {
 	switch {
 	case f.Began.After(w.to.Add(settling)) || f.Ended.Before(w.from):
@@ -68,8 +77,8 @@ func (w window) excuses(f failure) bool {
 	return !isNewConnection || f.Began.Before(w.dead)
 }
 
-// settling is how long after a crash its consequences may be seen: by clients that
-// wait for an answer which will never come.
+// settling is how long after a crash its consequences may show, because clients wait for
+// an answer that will never come.
 const settling = 500 * time.Millisecond
 
 func newRecorder(grace time.Duration) *recorder {
@@ -87,7 +96,7 @@ func (r *recorder) add(e load.Exchange) {
 	k.sent++
 	if e.Err != nil {
 		f := failure{Exchange: e}
-		// The request must arrive before the grace is over, not only be sent.
+		// The request must arrive before the grace is over. That it was sent is not enough.
 		if e.Idle > r.grace*8/10 {
 			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(e.Idle)/float64(r.grace))
 		}
@@ -111,6 +120,57 @@ func (r *recorder) crashed(w window) {
 	r.crashes = append(r.crashes, w)
 }
 
+// What is promised of time holds while nothing stands still: not in a fault, and not while
+// the machine has no processor for the clients or the server.
+
+// stallLimit is how late a timer and a datagram may be on a machine that does not stand
+// still.
+const stallLimit = deadline / 8
+
+// watchStalls looks how long the server takes to answer a datagram. It has no part in any
+// drain.
+func (r *recorder) watchStalls(ctx context.Context, udp string) {
+	const interval = 5 * time.Millisecond
+	content, answer := wire.Content(0, 16), make([]byte, 2<<10)
+	conn, err := net.Dial("udp", udp)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	for began := time.Now(); load.Sleep(ctx, interval); began = time.Now() {
+		conn.SetDeadline(time.Now().Add(datagramLimit))
+		conn.Write(content)
+		conn.Read(answer)
+		if time.Since(began) > interval+stallLimit {
+			r.stalled(began, time.Now())
+		}
+	}
+}
+
+func (r *recorder) stalled(from, to time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stalls = append(r.stalls, window{from: from, to: to})
+}
+
+// disturbed notes that one of the servers may have stood still.
+func (r *recorder) disturbed(from, to time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = append(r.faults, window{from: from, to: to})
+}
+
+// standstill reports whether a failure is of a deadline, in a stall or a fault, or of a
+// stall that has lasted about as long as the server's grace.
+func (r *recorder) standstill(f failure) bool {
+	isDeadline := errors.Is(f.Err, context.DeadlineExceeded) || status.Code(f.Err) == codes.DeadlineExceeded
+	isDeadline = isDeadline && f.Ended.Sub(f.Began) < load.Limit
+	excuses := func(w window) bool {
+		return f.Ended.After(w.from) && f.Began.Before(w.to) && (isDeadline || w.to.Sub(w.from) > r.grace*8/10)
+	}
+	return slices.ContainsFunc(r.stalls, excuses) || isDeadline && slices.ContainsFunc(r.faults, excuses)
+}
+
 // verdict says whose fault a failure is.
 type verdict int
 
@@ -127,7 +187,7 @@ func (r *recorder) judge(f failure) verdict {
 			return crash
 		}
 	}
-	if f.unpromised != "" {
+	if f.unpromised != "" || r.standstill(f) {
 		return unpromised
 	}
 	return lost

@@ -45,8 +45,8 @@ func (b *bed) report(w io.Writer) (bad int) {
 	return bad
 }
 
-// reportBroken tells what else was broken, once for what lasts, and how much it
-// was.
+// reportBroken writes which other promises were broken, a lasting problem only once, and
+// returns how many there were.
 func (b *bed) reportBroken(w io.Writer) (bad int) {
 	seen := make(map[string]bool)
 	repeated := 0
@@ -71,7 +71,7 @@ func (b *bed) reportBroken(w io.Writer) (bad int) {
 	return bad
 }
 
-// reportOutcomes tells of upgrades in a row.
+// reportOutcomes writes the outcomes of upgrades in a row.
 func (b *bed) reportOutcomes(w io.Writer) {
 	outcomes := make(map[string]map[outcome]int)
 	took, drained := make(map[string]time.Duration), make(map[string]time.Duration) // at the most
@@ -224,8 +224,8 @@ func (b *bed) reportFailures(w io.Writer) {
 	b.reportLost(w)
 }
 
-// reportLost tells when the first exchanges were lost, and how long they had taken: a
-// client that was starved of processor time may have sent its request too late.
+// reportLost writes when the first exchanges were lost, and how long they had taken,
+// because a client that got no processor time may have sent its request too late.
 func (b *bed) reportLost(w io.Writer) {
 	const most = 10
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

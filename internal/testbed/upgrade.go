@@ -65,18 +65,21 @@ func (b *bed) perform(a attempt) *row {
 	if want := a.fault.outcomes(); !slices.Contains(want, r.outcome) {
 		r.breaks("the outcome is %q, want %q: %s", r.outcome, want, r.err)
 	}
-	// What a process has reported may be in the pipe still when it is dead.
+	// When a process is dead, its last reports may still be in the pipe.
 	isInjected := func() bool { return b.chain.injected.Victim != 0 }
 	if a.fault.injected.Action != "" && !b.chain.await(settleLimit, isInjected) {
 		r.breaks("no process came to the step")
 	}
 	b.conclude(r, parent)
+	if !a.fault.none() {
+		b.record.disturbed(r.began, time.Now())
+	}
 	b.verify(r, parentVersion)
 	return r
 }
 
-// conclude waits for the end of whoever has lost the upgrade, and does what a service
-// manager would do if nobody is left.
+// conclude waits for the end of the process that is not in charge after the upgrade. If
+// no process is left, it does what a service manager would do.
 func (b *bed) conclude(r *row, parent int) {
 	killed := cmp.Or(r.killed, b.injected().At, r.began)
 	switch r.outcome {
@@ -131,8 +134,8 @@ func (b *bed) prepare(f fault, parent int) (undo func(), err error) {
 	return func() { os.Remove(b.path("fault")) }, os.WriteFile(b.path("fault"), []byte(f.injected.String()), 0o600)
 }
 
-// fillDisk puts a file system that holds nothing but the PID file, and has no room
-// for more, in the place of its directory.
+// fillDisk mounts a full file system, with nothing but the PID file on it, over the
+// directory of the PID file.
 func (b *bed) fillDisk() (undo func(), err error) {
 	text, err := os.ReadFile(b.pidFile())
 	if err != nil {
@@ -228,8 +231,8 @@ func (b *bed) awaitChild(parent int) (child int) {
 	return child
 }
 
-// awaitInjected returns to whom the fault has happened, or 0 if nobody has come to its
-// step. The old process may say first that the upgrade has succeeded.
+// awaitInjected returns the process that the fault has happened to, or 0 if none has come
+// to its step. The old process may report before that the upgrade has succeeded.
 func (b *bed) awaitInjected(parent int) (victim int) {
 	b.chain.await(b.limit(), func() bool {
 		victim = b.chain.injected.Victim
@@ -306,7 +309,8 @@ func (b *bed) endOf(pid int) (ended time.Time) {
 	return ended
 }
 
-// awaitExit waits until the old process is drained and gone, or sees to that.
+// awaitExit waits until the old process has drained and exited. If it does not exit, it
+// is killed.
 func (b *bed) awaitExit(r *row, parent int) {
 	began := time.Now()
 	killed := r.fault.environment == drainKilled
@@ -322,7 +326,7 @@ func (b *bed) awaitExit(r *row, parent int) {
 	if killed {
 		return
 	}
-	// Its last report may be in the pipe still.
+	// Its last report may still be in the pipe.
 	reported := b.chain.await(2*time.Second, func() bool { return b.chain.processes[parent].reported(wire.Drained) })
 	b.chain.mu.Lock()
 	defer b.chain.mu.Unlock()
@@ -331,8 +335,8 @@ func (b *bed) awaitExit(r *row, parent int) {
 	}
 }
 
-// restart does what a service manager does when nobody is left. That includes
-// clearing away the Unix socket, as the first generation will not.
+// restart does what a service manager does when no process is left. It also removes the
+// Unix socket's file, because not every library replaces it.
 func (b *bed) restart(r *row) {
 	b.chain.kill()
 	if !b.chain.await(startLimit, func() bool { return len(b.strays(0)) == 0 }) {

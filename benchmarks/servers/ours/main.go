@@ -19,7 +19,7 @@ func main() {
 		log.Fatal(err)
 	}
 	options := service.Options{DrainTimeout: *answer.Drain, IdleGrace: *answer.IdleGrace, Logger: slog.New(slog.DiscardHandler)}
-	if err := service.Run(upg, options, answer.Plain(), answer.TLS()); err != nil {
+	if err := service.Run(upg, options, service.HTTP(answer.Plain()), service.HTTP(answer.TLS())); err != nil {
 		log.Println(err)
 	}
 }

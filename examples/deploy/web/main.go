@@ -27,7 +27,7 @@ func main() {
 	mux.Handle("/health", health)
 	mux.HandleFunc("/", echo)
 	err = service.Run(upg, service.Options{DrainDelay: *delay, Health: health, IdleGrace: *grace},
-		&http.Server{Addr: *listen, Handler: mux})
+		service.HTTP(&http.Server{Addr: *listen, Handler: mux}))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -27,11 +27,11 @@ import (
 // version is "version-NUMBER-BEHAVIOUR". The behaviour is what this version does
 // when it takes over from another: "good", "fail" or "hang" before it is ready, "tell"
 // the service manager that it is the main process and then hang, or "quit" as soon as it
-// is in charge. The tests write over it in the binary, so that
-// it must be set by -ldflags -X.
+// is in charge. The tests write over it in the binary, so that it must be set by
+// -ldflags -X.
 var version = "version-000000-good"
 
-// upgradeTimeout is short, as the tests have to wait for it.
+// upgradeTimeout is short, because the tests have to wait for it.
 const upgradeTimeout = 4 * time.Second
 
 func main() {
@@ -89,8 +89,8 @@ func main() {
 		go func() { echoed <- echo(upg, datagrams) }()
 	}
 	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{},
-		&http.Server{Addr: ":8080", Handler: answer(upg)},
-		&http.Server{Addr: "/run/web.sock", Handler: answer(upg)},
+		service.HTTP(&http.Server{Addr: ":8080", Handler: answer(upg)}),
+		service.HTTP(&http.Server{Addr: "/run/web.sock", Handler: answer(upg)}),
 	)
 	if err == nil {
 		err = <-echoed
@@ -100,8 +100,8 @@ func main() {
 	}
 }
 
-// pingWatchdog does so if the service manager wants it of this process
-// (sd_watchdog_enabled(3)), with what it finds at the start.
+// pingWatchdog pings the watchdog if the service manager expects that of this process
+// (sd_watchdog_enabled(3)). It uses the variables that it finds at the start.
 func pingWatchdog() {
 	pid := os.Getenv("WATCHDOG_PID")
 	if os.Getenv("WATCHDOG_USEC") == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {

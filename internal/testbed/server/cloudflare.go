@@ -24,7 +24,7 @@ type httpService struct {
 	ln  net.Listener
 }
 
-func newHTTPService(srv *http.Server, ln net.Listener, _ config) *httpService {
+func newHTTPService(_ *upgrader, srv *http.Server, ln net.Listener, _ config) *httpService {
 	return &httpService{srv, ln}
 }
 

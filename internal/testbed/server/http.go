@@ -23,7 +23,7 @@ const (
 	withTLS
 )
 
-func newHTTP(cfg config, ln net.Listener, kind flavour) (service, error) {
+func newHTTP(upg *upgrader, cfg config, ln net.Listener, kind flavour) (service, error) {
 	srv := &http.Server{
 		Handler:           handler(),
 		ReadHeaderTimeout: 20 * time.Second,
@@ -40,13 +40,15 @@ func newHTTP(cfg config, ln net.Listener, kind flavour) (service, error) {
 		}
 		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
 	}
-	return newHTTPService(srv, ln, cfg), nil
+	return newHTTPService(upg, srv, ln, cfg), nil
 }
 
 // handler answers POST with the request's body, and GET with what the query asks
-// for: "n" bytes of content "id", in "pieces" pieces that are "gap" apart.
+// for: "n" bytes of content "id", in "pieces" pieces that are "gap" apart. It answers gRPC
+// calls, too.
 func handler() http.Handler {
 	mux := http.NewServeMux()
+	handleGRPC(mux)
 	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {

@@ -95,11 +95,14 @@ func run(cfg config) error {
 		return err
 	}
 	defer upg.Stop()
+	// Exit is closed before Upgrade returns, whose outcome is reported.
+	var upgrades sync.WaitGroup
+	defer upgrades.Wait()
 	go func() {
 		for {
 			select {
 			case <-hangup:
-				go upgrade(upg, cfg)
+				upgrades.Go(func() { upgrade(upg, cfg) })
 			case <-terminate:
 				upg.Stop()
 			}
@@ -178,10 +181,10 @@ func listen(upg *upgrader, cfg config) ([]service, error) {
 		network, addr string
 		make          func(net.Listener) (service, error)
 	}{
-		{"tcp", cfg.tcp, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, plain) }},
-		{"tcp", cfg.h2c, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, cleartextHTTP2) }},
-		{"tcp", cfg.tls, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, withTLS) }},
-		{"unix", cfg.unix, func(ln net.Listener) (service, error) { return newHTTP(cfg, ln, plain) }},
+		{"tcp", cfg.tcp, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, plain) }},
+		{"tcp", cfg.h2c, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, cleartextHTTP2) }},
+		{"tcp", cfg.tls, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, withTLS) }},
+		{"unix", cfg.unix, func(ln net.Listener) (service, error) { return newHTTP(upg, cfg, ln, plain) }},
 		{"tcp", cfg.echo, func(ln net.Listener) (service, error) { return &echo{ln: ln}, nil }},
 	} {
 		ln, err := upg.Listen(l.network, l.addr)

@@ -27,15 +27,16 @@ func newUpgrader(cfg config) (*upgrader, error) {
 }
 
 type httpService struct {
+	upg     *upgrader
 	srv     *http.Server
 	drainer *httpdrain.Drainer
 	ln      net.Listener
 }
 
-func newHTTPService(srv *http.Server, ln net.Listener, cfg config) *httpService {
+func newHTTPService(upg *upgrader, srv *http.Server, ln net.Listener, cfg config) *httpService {
 	drainer := httpdrain.New(srv)
 	drainer.IdleGrace = cfg.grace
-	return &httpService{srv, drainer, ln}
+	return &httpService{upg, srv, drainer, ln}
 }
 
 func (s *httpService) serve() error {
@@ -49,4 +50,7 @@ func (s *httpService) serve() error {
 	return nil
 }
 
-func (s *httpService) drain(ctx context.Context) error { return s.drainer.Shutdown(ctx) }
+func (s *httpService) drain(ctx context.Context) error {
+	s.drainer.Replaced = s.upg.Replaced()
+	return s.drainer.Shutdown(ctx)
+}

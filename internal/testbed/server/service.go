@@ -50,10 +50,10 @@ func runService(cfg config) error {
 		drained <- drain(watched.others, cfg.drain)
 	}()
 	err = oneCall.Run(watched, oneCall.Options{DrainTimeout: cfg.drain, IdleGrace: cfg.grace},
-		&http.Server{Addr: cfg.tcp, Handler: handler(), ReadHeaderTimeout: 20 * time.Second},
-		&http.Server{Addr: cfg.unix, Handler: handler(), ReadHeaderTimeout: 20 * time.Second},
-		&http.Server{Addr: cfg.h2c, Handler: handler(), Protocols: cleartext},
-		&http.Server{Addr: cfg.tls, Handler: handler(), TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}},
+		oneCall.HTTP(&http.Server{Addr: cfg.tcp, Handler: handler(), ReadHeaderTimeout: 20 * time.Second}),
+		oneCall.HTTP(&http.Server{Addr: cfg.unix, Handler: handler(), ReadHeaderTimeout: 20 * time.Second}),
+		oneCall.HTTP(&http.Server{Addr: cfg.h2c, Handler: handler(), Protocols: cleartext}),
+		oneCall.HTTP(&http.Server{Addr: cfg.tls, Handler: handler(), TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}),
 	)
 	if err != nil {
 		return err

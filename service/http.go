@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -9,46 +10,70 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"strings"
 
 	"example.com/tableflip/httpdrain"
 )
 
-// This file owns one server: what can fail of it before the process is ready, and
-// how it serves after that.
+// This file owns what is HTTP's: what can fail of a server before the process is ready,
+// and how it drains.
 
-// A front is a server with its listener.
-type front struct {
-	server  *http.Server
-	ln      net.Listener
-	drainer *httpdrain.Drainer
-}
-
-func newFront(upg Upgrader, server *http.Server) (*front, error) {
-	network, addr := "tcp", server.Addr
-	switch {
-	case strings.HasPrefix(addr, "/"):
-		network = "unix"
-	case addr == "" && server.TLSConfig != nil:
-		addr = ":https"
-	case addr == "":
-		addr = ":http"
-	}
-	if err := rehearse(server); err != nil {
-		return nil, fmt.Errorf("service: the server on %s can't serve: %w", addr, err)
-	}
-	ln, err := upg.Listen(network, addr)
-	if err != nil {
-		return nil, err
-	}
-	return &front{server, ln, httpdrain.New(server)}, nil
-}
-
-func (f *front) serve() error {
-	if f.server.TLSConfig != nil {
-		return f.drainer.ServeTLS(f.ln, "", "")
-	}
-	return f.drainer.Serve(f.ln)
+// HTTP returns a Server that runs server, which must not be serving yet, and drains it
+// as package httpdrain does.
+//
+// Its Addr is HOST:PORT, as for net/http (":http" if it is empty, ":https" with TLS), or
+// names a Unix socket, by a path that begins with a slash or by an abstract name that
+// begins with @. If its TLSConfig is not nil, it serves TLS with the certificates that
+// are in it. Run tries its set-up, down to a TLS handshake in memory, before it reports
+// that the process is ready: a new version that could not serve fails, and the old one
+// goes on.
+//
+// Handlers of long-lived responses (streams, server-sent events) and users of hijacked
+// connections (WebSocket) end when the Upgrader's Exit is closed; the functions of
+// Server.RegisterOnShutdown are called too late for that. Options.WaitHijacked has the
+// drain wait for hijacked connections, too.
+func HTTP(server *http.Server) Server {
+	return Server{func(p *process) (*front, error) {
+		addr := server.Addr
+		switch {
+		case addr == "" && server.TLSConfig != nil:
+			addr = ":https"
+		case addr == "":
+			addr = ":http"
+		}
+		if err := rehearse(server); err != nil {
+			return nil, fmt.Errorf("service: the server on %s can't serve: %w", addr, err)
+		}
+		ln, err := p.listen("tcp", addr)
+		if err != nil {
+			return nil, err
+		}
+		drainer := httpdrain.New(server)
+		drainer.IdleGrace = p.opts.IdleGrace
+		drainer.WaitHijacked = p.opts.WaitHijacked
+		return &front{
+			name: "the server on " + ln.Addr().String(),
+			serve: func() error {
+				serve := drainer.Serve
+				if server.TLSConfig != nil {
+					serve = func(ln net.Listener) error { return drainer.ServeTLS(ln, "", "") }
+				}
+				if err := serve(ln); !errors.Is(err, http.ErrServerClosed) {
+					return err
+				}
+				return nil
+			},
+			shutdown: func(ctx context.Context) error {
+				// The queue of the listener is the successor's.
+				drainer.Replaced = p.upg.Replaced()
+				return drainer.Shutdown(ctx)
+			},
+			close: ln.Close,
+			connections: func() int {
+				progress := drainer.Progress()
+				return progress.Connections + progress.Hijacked
+			},
+		}, nil
+	}}
 }
 
 // rehearse has net/http set up a copy of the server, which fails where the server

@@ -1,0 +1,295 @@
+// Command guards takes each guard of a package out, one at a time, and reports those
+// of which no test notices anything: conditions and their operands, bounds, cases,
+// statements (close, wait, reset), and the errors of a clean-up.
+//
+//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-tests DIR,…] PACKAGE…
+//
+// PACKAGE is a directory below the root of the module, or "." for it. The file
+// survivors.txt holds what is known to survive, and why; the command fails if that is
+// not what it has seen. It writes all mutants of a package into one test binary, learns
+// which test reaches which, and runs for each mutant only those. A run that takes too
+// long has noticed. The figure is how many mutants, not how good they are: a mutant
+// that a test's flicker has killed counts as killed.
+//
+// It needs root and unshare(1), because it runs each test in a PID namespace. Outside of
+// one, a mutant that takes every process for its own kills all processes of the machine.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	_ "embed"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+//go:embed survivors.txt
+var survivors string
+
+// A seen says whose tests see the guards of packages.
+type seen struct{ packages, by string }
+
+var beside = []seen{
+	{`^internal/`, "%s,.,internal/handovertest"},
+	{`^\.$`, "%s,internal/handovertest"},
+	{`^httpdrain$`, "%s,service"},
+	{`^supervise$`, "%s,cmd/tableflip-supervise"},
+	{``, "%s"},
+}
+
+// selection is patched in a test binary: the number of a mutant, or the path of a file
+// in which the bytes of those that are reached become 1.
+var selection = "guards:" + strings.Repeat(".", 100)
+
+const maxMutants = 1 << 14
+
+// helper becomes a file of the package. It imports syscall alone, as some packages
+// must, and needs nothing once it is initialised: a test may use all descriptors up.
+const helper = `package %s
+
+import "syscall"
+
+var (
+	mutantSelection              = %q
+	mutantSelected, mutantsReached = mutantInit()
+)
+
+func mutantInit() (selected int, reached []byte) {
+	text := mutantSelection[len("guards:"):]
+	end := 0
+	for end < len(text) && text[end] != '.' {
+		selected = 10*selected + int(text[end]-'0')
+		end++
+	}
+	if end == 0 || text[0] != '/' {
+		return selected, nil
+	}
+	if fd, err := syscall.Open(text[:end], syscall.O_RDWR|syscall.O_CLOEXEC, 0); err == nil {
+		reached, _ = syscall.Mmap(fd, 0, %d, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+		syscall.Close(fd)
+	}
+	return -1, reached
+}
+
+func mutant(n int) bool {
+	if mutantsReached != nil {
+		mutantsReached[n] = 1
+	}
+	return n == mutantSelected
+}
+
+// The check makes a difference only where it holds, or where it does not.
+func mutantNever(n int, holds bool) bool { return holds && !mutant(n) }
+
+func mutantAlways(n int, holds bool) bool { return holds || mutant(n) }
+
+func mutantUnless(dropped bool, f func() error) error {
+	if dropped {
+		return nil
+	}
+	return f()
+}
+`
+
+type test struct {
+	binary  *binary
+	name    string
+	took    time.Duration
+	reaches []byte // 1 for each mutant
+}
+
+// A binary holds the tests of one package, and all mutants of another.
+type binary struct {
+	dir, pkg string
+	content  []byte
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	return value
+}
+
+func main() {
+	run := flag.String("run", "", "only the functions that match")
+	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
+	tests := flag.String("tests", "", "only the tests of these packages")
+	flag.Parse()
+	if *tests != "" {
+		beside = []seen{{".", *tests}}
+	}
+	root := must(filepath.Abs("../.."))
+	must(0, os.Chdir(root))
+	status := 0
+	for _, pkg := range flag.Args() {
+		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), *part) {
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// check reports whether those survive that are listed.
+func check(root, pkg string, run *regexp.Regexp, part string) bool {
+	tmp := must(os.MkdirTemp("", "guards"))
+	defer os.RemoveAll(tmp)
+	must(0, os.Chmod(tmp, 0o777)) // some tests start processes of other users
+	var m mutator
+	tests := record(tmp, build(&m, root, pkg, tmp))
+
+	known := map[string]bool{}
+	for line := range strings.Lines(survivors) {
+		if f := strings.Split(line, "\t"); len(f) == 4 && filepath.Dir(f[0]) == pkg {
+			known[strings.Join(f[:3], "\t")] = true
+		}
+	}
+	var k, n, tried, killed, listed int
+	must(fmt.Sscanf(part, "%d/%d", &k, &n))
+	for i, mutant := range m.mutants {
+		name := mutant.String()
+		if i%n != k-1 || !run.MatchString(mutant.function) {
+			delete(known, name)
+			continue
+		}
+		tried++
+		by, reached := try(tmp, i+1, tests)
+		switch {
+		case by != "":
+			killed++
+			fmt.Printf("killed\t%s\t%s\n", name, by)
+		case known[name]:
+			listed++
+			delete(known, name)
+		default:
+			fmt.Printf("SURVIVED\t%s\t%d tests reach it\n", name, reached)
+		}
+	}
+	for name := range known {
+		fmt.Printf("DIES OR IS GONE\t%s\n", name)
+	}
+	fmt.Printf("%s: of %d mutants %d die, %d survive as listed, %d survive; %d on the list do not\n",
+		pkg, tried, killed, listed, tried-killed-listed, len(known))
+	return tried == killed+listed && len(known) == 0
+}
+
+// build returns the binaries of the tests that see pkg.
+func build(m *mutator, root, pkg, tmp string) (binaries []*binary) {
+	var listed struct {
+		Name    string
+		GoFiles []string
+	}
+	must(0, json.Unmarshal(must(exec.Command("go", "list", "-json", "./"+pkg).Output()), &listed))
+	overlay := map[string]string{filepath.Join(root, pkg, "mutant.go"): filepath.Join(tmp, "mutant.go")}
+	must(0, os.WriteFile(filepath.Join(tmp, "mutant.go"), fmt.Appendf(nil, helper, listed.Name, selection, maxMutants), 0o666))
+	for _, name := range listed.GoFiles {
+		path := filepath.Join(pkg, name)
+		source := must(m.mutate(path, must(os.ReadFile(path))))
+		overlay[filepath.Join(root, path)] = filepath.Join(tmp, name)
+		must(0, os.WriteFile(filepath.Join(tmp, name), []byte(source), 0o666))
+	}
+	overlayFile := filepath.Join(tmp, "overlay.json")
+	must(0, os.WriteFile(overlayFile, must(json.Marshal(map[string]any{"Replace": overlay})), 0o666))
+
+	by := beside[slices.IndexFunc(beside, func(s seen) bool { return regexp.MustCompile(s.packages).MatchString(pkg) })].by
+	for tests := range strings.SplitSeq(strings.ReplaceAll(by, "%s", pkg), ",") {
+		path := filepath.Join(tmp, "test")
+		build := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlayFile, "-o", path, "./"+tests)
+		build.Stderr = os.Stderr
+		must(0, build.Run())
+		if content, err := os.ReadFile(path); err == nil { // there are tests
+			binaries = append(binaries, &binary{filepath.Join(root, tests), pkg, content})
+			must(0, os.Remove(path))
+		}
+	}
+	return binaries
+}
+
+// record runs each test once.
+func record(tmp string, binaries []*binary) (tests []*test) {
+	for _, b := range binaries {
+		output, _ := b.run(tmp, "", time.Minute, "-test.list=.")
+		for _, name := range regexp.MustCompile(`(?m)^(Test|Example|Fuzz)\w*$`).FindAllString(output, -1) {
+			reached := filepath.Join(tmp, "reached")
+			must(0, os.WriteFile(reached, make([]byte, maxMutants), 0o666))
+			must(0, os.Chmod(reached, 0o666))
+			began := time.Now()
+			if output, err := b.run(tmp, reached, 2*time.Minute, "-test.run=^"+name+"$"); err != nil {
+				fmt.Printf("FAILS WITHOUT A MUTANT\t%s\n%s\n", name, output)
+				continue
+			}
+			tests = append(tests, &test{b, name, time.Since(began), must(os.ReadFile(reached))})
+		}
+	}
+	// Those of the package itself first, then those that are quick.
+	slices.SortStableFunc(tests, func(a, b *test) int {
+		return cmp.Or(cmp.Compare(slices.Index(binaries, a.binary), slices.Index(binaries, b.binary)), cmp.Compare(a.took, b.took))
+	})
+	return tests
+}
+
+// try returns the first test that fails with a mutant.
+func try(tmp string, number int, tests []*test) (by string, reached int) {
+	for len(tests) > 0 {
+		// In one process, as long as that takes half a second.
+		b, took, names := tests[0].binary, time.Duration(0), []string(nil)
+		for len(tests) > 0 && tests[0].binary == b && took < time.Second/2 {
+			if tests[0].reaches[number] == 1 {
+				names = append(names, tests[0].name)
+				took += tests[0].took
+			}
+			tests = tests[1:]
+		}
+		if len(names) == 0 {
+			continue
+		}
+		reached += len(names)
+		output, err := b.run(tmp, fmt.Sprint(number), 10*time.Second+4*took, "-test.run=^("+strings.Join(names, "|")+")$")
+		if failed := regexp.MustCompile(`--- FAIL: (\S+)`).FindStringSubmatch(output); failed != nil {
+			return failed[1], reached
+		} else if err != nil {
+			return names[0] + ": " + err.Error(), reached
+		}
+	}
+	return "", reached
+}
+
+func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) (string, error) {
+	dir := must(os.MkdirTemp(tmp, ""))
+	defer os.RemoveAll(dir)
+	must(0, os.Chmod(dir, 0o777))
+	path := filepath.Join(dir, filepath.Base(b.dir)+".test")
+	patched := bytes.Clone(b.content)
+	at := bytes.Index(patched, []byte(selection)) + len("guards:")
+	copy(patched[at:], selected)
+	must(0, os.WriteFile(path, patched, 0o755))
+	args = append(args, "-test.short", "-test.failfast", "-test.timeout="+limit.String())
+	// In namespaces of its own: a mutant that takes every process for its own would kill
+	// all that this user may. What a test leaves behind ends with them.
+	cmd := exec.Command("unshare", append([]string{"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", `"$@"; exit $?`, "sh", path}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // nor may it signal this process's group
+	// In a directory of its own, because a mutant writes where it should not.
+	cmd.Dir, cmd.Env = filepath.Join(dir, "package"), append(os.Environ(), "TMPDIR="+dir)
+	must(0, os.Mkdir(cmd.Dir, 0o777))
+	must(0, os.Chmod(cmd.Dir, 0o777))
+	must(0, os.Symlink(filepath.Join(b.dir, "testdata"), filepath.Join(cmd.Dir, "testdata")))
+	// Not a pipe, which what a test leaves behind would keep open.
+	output := must(os.Create(filepath.Join(dir, "output")))
+	defer output.Close()
+	cmd.Stdout, cmd.Stderr = output, output
+	must(0, cmd.Start())
+	kill := time.AfterFunc(limit+5*time.Second, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	kill.Stop()
+	return string(must(os.ReadFile(output.Name()))), err
+}

@@ -1,0 +1,444 @@
+//go:build unix
+
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/control"
+	"example.com/tableflip/internal/proctest"
+)
+
+func TestMain(m *testing.M) { proctest.Main(m) }
+
+func init() {
+	proctest.Role("serve", serveRole)
+	proctest.Role("ctl", func() { os.Exit(control.Main(os.Args[2:]...)) })
+}
+
+// serveRole is a service whose Arg is a directory. There it finds how it is to behave,
+// and there is its control socket. It has no other, and drains until it is told that it
+// has drained, if it is to.
+func serveRole() {
+	wire := proctest.OpenWire()
+	directory := proctest.Arg()
+	switch flaw(directory) {
+	case "exit":
+		os.Exit(7)
+	case "hang":
+		wire.Hang()
+	}
+	upg := proctest.Must(tableflip.New(tableflip.Options{}))
+	defer upg.Stop()
+	ctl := proctest.Must(control.New(upg, filepath.Join(directory, "ctl"), control.Options{
+		Connections: func() int { return 3 },
+		Cut:         func() int { return 2 },
+	}))
+	if err := upg.Ready(); err != nil {
+		return
+	}
+	go ctl.Serve()
+	wire.Report("in charge")
+
+	drained := make(chan struct{})
+	go func() {
+		for order := range wire.Orders() {
+			switch order.Do {
+			case "upgrade":
+				if err := upg.Upgrade(); err != nil {
+					panic(err)
+				}
+			case "drained":
+				close(drained)
+			}
+		}
+	}()
+	<-upg.Exit()
+	if flaw(directory) == "drain" {
+		<-drained
+	}
+	ctl.Close()
+	wire.Report("closed")
+}
+
+// flaw returns what is wrong with the generations that are started from now on, or with
+// the end of this one.
+func flaw(directory string) string {
+	content, _ := os.ReadFile(filepath.Join(directory, "flaw"))
+	return string(content)
+}
+
+// A service is a chain of generations with a control socket.
+type service struct {
+	*proctest.Service
+	t         *testing.T
+	directory string
+	socket    string
+	current   *proctest.Process // which is in charge
+}
+
+func start(t *testing.T) *service {
+	t.Helper()
+	directory := proctest.SocketDir(t)
+	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
+	s.Start(s.Command("serve", s.Wire(), proctest.WithArg(directory)))
+	s.adopt()
+	return s
+}
+
+// adopt waits for the next generation, and until it is in charge.
+func (s *service) adopt() (old *proctest.Process) {
+	s.t.Helper()
+	old, s.current = s.current, s.Next()
+	s.current.Await("in charge")
+	return old
+}
+
+func (s *service) setFlaw(flaw string) {
+	s.t.Helper()
+	proctest.OK(s.t, os.WriteFile(filepath.Join(s.directory, "flaw"), []byte(flaw), 0o600))
+}
+
+// client connects to the service, whatever the address.
+func (s *service) client() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+		},
+	}}
+}
+
+// An answer is what the service has said.
+type answer struct {
+	code int
+	text string
+	err  error
+}
+
+func (s *service) ask(ctx context.Context, method, path string) answer {
+	request, err := http.NewRequestWithContext(ctx, method, "http://control"+path, nil)
+	if err != nil {
+		return answer{err: err}
+	}
+	response, err := s.client().Do(request)
+	if err != nil {
+		return answer{err: err}
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	return answer{response.StatusCode, string(content), err}
+}
+
+// want checks the code of an answer, and that it has all these parts.
+func (s *service) want(a answer, code int, parts ...string) {
+	s.t.Helper()
+	if a.err != nil || a.code != code {
+		s.t.Errorf("answered %d %q, %v, want %d", a.code, a.text, a.err, code)
+	}
+	for _, part := range parts {
+		if !strings.Contains(a.text, part) {
+			s.t.Errorf("answered %q, want %q in it", a.text, part)
+		}
+	}
+}
+
+// A status is what the tests look at.
+type status struct {
+	PID         int
+	Generation  int
+	State       string
+	Listeners   []string
+	Connections int
+	Others      []struct{ PID, Generation, Connections int }
+	LastUpgrade *struct {
+		PID   int
+		Error string
+	}
+	Counters control.Counters
+}
+
+func (s *service) status() status {
+	s.t.Helper()
+	a := s.ask(s.t.Context(), http.MethodGet, "/status?json")
+	s.want(a, http.StatusOK)
+	var st status
+	proctest.OK(s.t, json.Unmarshal([]byte(a.text), &st))
+	return st
+}
+
+// wantInCharge checks that the current process serves.
+func (s *service) wantInCharge() {
+	s.t.Helper()
+	if st := s.status(); st.PID != s.current.PID || st.State != "in charge" {
+		s.t.Errorf("process %d is %s, want %d in charge", st.PID, st.State, s.current.PID)
+	}
+}
+
+// A ctl is the command, which runs.
+type ctl struct {
+	cmd            *exec.Cmd
+	stdout, stderr bytes.Buffer
+	ended          <-chan struct{}
+}
+
+func (s *service) ctl(arguments ...string) *ctl {
+	s.t.Helper()
+	c := s.prepareCtl(arguments...)
+	c.ended = s.Start(c.cmd)
+	return c
+}
+
+func (s *service) prepareCtl(arguments ...string) *ctl {
+	c := &ctl{cmd: exec.Command(os.Args[0])}
+	c.cmd.Args = proctest.Arguments("ctl", append([]string{"-s", s.socket}, arguments...)...)
+	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
+	return c
+}
+
+// wantExit checks how the command ends, and that it says all of says.
+func (s *service) wantExit(c *ctl, status int, says ...string) {
+	s.t.Helper()
+	proctest.Within(s.t, "the end of the command", c.ended)
+	if got := c.cmd.ProcessState.ExitCode(); got != status {
+		s.t.Errorf("%v ended with status %d, %q, %q, want %d", c.cmd.Args, got, &c.stdout, &c.stderr, status)
+	}
+	text, other := &c.stderr, &c.stdout
+	if status == 0 {
+		text, other = other, text
+	}
+	for _, part := range says {
+		if !strings.Contains(text.String(), part) {
+			s.t.Errorf("%v said %q, want %q in it", c.cmd.Args, text, part)
+		}
+	}
+	if other.Len() > 0 {
+		s.t.Errorf("%v said %q", c.cmd.Args, other)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	s := start(t)
+	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK,
+		fmt.Sprintf("process %d, generation 1, is in charge since 20", s.current.PID),
+		", and has 3 connections\n", "listens on unix "+s.socket+"\n", "an upgrade keeps the arguments, environment, limits")
+	s.wantExit(s.ctl("status"), 0, "generation 1")
+	s.wantExit(s.ctl("-json", "status"), 0, `"state":"in charge"`)
+	st := s.status()
+	if st.LastUpgrade != nil || st.Generation != 1 || st.Connections != 3 || !slices.Equal(st.Listeners, []string{"unix " + s.socket}) {
+		t.Errorf("got %+v", st)
+	}
+	s.want(s.ask(t.Context(), http.MethodGet, "/upgrade"), http.StatusMethodNotAllowed)
+	for header, kind := range map[string]string{"Accept: application/json, */*": "Content-Type: application/json\r\n", "Accept: */*": "Content-Type: text/plain"} {
+		conn := proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+		fmt.Fprintf(conn, "GET /status HTTP/1.1\r\nHost: control\r\n%s\r\n\r\n", header)
+		// It is not kept open.
+		if got := proctest.Answers(t, []net.Conn{conn})[0]; !strings.Contains(got, kind) {
+			t.Errorf("to %q: answered %q, want %q in it", header, got, kind)
+		}
+	}
+	s.want(s.ask(t.Context(), http.MethodGet, "/other"), http.StatusNotFound)
+
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?json"), http.StatusOK, `"pid":`, `"took":`)
+	old := s.adopt()
+	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK,
+		fmt.Sprintf("process %d, generation 1, is draining since", old.PID), fmt.Sprintf("the last upgrade put process %d in charge at ", s.current.PID))
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?json"), http.StatusConflict, `{"error":"refused for now: the process before this one drains"}`)
+	s.wantExit(s.ctl("sing"), 1, "usage")
+	old.Order("drained")
+	old.AwaitEnd()
+}
+
+func TestUpgrade(t *testing.T) {
+	s := start(t)
+	// The old process ends at once, and yet its answer arrives.
+	for range 3 {
+		a := s.ask(t.Context(), http.MethodPost, "/upgrade?wait")
+		old := s.adopt()
+		s.want(a, http.StatusOK, fmt.Sprintf("process %d has taken over from %d", s.current.PID, old.PID))
+		s.wantInCharge()
+		old.AwaitEnd()
+	}
+	st := s.status()
+	if st.LastUpgrade == nil || st.LastUpgrade.PID != s.current.PID || st.LastUpgrade.Error != "" {
+		t.Errorf("got %+v", st)
+	}
+}
+
+// What was counted outlives the generations that have counted it.
+func TestCounters(t *testing.T) {
+	s := start(t)
+	for range 3 {
+		s.setFlaw("exit")
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusInternalServerError)
+		s.Next()
+		s.setFlaw("drain")
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		old := s.adopt()
+		proctest.AwaitThat(t, "the status knows how the old process drains", func() bool {
+			others := s.status().Others
+			return len(others) == 1 && others[0].PID == old.PID && others[0].Connections == 3
+		})
+		s.setFlaw("")
+		old.Order("drained")
+		old.AwaitEnd()
+	}
+	proctest.AwaitThat(t, "the last process to have ended is counted", func() bool { return s.status().Counters.Drains == 3 && s.status().Counters.ConnectionsCut == 6 })
+	st := s.status()
+	if st.Counters.Upgrades != 3 || st.Counters.Failures["child"] != 3 || st.Counters.DrainSeconds <= 0 || len(st.Others) != 0 {
+		t.Errorf("got %+v", st)
+	}
+}
+
+// A generation that is suspended while another ends holds it up no longer than Close may.
+func TestCountersSuspended(t *testing.T) {
+	s := start(t)
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusOK)
+	old := s.adopt()
+	proctest.Suspend(t, s.current.PID)
+	old.Order("drained")
+	old.AwaitEnd()
+	proctest.Continue(t, s.current.PID)
+	proctest.AwaitThat(t, "what it has reported was heard", func() bool { return s.status().Counters.ConnectionsCut == 2 })
+}
+
+func TestUpgradeFails(t *testing.T) {
+	s := start(t)
+	s.setFlaw("exit")
+	a := s.ask(t.Context(), http.MethodPost, "/upgrade")
+	failed := s.Next()
+	s.want(a, http.StatusInternalServerError, fmt.Sprint(failed.PID))
+	s.wantInCharge()
+	if st := s.status(); st.LastUpgrade == nil || st.LastUpgrade.PID != failed.PID || st.LastUpgrade.Error == "" || st.Counters.Failures["child"] != 1 {
+		t.Errorf("got %+v", st)
+	}
+	s.wantExit(s.ctl("upgrade"), 1, "exit status 7")
+
+	s.setFlaw("")
+	s.wantExit(s.ctl("-wait", "upgrade"), 0, "has taken over")
+}
+
+func TestRehearse(t *testing.T) {
+	s := start(t)
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusOK, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.setFlaw("exit")
+	s.wantExit(s.ctl("rehearse"), 1, "exit status 7")
+	s.Next().AwaitEnd()
+	s.wantInCharge()
+	if st := s.status(); st.LastUpgrade != nil || len(st.Counters.Failures) != 0 {
+		t.Errorf("a rehearsal was counted: %+v", st)
+	}
+	s.setFlaw("")
+	waits := s.ctl("-wait", "rehearse")
+	s.wantExit(waits, 0, "an upgrade would succeed")
+	s.Next().AwaitEnd()
+	s.wantExit(s.ctl("upgrade"), 0, "has taken over")
+	s.adopt().AwaitEnd()
+	s.wantInCharge()
+	s.wantMode()
+}
+
+// Whoever asked goes away: the upgrade is aborted.
+func TestUpgradeAborted(t *testing.T) {
+	s := start(t)
+	ctlThatIs := func(sig syscall.Signal, status int, says ...string) func() (abort func()) {
+		return func() func() {
+			c := s.ctl("upgrade")
+			return func() {
+				proctest.Kill(t, c.cmd.Process.Pid, sig)
+				s.wantExit(c, status, says...)
+			}
+		}
+	}
+	for _, ask := range []func() (abort func()){
+		ctlThatIs(syscall.SIGINT, 1, "interrupted: upgrade is aborted"),
+		ctlThatIs(syscall.SIGKILL, -1),
+		func() func() { // with a body
+			conn := proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+			io.WriteString(conn, "POST /upgrade HTTP/1.0\r\nContent-Length: 4\r\n\r\nbody")
+			return func() { conn.Close() }
+		},
+	} {
+		s.setFlaw("hang")
+		abort := ask()
+		child := s.Next()
+		child.Await("hanging")
+		abort()
+		child.AwaitEnd()
+		proctest.AwaitThat(t, "the service knows that it has failed", func() bool {
+			last := s.status().LastUpgrade
+			return last != nil && last.Error != ""
+		})
+		s.setFlaw("")
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		s.adopt().AwaitEnd()
+	}
+}
+
+func TestUpgradeTwoAtOnce(t *testing.T) {
+	s := start(t)
+	s.setFlaw("hang")
+	first := s.ctl("upgrade")
+	child := s.Next()
+	child.Await("hanging")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "another upgrade is under way")
+	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
+	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
+
+	second := s.ctl("-wait", "upgrade")
+	s.setFlaw("")
+	proctest.Kill(t, child.PID, syscall.SIGKILL)
+	s.wantExit(first, 1, "killed")
+	s.wantExit(second, 0, "has taken over")
+	s.adopt().AwaitEnd()
+	s.wantInCharge()
+}
+
+// A process that was just replaced refuses, and its successor does not.
+func TestCtlAsksAgain(t *testing.T) {
+	s := &service{Service: proctest.NewService(t), t: t, socket: filepath.Join(proctest.SocketDir(t), "ctl")}
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", s.socket))
+	asked := 0
+	codes := []int{http.StatusConflict, http.StatusConflict, http.StatusOK}
+	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(codes[asked])
+		fmt.Fprintln(w, r.URL)
+		asked++
+	}))
+	s.wantExit(s.ctl("-wait", "-json", "upgrade"), 0, "/upgrade?json=1&wait=1")
+	asked = 0
+	s.wantExit(s.ctl("upgrade"), 3, "/upgrade?\n")
+}
+
+func TestUpgradeDuringDrain(t *testing.T) {
+	s := start(t)
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusOK)
+	old := s.adopt()
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "drains")
+	s.wantExit(s.ctl("upgrade"), 3, "drains")
+	waits := s.ctl("-wait", "upgrade")
+
+	s.setFlaw("")
+	old.Order("drained")
+	s.wantExit(waits, 0, "has taken over")
+	s.adopt()
+	s.wantInCharge()
+}

@@ -1,0 +1,211 @@
+//go:build unix
+
+package control_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip/control"
+	"example.com/tableflip/internal/proctest"
+	stub "example.com/tableflip/testing"
+)
+
+func (s *service) wantMode() {
+	s.t.Helper()
+	info, err := os.Stat(s.socket)
+	proctest.OK(s.t, err)
+	if mode := info.Mode().Perm(); mode != 0o600 {
+		s.t.Errorf("the mode of the socket is %o, want 600", mode)
+	}
+}
+
+func (s *service) upgrade() {
+	s.t.Helper()
+	s.current.Order("upgrade")
+	s.adopt().AwaitEnd()
+}
+
+// The file is gone, or another socket has it: upgrades go on, and bring it back if they
+// can.
+func TestSocketRemoved(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	s := start(t)
+	s.wantMode()
+	proctest.OK(t, os.Remove(s.socket))
+	s.wantExit(s.ctl("upgrade"), 2, "nobody answers")
+	s.upgrade()
+	s.wantInCharge()
+	s.wantMode()
+
+	proctest.OK(t, os.Remove(s.socket))
+	other := proctest.Opened[net.Listener](t)(net.Listen("unix", s.socket))
+	s.upgrade()
+	other.Close()
+	s.wantExit(s.ctl("status"), 2, "nobody answers")
+	s.upgrade()
+	s.wantInCharge()
+	s.wantMode()
+}
+
+// What a service that was killed has left is replaced.
+func TestSocketLeft(t *testing.T) {
+	s := start(t)
+	proctest.Kill(t, s.current.PID, syscall.SIGKILL)
+	s.current.AwaitEnd()
+	s.wantExit(s.ctl("status"), 2, "refused")
+	s.Start(s.Command("serve", s.Wire(), proctest.WithArg(s.directory)))
+	s.adopt()
+	s.wantInCharge()
+	s.wantMode()
+}
+
+func TestSocketTaken(t *testing.T) {
+	path := filepath.Join(proctest.SocketDir(t), "ctl")
+	proctest.Opened[net.Listener](t)(net.Listen("unix", path))
+	upg, _ := stub.New()
+	_, err := control.New(upg, path, control.Options{})
+	proctest.WantError(t, "New", err, syscall.EADDRINUSE)
+	for _, path := range []string{"", "@abstract"} {
+		if _, err := control.New(upg, path, control.Options{}); err == nil || !strings.Contains(err.Error(), "not the path of a file") {
+			t.Errorf("New(%q): %v", path, err)
+		}
+	}
+}
+
+// strangerRole asks as another user, and prints what it is told.
+func strangerRole() {
+	proctest.Must(0, errors.Join(syscall.Setgid(65534), syscall.Setuid(65534)))
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", proctest.Arg())
+	}}}
+	response, err := client.Get("http://control/status")
+	if errors.Is(err, os.ErrPermission) {
+		fmt.Println("permission denied")
+		return
+	}
+	content := proctest.Must(io.ReadAll(proctest.Must(response, err).Body))
+	fmt.Print(response.StatusCode, " ", string(content))
+}
+
+func init() { proctest.Role("stranger", strangerRole) }
+
+func TestSocketStranger(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	s := start(t)
+	proctest.OK(t, os.Chmod(s.directory, 0o711))
+	asks := func() string {
+		cmd := s.Command("stranger", proctest.WithArg(s.socket))
+		cmd.Stdout = nil
+		return string(proctest.Must(cmd.Output()))
+	}
+	if got := asks(); got != "permission denied\n" {
+		t.Errorf("a stranger was told %q", got)
+	}
+	proctest.OK(t, os.Chmod(s.socket, 0o666))
+	if got := asks(); got != "403 only the service's user and root may ask\n" {
+		t.Errorf("a stranger was told %q", got)
+	}
+	s.wantInCharge()
+}
+
+// Whoever asks while the service is upgraded is answered, by the old process or the new
+// one.
+func TestSocketUnderUpgrades(t *testing.T) {
+	s := start(t)
+	const clients, each = 20, 50
+	var asked sync.WaitGroup
+	var answered atomic.Int32
+	for range clients {
+		asked.Go(func() {
+			for range each {
+				if a := s.ask(t.Context(), http.MethodGet, "/status"); a.err != nil || a.code != http.StatusOK {
+					t.Errorf("answered %d %q, %v", a.code, a.text, a.err)
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	upgrades := 0
+	for ended := proctest.Waited(&asked); !proctest.IsClosed(ended); upgrades++ {
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		s.adopt()
+	}
+	t.Logf("%d answers during %d upgrades", answered.Load(), upgrades)
+}
+
+// Clients that have connected, and ask nothing, hold nothing up.
+func TestSocketIdleClients(t *testing.T) {
+	s := start(t)
+	var idle []net.Conn
+	for range 63 {
+		idle = append(idle, proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket)))
+	}
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusOK)
+	s.adopt().AwaitEnd()
+	s.wantInCharge()
+	for _, conn := range idle {
+		proctest.WantEOF(t, "an idle client", conn)
+	}
+}
+
+// Clients that have connected, and ask nothing, leave room for others in the end. This
+// takes five seconds.
+func TestSocketFullOfIdleClients(t *testing.T) {
+	_, socket := inProcess(t)
+	for range 64 {
+		proctest.Opened[net.Conn](t)(net.Dial("unix", socket))
+	}
+	s := &service{t: t, socket: socket}
+	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK)
+}
+
+// What is asked of a process that was replaced, by who had connected before, is answered.
+func TestSocketLateQuestion(t *testing.T) {
+	s := start(t)
+	late := map[string]net.Conn{}
+	for _, question := range []string{"GET /status", "POST /upgrade", "POST /stop"} {
+		late[question] = proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+	}
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusOK) // they were accepted first
+	old := s.adopt()
+	for question, says := range map[string]string{
+		"GET /status":   "200 OK",
+		"POST /upgrade": "409 Conflict",
+		"POST /stop":    "409 Conflict",
+	} {
+		fmt.Fprintf(late[question], "%s HTTP/1.0\r\n\r\n", question)
+		if got := proctest.Answers(t, []net.Conn{late[question]})[0]; !strings.Contains(got, says) {
+			t.Errorf("%s: answered %q, want %s", question, got, says)
+		}
+	}
+	old.Order("drained")
+	old.AwaitEnd()
+	s.wantInCharge()
+}
+
+func TestStop(t *testing.T) {
+	s := start(t)
+	s.setFlaw("drain")
+	s.want(s.ask(t.Context(), http.MethodPost, "/stop"), http.StatusOK, fmt.Sprintf("process %d stops", s.current.PID))
+	s.wantExit(s.ctl("status"), 2, "nobody answers")
+	s.current.Order("drained")
+	s.current.AwaitEnd()
+	if proctest.Exists(s.socket) {
+		t.Error("the socket's file is left")
+	}
+}

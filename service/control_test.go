@@ -1,0 +1,172 @@
+//go:build unix
+
+package service_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/service"
+)
+
+// A controlledUpgrader is a replaceable one that is not replaced before its Exit.
+type controlledUpgrader struct{ replaceable }
+
+func (upg controlledUpgrader) Replaced() bool {
+	return proctest.IsClosed(upg.exit) && upg.replaceable.Replaced()
+}
+
+// startControlled runs a process with a control socket beside its predecessor.
+func startControlled(t *testing.T, opts service.Options) (r *run, socket string) {
+	t.Helper()
+	opts.Control = filepath.Join(proctest.SocketDir(t), "ctl")
+	r = newRun(t)
+	r.run(controlledUpgrader{r.upg}, opts)
+	return r, opts.Control
+}
+
+// An answer is what the control socket has said.
+type answer struct {
+	code int
+	text string
+}
+
+// ask asks in the background.
+func ask(ctx context.Context, socket, question string) <-chan answer {
+	return proctest.InBackground(func() answer {
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
+		request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://control/"+question, nil)
+		if err != nil {
+			return answer{0, err.Error()}
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return answer{0, err.Error()}
+		}
+		defer response.Body.Close()
+		content, err := io.ReadAll(response.Body)
+		return answer{response.StatusCode, string(content) + proctest.CauseOf(err)}
+	})
+}
+
+func wantAnswer(t *testing.T, asked <-chan answer, code int, text string) {
+	t.Helper()
+	if a := proctest.Within(t, "an answer", asked); a.code != code || !strings.Contains(a.text, text) {
+		t.Errorf("answered %d %q, want %d %q", a.code, a.text, code, text)
+	}
+}
+
+func TestControlUpgrade(t *testing.T) {
+	opts, log := logged()
+	r, socket := startControlled(t, opts)
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "the process before this one drains")
+	waits := ask(t.Context(), socket, "upgrade?wait")
+	r.noUpgrade()
+	close(r.upg.parent)
+	<-r.upg.upgrades
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "another upgrade is under way")
+	r.signal(syscall.SIGHUP)
+	log.Await(t, "upgrade queued")
+	r.upg.outcomes <- errRefused
+	wantAnswer(t, waits, http.StatusInternalServerError, "refused")
+
+	<-r.upg.upgrades // by the signal
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "another upgrade is under way")
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	log.Await(t, "upgrade failed")
+
+	// Who goes away aborts it.
+	ctx, leave := context.WithCancel(t.Context())
+	asked := ask(ctx, socket, "upgrade?wait")
+	upgrade := <-r.upg.upgrades
+	leave()
+	proctest.Within(t, "the end of the upgrade", upgrade.Done())
+	<-asked
+	log.Await(t, "upgrade failed")
+
+	last := ask(t.Context(), socket, "upgrade?wait")
+	<-r.upg.upgrades
+	r.upg.outcomes <- nil
+	r.end()
+	wantAnswer(t, last, http.StatusOK, "has taken over")
+	r.noUpgrade()
+}
+
+// Rehearse ends as an upgrade does.
+func (upg controlledUpgrader) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
+
+// A signal that comes during a rehearsal is queued, too.
+func TestControlRehearse(t *testing.T) {
+	opts, log := logged()
+	r, socket := startControlled(t, opts)
+	close(r.upg.parent)
+	rehearsal := ask(t.Context(), socket, "rehearse?wait")
+	<-r.upg.upgrades
+	r.signal(syscall.SIGHUP)
+	log.Await(t, "upgrade queued")
+	r.upg.outcomes <- nil
+	wantAnswer(t, rehearsal, http.StatusOK, "an upgrade would succeed")
+	<-r.upg.upgrades
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
+}
+
+func TestControlBeforeUpgrade(t *testing.T) {
+	opts := quiet()
+	opts.BeforeUpgrade = func(context.Context) error { return errors.New("bad configuration") }
+	r, socket := startControlled(t, opts)
+	close(r.upg.parent)
+	wantAnswer(t, ask(t.Context(), socket, "upgrade?wait"), http.StatusInternalServerError, "bad configuration")
+	wantAnswer(t, ask(t.Context(), socket, "rehearse?wait"), http.StatusInternalServerError, "bad configuration")
+	r.noUpgrade()
+	r.end()
+}
+
+// To stop by the control socket is to stop by a signal.
+func TestControlStop(t *testing.T) {
+	opts, log := logged()
+	opts.DrainDelay = time.Hour
+	r, socket := startControlled(t, opts)
+	close(r.upg.parent)
+	upgrade := ask(t.Context(), socket, "upgrade?wait")
+	<-r.upg.upgrades
+	wantAnswer(t, ask(t.Context(), socket, "stop"), http.StatusOK, "stops")
+	log.Await(t, "stopped by the control socket")
+	wantAnswer(t, upgrade, http.StatusServiceUnavailable, "terminating")
+	wantAnswer(t, ask(t.Context(), socket, "upgrade?wait"), http.StatusServiceUnavailable, "the service stops")
+	r.upg.Stop()
+	proctest.OK(t, r.returns())
+}
+
+// The new version cannot serve, and whoever has asked is told why.
+func TestControlFlawedVersion(t *testing.T) {
+	directory := proctest.SocketDir(t)
+	s, first := startService(t, directory, nil)
+	socket := filepath.Join(directory, "ctl")
+	proctest.OK(t, os.WriteFile(filepath.Join(directory, "flaw"), []byte("empty certificate"), 0o600))
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusInternalServerError, flaws["empty certificate"].says)
+	s.Next().AwaitEnd()
+	proctest.OK(t, os.Remove(filepath.Join(directory, "flaw")))
+	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusOK, "has taken over from ")
+	second := s.Next()
+	first.AwaitEnd()
+	wantAnswer(t, ask(t.Context(), socket, "stop"), http.StatusOK, "stops")
+	second.AwaitEnd()
+	if proctest.Exists(socket) {
+		t.Error("the socket is left")
+	}
+}

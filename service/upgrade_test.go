@@ -1,0 +1,219 @@
+//go:build unix
+
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
+	"example.com/tableflip/service"
+	stub "example.com/tableflip/testing"
+)
+
+var errRefused = errors.New("refused")
+
+// logged returns options with a logger whose lines the test reads.
+func logged() (service.Options, proctest.Logbook) {
+	opts := quiet()
+	var log proctest.Logbook
+	opts.Logger, log = proctest.NewLogger()
+	return opts, log
+}
+
+// noUpgrade checks that none has begun by the time that Run has returned.
+func (r *run) noUpgrade() {
+	r.t.Helper()
+	select {
+	case <-r.upg.upgrades:
+		r.t.Error("an upgrade has begun")
+	default:
+	}
+}
+
+func (r *run) end() {
+	r.t.Helper()
+	r.upg.end()
+	proctest.OK(r.t, r.returns())
+}
+
+func TestUpgradeSignals(t *testing.T) {
+	opts, log := logged()
+	opts.UpgradeSignals = []os.Signal{syscall.SIGUSR2}
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP) // It is the program's own.
+	r.signal(syscall.SIGUSR2)
+	<-r.upg.upgrades
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
+	r.noUpgrade()
+}
+
+func TestUpgradeWaitsForParent(t *testing.T) {
+	// A service manager that waits for the answer to a reload gets it at once.
+	answered := make(chan struct{}, 10)
+	queue.OnKeep(func() { answered <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
+	opts, log := logged()
+	r := startBesideParent(t, opts)
+	for range 2 {
+		r.signal(syscall.SIGHUP)
+		log.Await(t, "upgrade queued")
+		proctest.Within(t, "the answer", answered)
+	}
+	queue.Ask() // as the parent that was asked for one more does
+	log.Await(t, "upgrade queued")
+	proctest.Within(t, "the answer", answered)
+	r.noUpgrade()
+	close(r.upg.parent)
+	<-r.upg.upgrades
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
+	r.noUpgrade() // Three were one.
+}
+
+func TestUpgradeWaitsForUpgrade(t *testing.T) {
+	opts, log := logged()
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	for range 3 {
+		r.signal(syscall.SIGHUP)
+		log.Await(t, "upgrade queued")
+	}
+	r.noUpgrade()
+	r.upg.outcomes <- errRefused
+	<-r.upg.upgrades
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	log.Await(t, "upgrade failed")
+	r.end()
+	r.noUpgrade()
+}
+
+func TestStopForgetsQueuedUpgrade(t *testing.T) {
+	opts, log := logged()
+	r := startBesideParent(t, opts)
+	r.signal(syscall.SIGHUP)
+	log.Await(t, "upgrade queued")
+	r.signal(syscall.SIGTERM)
+	proctest.OK(t, r.returns())
+	r.noUpgrade()
+}
+
+func TestBeforeUpgradeRefuses(t *testing.T) {
+	failed := make(chan error)
+	opts := quiet()
+	opts.BeforeUpgrade = func(context.Context) error { return errRefused }
+	opts.UpgradeFailed = func(err error) { failed <- err }
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
+	proctest.WantError(t, "UpgradeFailed", proctest.Within(t, "UpgradeFailed", failed), errRefused)
+	r.end()
+	r.noUpgrade()
+}
+
+func TestHooksOfUpgrade(t *testing.T) {
+	calls := make(chan string, 10)
+	opts := quiet()
+	opts.BeforeUpgrade = func(context.Context) error { calls <- "before"; return nil }
+	opts.UpgradeFailed = func(err error) { calls <- err.Error() }
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	if got := <-calls; got != "before" {
+		t.Errorf("got %q before the upgrade", got)
+	}
+	r.upg.outcomes <- errRefused
+	if got := proctest.Within(t, "UpgradeFailed", calls); got != errRefused.Error() {
+		t.Errorf("got %q after it", got)
+	}
+
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	r.upg.outcomes <- nil
+	r.end()
+	if got := <-calls; got != "before" || len(calls) > 0 {
+		t.Errorf("got %q and %d more calls for an upgrade that succeeded", got, len(calls))
+	}
+}
+
+// The program exits when Run returns, and the hook may have something to undo.
+func TestRunWaitsForUpgradeFailed(t *testing.T) {
+	called, release := make(chan struct{}), make(chan struct{})
+	opts := quiet()
+	opts.UpgradeFailed = func(error) { close(called); <-release }
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	r.signal(syscall.SIGTERM) // cancels it
+	proctest.Within(t, "UpgradeFailed", called)
+	proctest.Within(t, "Exit", r.upg.exit)
+	select {
+	case err := <-r.ran:
+		t.Errorf("Run has returned %v", err)
+	default:
+	}
+	close(release)
+	proctest.OK(t, r.returns())
+}
+
+func TestWithoutUpgrader(t *testing.T) {
+	for name, upg := range map[string]service.Upgrader{
+		"nil":                     nil,
+		"nil *tableflip.Upgrader": (*tableflip.Upgrader)(nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			addrs := make(chan net.Addr, 1)
+			serve := func(ln net.Listener) error {
+				addrs <- ln.Addr()
+				return http.Serve(ln, nil)
+			}
+			r := &run{t: t, ran: make(chan error, 1), heard: hearSignals(t)}
+			var log bytes.Buffer
+			opts := quiet()
+			opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			go func() { r.ran <- service.Run(upg, opts, service.Stream("tcp", "localhost:0", serve, nil)) }()
+			addr := proctest.Within(t, "serve", addrs)
+			response, err := http.Get("http://" + addr.String())
+			proctest.OK(t, err)
+			response.Body.Close()
+			r.signal(syscall.SIGTERM)
+			proctest.OK(t, r.returns())
+			if n := strings.Count(log.String(), "can't be upgraded"); n != 1 {
+				t.Errorf("the log says %d times that it can't be upgraded:\n%s", n, &log)
+			}
+		})
+	}
+}
+
+// A failing Upgrader tells the parent.
+type failing struct {
+	*stub.Upgrader
+	told chan error
+}
+
+func (upg failing) Fail(err error) { upg.told <- err }
+
+func TestParentIsToldWhy(t *testing.T) {
+	upg := failing{newStub(t), make(chan error, 1)}
+	err := service.Run(upg, quiet(), service.Stream("tcp", "no address", nil, nil))
+	if err == nil {
+		t.Fatal("it has started")
+	}
+	if got := <-upg.told; got != err {
+		t.Errorf("the parent was told %v, want %v", got, err)
+	}
+}
