@@ -220,7 +220,7 @@ func (p *parent) hearEnd(err error) {
 func (p *parent) awaitProcess() {
 	select {
 	case <-p.processEnded:
-	case <-time.After(time.Second):
+	case <-time.After(5 * time.Second):
 	}
 }
 

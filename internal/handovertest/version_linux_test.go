@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -241,7 +240,7 @@ func TestVersionChild(t *testing.T) {
 // A commit that was taken back before it was read is none. Whether Ready would return in
 // the time that it takes to hear all lines is up to the scheduler, so that this tries often.
 func TestVersionChildCommitTakenBack(t *testing.T) {
-	for try := range 20 {
+	for try := range 10 {
 		t.Run(strconv.Itoa(try), func(t *testing.T) {
 			s := proctest.NewService(t)
 			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
@@ -255,9 +254,7 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 
 func init() {
 	proctest.Role("spoken-to", func() {
-		proctest.Must(io.Copy(io.Discard, os.Stdin))
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		runtime.Gosched()
 		ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
 		go func() {
 			for {
