@@ -51,11 +51,11 @@ func TestUpgradeSignals(t *testing.T) {
 	opts, log := logged()
 	opts.UpgradeSignals = []os.Signal{syscall.SIGUSR2}
 	r := startServers(t, opts)
-	r.signal(syscall.SIGHUP) // It is the program's own.
 	r.signal(syscall.SIGUSR2)
-	<-r.upg.upgrades
+	proctest.Within(t, "an upgrade", r.upg.upgrades)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
+	r.signal(syscall.SIGHUP) // It is the program's own.
 	r.end()
 	r.noUpgrade()
 }
