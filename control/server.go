@@ -83,7 +83,8 @@ type Server struct {
 
 // New claims the socket at path from the parent process, or creates it, with mode 0600.
 // Call it before Ready, and Serve after it. The process should call Close before it
-// ends.
+// ends. Generations also find each other by a file in the registry,
+// "tableflip/control", so a program that calls Files must call New first.
 //
 // In a process that was started by an upgrade, New only logs that it could not have the
 // socket, and returns a Server that serves nobody: an upgrade does not fail because of

@@ -119,14 +119,14 @@
 //
 // An HTTP/2 client may fail a request that has been given a connection and has not
 // been sent when any GOAWAY arrives. net/http's does if it cannot rewind the body,
-// although it has sent nothing of the request; grpc-go's sends it on another
-// connection. nghttp2's h2load sends nothing after a GOAWAY, does not connect again, and
-// counts what it was to send as failed. Such requests follow responses, so the Drainer
-// holds responses for 15 ms before the GOAWAY. On two busy processors, 160 drains of 36
-// such clients of net/http failed 45 requests without the hold, 21 if
-// MAX_CONCURRENT_STREAMS was lowered instead, and 2 with it. A client that starts
-// requests without regard to its responses, or gets no processor for longer, may still
-// lose one.
+// although it has sent nothing of the request and the GOAWAY refuses no stream, so that
+// no order of frames prevents it. grpc-go's sends it on another connection. nghttp2's
+// h2load sends nothing after a GOAWAY, does not connect again, and counts what it was to
+// send as failed. Such requests follow responses, so the Drainer holds responses for 15
+// ms before the GOAWAY. On two busy processors, 160 drains of 36 such clients of
+// net/http failed 45 requests without the hold, 21 if MAX_CONCURRENT_STREAMS was lowered
+// instead, and 2 with it. A client that starts requests without regard to its responses,
+// or gets no processor for longer, may still lose one.
 //
 // If there is no successor on the same socket, connections that arrive when the
 // listener is closed are reset or refused. Have the load balancer stop first:

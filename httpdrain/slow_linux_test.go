@@ -69,8 +69,15 @@ func TestDrippingResponse(t *testing.T) {
 		t.Fatal(err)
 	}
 	drip := time.Tick(grace / 100)
-	for begin := time.Now(); time.Since(begin) < grace*3/2; <-drip {
+	var silence time.Duration
+	last := time.Now()
+	for begin := last; time.Since(begin) < grace*3/2; <-drip {
 		io.CopyN(io.Discard, response.Body, 1<<10)
+		silence = max(silence, time.Since(last))
+		last = time.Now()
+	}
+	if silence > grace/4 {
+		t.Skipf("the machine is too busy: the client was silent for %v", silence)
 	}
 	if rest, err := io.Copy(io.Discard, response.Body); rest < size/4 || err != nil {
 		t.Fatalf("the rest of the response is %d bytes, %v", rest, err)

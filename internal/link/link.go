@@ -15,13 +15,13 @@
 //	Send                                  Older, Receive
 //
 // The registered pair is only a meeting point. The parent's registry holds the child's
-// end of it, so that the death of a child does not end it, and what a dead child has
-// written stays in it. So each child brings a pair of its own. The arrival of one end
+// end of it, so the death of a child does not end it, and what a dead child has written
+// stays in it. That is why each child brings a pair of its own. The arrival of one end
 // tells the parent that there is a child that knows links. The end of file that this end
-// then reads tells that the child is dead, or has closed the other. A claim is a single byte, which cannot
-// arrive by halves: whatever a child does or suffers, the next one finds the point as it
-// was. A version without links does not claim the entry, and closes it when it takes
-// charge. The next version with links begins anew.
+// reads later tells that the child is dead, or has closed the other. A claim is a single
+// byte, which cannot arrive by halves: whatever a child does or suffers, the next one
+// finds the point as it was. A version without links does not claim the entry, and
+// closes it when it takes charge. The next version with links begins anew.
 //
 // # Before and after the commit
 //
@@ -43,8 +43,8 @@
 //
 // # The sockets
 //
-// They are Unix stream sockets, because macOS has neither SOCK_SEQPACKET in this family
-// nor, for datagrams, an end of file when the other side dies. So messages have a header:
+// They are Unix stream sockets, because macOS has no SOCK_SEQPACKET in this family, and
+// datagram sockets have no end of file. So messages have a header:
 //
 //	4 bytes   length of the message, big endian
 //	1 byte    number of descriptors, which travel with the first byte of the header

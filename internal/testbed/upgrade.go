@@ -72,7 +72,7 @@ func (b *bed) perform(a attempt) *row {
 	}
 	b.conclude(r, parent)
 	if !a.fault.none() {
-		b.record.stalled(r.began, time.Now())
+		b.record.disturbed(r.began, time.Now())
 	}
 	b.verify(r, parentVersion)
 	return r
