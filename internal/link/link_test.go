@@ -707,7 +707,6 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte(header(3, 33)+"abc"), byte(4), byte(3))
 	f.Add([]byte{0, 0, 0, 0}, byte(1), byte(0))
 	f.Fuzz(func(t *testing.T, data []byte, piece, passAt byte) {
-		proctest.WithoutGC(t)
 		before := proctest.OpenDescriptors()
 		l, peer := meetStranger(t)
 		written := make(chan bool)
@@ -740,7 +739,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		l.Close()
 		proctest.Within(t, "the peer", written)
-		if after := proctest.OpenDescriptors(); after != before+3 { // the peer, the point, and its other end
+		if after := proctest.OpenDescriptors(); after > before+3 { // the peer, the point, and its other end
 			t.Errorf("%d descriptors are open, and were %d", after, before)
 		}
 	})
