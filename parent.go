@@ -330,9 +330,6 @@ func (p *parent) abandonLocked(why error) {
 	p.abandoned = why
 	p.hangUp()
 	p.verdict.Close()
-	for _, e := range p.older {
-		e.hangUp()
-	}
 }
 
 // wait returns once all earlier generations have ended, and an error if the parent did

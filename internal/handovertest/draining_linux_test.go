@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -25,6 +26,11 @@ func TestManagerDraining(t *testing.T) {
 		m.want(p.PID, reloading, mainPID(d.all[i+1].PID), barrier)
 	}
 	newest := d.newest()
+	d.all[0].Order("upgrade", "1m") // as one that systemd has asked for before it knew better
+	if m := d.all[0].Await("upgraded"); m.Text != tableflip.ErrUpgraded.Error() {
+		t.Errorf("Upgrade returned %q", m.Text)
+	}
+	m.want(newest.PID, reloading, "READY=1")
 	newest.Order("upgrade", "100ms")
 	d.wantRefused(tableflip.ErrParentRunning.Error())
 	m.want(newest.PID, reloading)
@@ -117,6 +123,35 @@ func TestVersionDrainingChild(t *testing.T) {
 			})
 		})
 	}
+}
+
+// One that has not been heard of for so long that its pipe is full holds nothing up.
+func TestDrainingPipeFull(t *testing.T) {
+	d := newDrainers(t)
+	parent := speakToChild(t, d.command(1), "", "fd,a", os.Stderr)
+	parent.want(t, fmt.Sprintf("here %d", parent.cmd.Process.Pid))
+	parent.want(t, "ready")
+	parent.sayAll(t, "commit")
+	parent.want(t, "acknowledged")
+	d.add()
+	fillPipe(t, parent.read)
+	d.upgrade()
+	d.newest().Order("upgrade", "1ms")
+	d.wantRefused(tableflip.ErrParentRunning.Error())
+}
+
+// fillPipe writes as much as there is room for.
+func fillPipe(t *testing.T, read *os.File) {
+	t.Helper()
+	path := fmt.Sprintf("/proc/self/fd/%d", read.Fd())
+	write := proctest.Opened[*os.File](t)(os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0))
+	write.SetWriteDeadline(time.Now().Add(time.Second / 10))
+	var err error
+	for err == nil {
+		_, err = write.Write(make([]byte, 1))
+	}
+	proctest.WantError(t, "Write", err, os.ErrDeadlineExceeded)
+	write.Close()
 }
 
 // An earlier version drains, and hears what it understands of those after its child.

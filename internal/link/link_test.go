@@ -636,6 +636,38 @@ func TestCloseMeeting(t *testing.T) {
 	proctest.WantError(t, "Send", late.Send(t.Context(), nil), io.EOF)
 }
 
+// The points of generations that are dead are passed on no further.
+func TestJoinDropsDead(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	var all []*link.Meeting
+	wantPassedOn := func(n int) {
+		t.Helper()
+		all = append(all, join(t, r))
+		if older := all[len(all)-1].Older(); len(older) != n || len(r.older) != n {
+			t.Errorf("%d links, and %d points passed on, want %d", len(older), len(r.older), n)
+		}
+	}
+	for n := range 4 {
+		wantPassedOn(n)
+	}
+	all[1].Close()
+	wantPassedOn(3)
+	all[0].Close()
+	all[2].Close()
+	wantPassedOn(2)
+	proctest.OK(t, all[5].Older()[1].Send(t.Context(), []byte("the oldest")))
+	for { // behind those who have joined before
+		l := accept(t, all[3])
+		if message, _, err := l.Receive(patience(t)); err == nil {
+			if string(message) != "the oldest" {
+				t.Errorf("received %q", message)
+			}
+			return
+		}
+	}
+}
+
 func TestAcceptWaits(t *testing.T) {
 	r := new(table)
 	m := join(t, r)
