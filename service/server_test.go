@@ -94,8 +94,9 @@ func TestStreamIsCut(t *testing.T) {
 func TestShutdownDrains(t *testing.T) {
 	for name, want := range map[string]error{"well": nil, "badly": errBroken} {
 		t.Run(name, func(t *testing.T) {
-			told := make(chan struct{})
+			told, returns := make(chan struct{}), make(chan struct{})
 			serve := func(net.Listener) error {
+				defer close(returns)
 				<-told
 				return errors.New("a server's own for having been shut down")
 			}
@@ -104,6 +105,8 @@ func TestShutdownDrains(t *testing.T) {
 					t.Errorf("the context is %v", ctx)
 				}
 				close(told)
+				<-returns
+				time.Sleep(10 * time.Millisecond) // for Run to have its error
 				return want
 			}
 			r := startServers(t, quiet(), service.Stream("tcp", "localhost:0", serve, shutdown))

@@ -29,9 +29,9 @@ import (
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero or negative.
 const DefaultDrainTimeout = 30 * time.Second
 
-// hurryTimeout takes the place of DrainTimeout once the process that has replaced this
-// one has died: nobody serves until a supervisor, which waits for this process, too,
-// starts another.
+// hurryTimeout takes the place of DrainTimeout once this process should hurry: because
+// its place is needed, or because the process that has replaced it has died, and nobody
+// serves until a supervisor, which waits for this process, too, starts another.
 const hurryTimeout = time.Second
 
 // Options are the options of Run. The zero value is usable.
@@ -53,7 +53,8 @@ type Options struct {
 	// once it has been replaced or stopped. What is left then is cut. If zero or
 	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
 	// drains has one more second, because a supervisor waits for its end before it
-	// starts the service again.
+	// starts the service again. So has one whose place is needed by an upgrade, because
+	// more processes drain than the MaxDraining of [tableflip.Options] allows.
 	DrainTimeout time.Duration
 
 	// StopTimeout, if positive, takes the place of DrainTimeout once the process was told
@@ -116,10 +117,11 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
 // process and its group, as timeout -s INT does, sends two.
 //
-// A signal to upgrade that comes while an upgrade is under way, or while the previous
-// process still drains, is kept, once, and heeded as soon as that is over, by the new
-// process if the upgrade has succeeded. A signal to stop cancels an upgrade. A failed
-// upgrade is logged, and Run goes on.
+// A signal to upgrade that comes while an upgrade is under way, or while an earlier process
+// still drains, is kept, once, and heeded as soon as that is over, by the new process if
+// the upgrade has succeeded. If the MaxDraining of [tableflip.Options] is positive, earlier
+// processes may drain, and the upgrade itself waits if there are too many. A signal to stop
+// cancels an upgrade. A failed upgrade is logged, and Run goes on.
 //
 // If upg is nil, as it is where tableflip.New returns ErrNotSupported, Run serves without
 // upgrades, and logs that.
@@ -252,9 +254,10 @@ func (p *process) serve() {
 // untilExit upgrades the process until it is to exit, and stops it when it is told
 // to, or when a server has failed. It reports whether another upgrade is wanted.
 func (p *process) untilExit() (wanted bool) {
-	// No upgrade can begin while the predecessor drains, or during another one. Both end
-	// outside of this goroutine, so that the process can be stopped.
-	alone, upgrading := false, false
+	// No upgrade can begin while an earlier process drains, unless the Upgrader itself
+	// waits until it can, or during another one. Both end outside of this goroutine, so
+	// that the process can be stopped.
+	allowed, upgrading := queue.IsPatient(), false
 	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
@@ -272,7 +275,7 @@ func (p *process) untilExit() (wanted bool) {
 	}
 	want := func() {
 		wanted = true
-		if !alone || upgrading {
+		if !allowed || upgrading {
 			p.opts.Logger.Info("upgrade queued")
 			go queue.Keep() // which a service manager can hold up
 		}
@@ -280,13 +283,13 @@ func (p *process) untilExit() (wanted bool) {
 	stop := p.told.stop.Done()
 	var delayed <-chan time.Time
 	for {
-		if wanted && alone && !upgrading {
+		if wanted && allowed && !upgrading {
 			wanted = false
 			begin(p.told.stop, p.upgrade)
 		}
 		select {
 		case <-p.upg.Exit():
-			return wanted || len(p.told.upgrade) > 0
+			return wanted || len(p.told.upgrade) > 0 || len(p.asked) > 0
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
@@ -299,13 +302,13 @@ func (p *process) untilExit() (wanted bool) {
 				a.refuse(tableflip.ErrStopped)
 			case upgrading:
 				a.refuse(tableflip.ErrUpgradeInProgress)
-			case !alone && p.besideParent():
+			case !allowed && p.besideParent():
 				a.refuse(tableflip.ErrParentRunning)
 			default:
 				a.begun <- begin(a.ctx, a.try)
 			}
 		case <-ended:
-			alone = true
+			allowed = true
 		case <-upgraded:
 			upgrading = false
 		case <-stop:
@@ -417,7 +420,7 @@ func (p *process) limitDrain(ctx context.Context, cut context.CancelCauseFunc) {
 			cutAfter(stopTimeout, "it was told to stop")
 		case <-hurry:
 			hurry = nil
-			cutAfter(hurryTimeout, "the new process has died")
+			cutAfter(hurryTimeout, "it was told to hurry")
 		case <-ctx.Done():
 			return
 		}

@@ -51,11 +51,11 @@ func TestUpgradeSignals(t *testing.T) {
 	opts, log := logged()
 	opts.UpgradeSignals = []os.Signal{syscall.SIGUSR2}
 	r := startServers(t, opts)
-	r.signal(syscall.SIGHUP) // It is the program's own.
 	r.signal(syscall.SIGUSR2)
-	<-r.upg.upgrades
+	proctest.Within(t, "an upgrade", r.upg.upgrades)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
+	r.signal(syscall.SIGHUP) // It is the program's own.
 	r.end()
 	r.noUpgrade()
 }
@@ -82,6 +82,46 @@ func TestUpgradeWaitsForParent(t *testing.T) {
 	log.Await(t, "upgrade failed")
 	r.end()
 	r.noUpgrade() // Three were one.
+}
+
+// askedAtItsEnd is asked for an upgrade, and replaced, before Run can notice either.
+type askedAtItsEnd struct{ replaceable }
+
+func (upg askedAtItsEnd) Ready() error {
+	queue.Ask()
+	upg.end()
+	return upg.replaceable.Ready()
+}
+
+// Which of the two Run notices first is up to chance, so that this tries often.
+func TestUpgradeAskedAtTheEnd(t *testing.T) {
+	t.Cleanup(func() {
+		select {
+		case <-queue.Asked():
+		default:
+		}
+	})
+	for range 20 {
+		opts, log := logged()
+		r := newRun(t)
+		r.run(askedAtItsEnd{r.upg}, opts)
+		log.Await(t, "upgrade passed on")
+		proctest.OK(t, r.returns())
+		r.noUpgrade()
+	}
+}
+
+// If the Upgrader waits for a place itself, package service does not.
+func TestUpgradeBesideParent(t *testing.T) {
+	queue.SetPatient(true)
+	t.Cleanup(func() { queue.SetPatient(false) })
+	opts, log := logged()
+	r := startBesideParent(t, opts)
+	r.signal(syscall.SIGHUP)
+	proctest.Within(t, "an upgrade", r.upg.upgrades)
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
 }
 
 func TestUpgradeWaitsForUpgrade(t *testing.T) {

@@ -11,7 +11,23 @@ var (
 	keep      func()
 	asked     = make(chan struct{}, 1)
 	isAwaited bool
+	patient   bool
 )
+
+// SetPatient says whether the Upgrader itself waits until it may upgrade although earlier
+// generations drain.
+func SetPatient(is bool) {
+	mu.Lock()
+	defer mu.Unlock()
+	patient = is
+}
+
+// IsPatient reports what SetPatient has said last.
+func IsPatient() bool {
+	mu.Lock()
+	defer mu.Unlock()
+	return patient
+}
 
 // OnKeep has Keep call f from now on.
 func OnKeep(f func()) {
