@@ -462,11 +462,11 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
 	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
 
-	second := s.ctl("-wait", "upgrade")
+	second := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
 	s.setFlaw("")
 	proctest.Kill(t, child.PID, syscall.SIGKILL)
 	s.wantExit(first, 1, "killed")
-	s.wantExit(second, 0, "has taken over")
+	s.want(proctest.Within(t, "the second answer", second), http.StatusOK, "has taken over")
 	s.adopt().AwaitEnd()
 	s.wantInCharge()
 }
@@ -494,11 +494,11 @@ func TestUpgradeDuringDrain(t *testing.T) {
 	old := s.adopt()
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "drains")
 	s.wantExit(s.ctl("upgrade"), 3, "drains")
-	waits := s.ctl("-wait", "upgrade")
+	waits := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
 
 	s.setFlaw("")
 	old.Order("drained")
-	s.wantExit(waits, 0, "has taken over")
+	s.want(proctest.Within(t, "the answer", waits), http.StatusOK, "has taken over")
 	s.adopt()
 	s.wantInCharge()
 }
