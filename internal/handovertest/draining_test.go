@@ -76,6 +76,8 @@ func init() {
 				cancel()
 			case "keep":
 				queue.Keep()
+			case "fork":
+				w.Report("forked", keepPipes())
 			case "add":
 				w.ReportError("added", upg.AddFile("stderr", os.Stderr))
 			case "rehearse":
