@@ -671,6 +671,9 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	default:
 		refusal = u.unsupervised
 	}
+	if refusal == ErrParentRunning && queue.IsKept(caller) {
+		return nil, u.notifier.ReloadQueued, refusal
+	}
 	if refusal != nil {
 		return nil, func() {
 			u.notifier.Reloading()

@@ -39,10 +39,11 @@ type replaceable struct {
 	exit     chan struct{}
 	end      func() // closes exit
 	hurry    chan struct{}
-	parent   chan struct{} // closed when the predecessor has ended
-	upgrades chan context.Context
-	outcomes chan error    // of upgrades
-	serving  chan struct{} // closed by Ready
+	parent   chan struct{}        // closed when the predecessor has ended
+	early    chan context.Context // of upgrades that were refused because of it
+	upgrades chan context.Context // of others
+	outcomes chan error           // of upgrades
+	serving  chan struct{}        // closed by Ready
 }
 
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
@@ -69,6 +70,10 @@ func (upg replaceable) Ready() error {
 }
 
 func (upg replaceable) UpgradeContext(ctx context.Context) error {
+	if !proctest.IsClosed(upg.parent) {
+		upg.early <- ctx
+		return tableflip.ErrParentRunning
+	}
 	upg.upgrades <- ctx
 	select {
 	case err := <-upg.outcomes:
@@ -76,14 +81,6 @@ func (upg replaceable) UpgradeContext(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-func (upg replaceable) Generations() []tableflip.Generation {
-	self := tableflip.Generation{PID: os.Getpid()}
-	if proctest.IsClosed(upg.parent) {
-		return []tableflip.Generation{self}
-	}
-	return []tableflip.Generation{{PID: os.Getppid()}, self}
 }
 
 func (upg replaceable) WaitForParent(ctx context.Context) error {
@@ -139,6 +136,7 @@ func newRun(t *testing.T) *run {
 			end:      sync.OnceFunc(func() { close(exit) }),
 			hurry:    make(chan struct{}),
 			parent:   make(chan struct{}),
+			early:    make(chan context.Context, 10),
 			upgrades: make(chan context.Context, 1),
 			outcomes: make(chan error),
 			serving:  make(chan struct{}),
