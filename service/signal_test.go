@@ -49,12 +49,7 @@ type replaceable struct {
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
 
 func (upg replaceable) Replaced() bool {
-	select {
-	case <-upg.Upgrader.Exit():
-		return false
-	default:
-		return true
-	}
+	return proctest.IsClosed(upg.exit) && !proctest.IsClosed(upg.Upgrader.Exit())
 }
 
 func (upg replaceable) Hurry() <-chan struct{} { return upg.hurry }
@@ -82,6 +77,9 @@ func (upg replaceable) UpgradeContext(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 }
+
+// Rehearse ends as an upgrade does.
+func (upg replaceable) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
 
 func (upg replaceable) WaitForParent(ctx context.Context) error {
 	select {
@@ -430,6 +428,45 @@ func TestDelayEnds(t *testing.T) {
 	r.signal(syscall.SIGINT) // the clients of before are not all gone
 	r.signal(syscall.SIGINT)
 	<-r.ran
+}
+
+// The delay begins when the hook has returned.
+func TestStopping(t *testing.T) {
+	called, release := make(chan struct{}, 10), make(chan struct{})
+	opts := quiet()
+	opts.Stopping = func() { called <- struct{}{}; <-release }
+	r := startRun(t, opts, conversations())
+	for range 3 {
+		r.signal(syscall.SIGTERM)
+	}
+	proctest.Within(t, "Stopping", called)
+	for range 20 {
+		r.begin().end()
+		if proctest.IsClosed(r.upg.exit) {
+			t.Fatal("it was stopped before Stopping had returned")
+		}
+	}
+	close(release)
+	proctest.OK(t, r.returns())
+	if len(called) > 0 {
+		t.Errorf("called %d more times", len(called))
+	}
+}
+
+// The service goes on.
+func TestStoppingOfTheReplaced(t *testing.T) {
+	opts := quiet()
+	opts.Stopping = func() { t.Error("called") }
+	r := startRun(t, opts, conversations())
+	request := r.begin()
+	r.upg.end()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	for range 3 {
+		r.signal(syscall.SIGTERM)
+		request.goesOn()
+	}
+	request.end()
+	proctest.OK(t, r.returns())
 }
 
 // A new process would not know that the service is to stop.
