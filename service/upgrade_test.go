@@ -61,21 +61,25 @@ func TestUpgradeSignals(t *testing.T) {
 }
 
 func TestUpgradeWaitsForParent(t *testing.T) {
-	// A service manager that waits for the answer to a reload gets it at once.
-	answered := make(chan struct{}, 10)
-	queue.OnKeep(func() { answered <- struct{}{} })
-	t.Cleanup(func() { queue.OnKeep(nil) })
 	opts, log := logged()
-	r := startBesideParent(t, opts)
-	for range 2 {
-		r.signal(syscall.SIGHUP)
-		log.Await(t, "upgrade queued")
-		proctest.Within(t, "the answer", answered)
+	opts.UpgradeFailed = func(err error) {
+		if !errors.Is(err, errRefused) {
+			t.Errorf("failed: %v", err)
+		}
 	}
-	queue.Ask() // as the parent that was asked for one more does
-	log.Await(t, "upgrade queued")
-	proctest.Within(t, "the answer", answered)
-	r.noUpgrade()
+	r := startBesideParent(t, opts)
+	for _, order := range []func(){
+		func() { r.signal(syscall.SIGHUP) },
+		func() { r.signal(syscall.SIGHUP) },
+		func() { queue.Ask() }, // as the parent that was asked for one more does
+	} {
+		order()
+		// A service manager that waits for the answer to a reload gets it at once.
+		if !queue.IsKept(proctest.Within(t, "an attempt", r.upg.early)) {
+			t.Error("the Upgrader does not know that it will be asked again")
+		}
+		log.Await(t, "upgrade queued")
+	}
 	close(r.upg.parent)
 	<-r.upg.upgrades
 	r.upg.outcomes <- errRefused
@@ -111,17 +115,16 @@ func TestUpgradeAskedAtTheEnd(t *testing.T) {
 	}
 }
 
-// If the Upgrader waits for a place itself, package service does not.
-func TestUpgradeBesideParent(t *testing.T) {
-	queue.SetPatient(true)
-	t.Cleanup(func() { queue.SetPatient(false) })
+// The Upgrader has waited for earlier processes as long as it may.
+func TestUpgradeWaitsNoLonger(t *testing.T) {
 	opts, log := logged()
-	r := startBesideParent(t, opts)
+	r := startServers(t, opts)
 	r.signal(syscall.SIGHUP)
-	proctest.Within(t, "an upgrade", r.upg.upgrades)
-	r.upg.outcomes <- errRefused
+	<-r.upg.upgrades
+	r.upg.outcomes <- errors.Join(tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
 	log.Await(t, "upgrade failed")
 	r.end()
+	r.noUpgrade()
 }
 
 func TestUpgradeWaitsForUpgrade(t *testing.T) {
@@ -129,9 +132,14 @@ func TestUpgradeWaitsForUpgrade(t *testing.T) {
 	r := startServers(t, opts)
 	r.signal(syscall.SIGHUP)
 	<-r.upg.upgrades
+	// A service manager that waits for the answer to a reload gets it at once.
+	answered := make(chan struct{}, 10)
+	queue.OnKeep(func() { answered <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
 	for range 3 {
 		r.signal(syscall.SIGHUP)
 		log.Await(t, "upgrade queued")
+		proctest.Within(t, "the answer", answered)
 	}
 	r.noUpgrade()
 	r.upg.outcomes <- errRefused
