@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/service"
 )
 
@@ -64,8 +64,15 @@ func TestControlUpgrade(t *testing.T) {
 	opts, log := logged()
 	r, socket := startControlled(t, opts)
 	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "the process before this one drains")
+	log.Await(t, "upgrade failed")
 	waits := ask(t.Context(), socket, "upgrade?wait")
+	log.Await(t, "upgrade failed")
 	r.noUpgrade()
+	for range 2 {
+		if queue.IsKept(<-r.upg.early) {
+			t.Error("the Upgrader does not know that somebody waits for the result")
+		}
+	}
 	close(r.upg.parent)
 	<-r.upg.upgrades
 	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "another upgrade is under way")
@@ -130,7 +137,7 @@ func TestControlWithoutUpgrader(t *testing.T) {
 	opts, log := logged()
 	opts.Control = filepath.Join(proctest.SocketDir(t), "ctl")
 	r := &run{t: t, ran: make(chan error, 1)}
-	go func() { r.ran <- service.Run((*tableflip.Upgrader)(nil), opts) }()
+	go func() { r.ran <- service.Run(nil, opts) }()
 	log.Await(t, "can't be upgraded")
 	log.Await(t, "ready")
 	for _, question := range []string{"upgrade", "upgrade?wait", "rehearse"} {

@@ -287,7 +287,8 @@ func (p *process) untilExit() (wanted bool) {
 	var retry <-chan struct{} // alone if an upgrade is remembered that was too early
 	stop := p.told.stop.Done()
 	for {
-		if wanted && !trying {
+		// After the end it is for the new process.
+		if wanted && !trying && !hasEnded(p.upg) {
 			wanted, retry = false, nil
 			begin(func() bool { return isTooEarly(p.upgrade(queue.Keeping(p.told.stop))) })
 		}
@@ -303,12 +304,9 @@ func (p *process) untilExit() (wanted bool) {
 		case <-retry:
 			wanted, retry = true, nil
 		case a := <-p.asks:
-			switch {
-			case p.told.stop.Err() != nil:
-				a.result <- tableflip.ErrStopped
-			case trying:
+			if trying {
 				a.result <- tableflip.ErrUpgradeInProgress
-			default:
+			} else {
 				begin(func() bool { a.result <- a.try(a.ctx); return false })
 			}
 		case tooEarly := <-tried:
@@ -325,6 +323,15 @@ func (p *process) untilExit() (wanted bool) {
 		case <-p.told.now.Done():
 			p.upg.Stop()
 		}
+	}
+}
+
+func hasEnded(upg Upgrader) bool {
+	select {
+	case <-upg.Exit():
+		return true
+	default:
+		return false
 	}
 }
 

@@ -453,6 +453,32 @@ func TestStopping(t *testing.T) {
 	}
 }
 
+func TestStoppingThatHangs(t *testing.T) {
+	called := make(chan struct{})
+	opts := quiet()
+	opts.Stopping = func() { close(called); select {} }
+	r := startServers(t, opts)
+	r.signal(syscall.SIGINT)
+	proctest.Within(t, "Stopping", called)
+	r.signal(syscall.SIGINT)
+	proctest.OK(t, r.returns())
+}
+
+// It may have been replaced just before Run sees that it was told to stop.
+func TestStoppingOfTheJustReplaced(t *testing.T) {
+	opts := quiet()
+	opts.Stopping = func() { t.Error("called") }
+	r := newRun(t)
+	close(r.upg.parent)
+	r.run(justReplaced{r.upg}, opts)
+	r.signal(syscall.SIGTERM)
+	proctest.OK(t, r.returns())
+}
+
+type justReplaced struct{ replaceable }
+
+func (justReplaced) Replaced() bool { return true }
+
 // The service goes on.
 func TestStoppingOfTheReplaced(t *testing.T) {
 	opts := quiet()
