@@ -214,7 +214,10 @@ func (c *framedConn) sent(p []byte) {
 		p = p[c.out.pass(p):]
 		if c.out.ended() {
 			c.greeted = true
-			c.gone = c.gone || c.out.head[headerType] == typeGoAway
+			if c.out.head[headerType] == typeGoAway && !c.gone {
+				c.gone = true
+				c.noteGoAway()
+			}
 		}
 	}
 }
@@ -234,7 +237,9 @@ func (c *framedConn) leave() {
 // net/http's client fails a request that has been given a connection and no stream
 // yet when a GOAWAY arrives on it, if it cannot rewind the body, although it has
 // sent nothing of it. Requests follow responses. So the hold makes it likely that
-// the client has sent the requests which it was about to send.
+// the client has sent the requests which it was about to send. To hold until the client
+// acknowledges a PING, 35 ms at most, did not lose less in 160 drains on two busy
+// processors.
 func (c *framedConn) begin() {
 	if !c.greeted || !c.leaving || c.begun {
 		return

@@ -400,7 +400,13 @@ func TestPassesOn(t *testing.T) {
 	second.do("notify", "FDSTORE=1") // nor this
 	second.do("notify", "WATCHDOG=1")
 	wantPassedOn("WATCHDOG=1")
-	second.do("notify", "STOPPING=1")
+	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=2")
+	wantPassedOn("RELOADING=1", "MONOTONIC_USEC=2")
+	third := second.spawn(b)
+	second.Order("die")
+	third.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", third.PID))
+	wantPassedOn("READY=1")
+	third.do("notify", "STOPPING=1")
 	wantPassedOn("STOPPING=1")
 }
 
@@ -416,7 +422,8 @@ func TestSocketActivation(t *testing.T) {
 		proctest.OK(t, err)
 		defer socket.Close()
 		cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`}, arguments...)...)
-		cmd.ExtraFiles = []*os.File{socket}
+		other := proctest.Opened[*os.File](t)(os.CreateTemp(b.dir, ""))
+		cmd.ExtraFiles = []*os.File{socket, other}
 		b.start(cmd)
 		main := b.next()
 		if got := main.do("environment", "TABLEFLIP_SUPERVISOR_EXEC"); got != "" {
@@ -431,12 +438,26 @@ func TestSocketActivation(t *testing.T) {
 		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", b.pid)); got == socket.Name() {
 			t.Errorf("%s: the supervisor keeps it open: %v", role, err)
 		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/4", b.pid)); got != other.Name() {
+			t.Errorf("%s: the supervisor has closed what is no socket of its own: %s, %v", role, got, err)
+		}
 		main.Order("exit", "0")
 		b.wantStatus(0)
 	}
 }
 
 // A process that polls wakes up. The bound is a wake-up every 50 milliseconds; two in a
+// Sockets that something in between has passed on are not the service's own.
+func TestSocketActivationOfAnother(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	arguments := append(proctest.Arguments("supervise"), "--", "/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=1 exec "$0" "$@"`)
+	b.start(command(append(arguments, proctest.Arguments("self")...)))
+	if got := b.next().do("environment", "LISTEN_PID"); got != "1" {
+		t.Errorf("LISTEN_PID=%s, want 1", got)
+	}
+}
+
 // minute were measured.
 func TestSleepsWhenIdle(t *testing.T) {
 	t.Parallel()
@@ -468,6 +489,7 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
 	current := b.next()
+	helper := current.spawn(b)
 	count := func() int {
 		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.pid))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -481,6 +503,11 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 		current.AwaitEnd()
 		current = child
 		current.do("attach", "FDSTORE=1")
+		// What is ignored.
+		current.do("notify", fmt.Sprint("MAINPID=", os.Getpid()))
+		current.do("notify", fmt.Sprint("MAINPID=", current.PID))
+		helper.do("notify", fmt.Sprint("MAINPID=", helper.PID))
+		helper.barrier()
 	}
 	turn()
 	before := count()

@@ -105,6 +105,58 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 	second.wantSignals("SIGUSR1")
 }
 
+// After a failed upgrade the main process ends as it would have before.
+func TestFailedUpgradeIsOver(t *testing.T) {
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.do("notify", "READY=1\nSTATUS=upgrade failed: exit status 1")
+	main.Order("exit", "0")
+	b.wantStatus(0)
+}
+
+// Who is told to stop in an upgrade, and stops, has done what it was to do.
+func TestStopInAnUpgrade(t *testing.T) {
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	b.signal(syscall.SIGTERM)
+	main.wantSignals("SIGTERM")
+	main.Order("exit", "0")
+	b.wantStatus(0)
+}
+
+// A main process that says that it is the main one has not handed over.
+func TestMainPIDOfItself(t *testing.T) {
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.do("notify", fmt.Sprintf("MAINPID=%d", main.PID))
+	child := main.spawn(b)
+	main.barrier()
+	main.Order("die")
+	b.log.Await("waiting for a new main process")
+	child.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", child.PID))
+	b.signal(syscall.SIGUSR1)
+	child.wantSignals("SIGUSR1")
+	child.do("notify", "STOPPING=1")
+	child.Order("exit", "0")
+	b.wantStatus(0)
+}
+
+// What is left of a service cannot become its main process.
+func TestMainPIDTooLate(t *testing.T) {
+	b := startBed(t, []string{"-stop", "1h"}, "puppet")
+	main := b.next()
+	helper := main.spawn(b)
+	main.Order("exit", "3")
+	helper.wantSignals("SIGTERM")
+	helper.do("notify", fmt.Sprintf("MAINPID=%d", helper.PID))
+	b.log.Await("ignored MAINPID", "too late")
+	helper.Order("exit", "0")
+	b.wantStatus(3)
+}
+
 // The old process has committed, and no longer stops the service by a signal.
 func TestSignalsToStopDuringTheHandOver(t *testing.T) {
 	b := startBed(t, nil, "puppet")
@@ -134,8 +186,10 @@ func TestTakeover(t *testing.T) {
 	second := first.spawn(b)
 	first.Order("die")
 	b.log.Await("waiting for a new main process")
-	b.signal(syscall.SIGHUP)
-	b.log.Await("holding", "SIGHUP")
+	for range 2 { // of which one arrives
+		b.signal(syscall.SIGHUP)
+		b.log.Await("holding", "SIGHUP")
+	}
 	b.signal(syscall.SIGTERM)
 	b.log.Await("holding", "SIGTERM")
 	second.wantNoMoreSignals()
@@ -144,6 +198,9 @@ func TestTakeover(t *testing.T) {
 	second.do("notify", "STOPPING=1")
 	second.Order("exit", "0")
 	b.wantStatus(0)
+	if n := b.log.Count("msg=forwarded signal=SIGHUP"); n != 1 {
+		t.Errorf("forwarded %d times", n)
+	}
 }
 
 func TestTakeoverThatDoesNotHappen(t *testing.T) {

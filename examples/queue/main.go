@@ -69,13 +69,10 @@ func (q queue) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // consume does jobs until ctx ends, which it looks at between two of them.
 func (q queue) consume(ctx context.Context) error {
-	for poll := time.NewTicker(10 * time.Millisecond); ; {
+	for poll := time.NewTicker(10 * time.Millisecond); ctx.Err() == nil; {
 		jobs, _ := filepath.Glob(filepath.Join(string(q), "*.job"))
 		for _, job := range jobs {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err := q.do(job); err != nil {
+			if err := q.do(job); err != nil || ctx.Err() != nil {
 				return err
 			}
 		}
@@ -84,6 +81,7 @@ func (q queue) consume(ctx context.Context) error {
 		case <-poll.C:
 		}
 	}
+	return nil
 }
 
 func (q queue) do(job string) error {

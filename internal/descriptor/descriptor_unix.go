@@ -52,12 +52,10 @@ func Close(fd uintptr) error {
 // the other end of its pipe was closed. It reads nothing from the pipe.
 func Poll(fd uintptr) (readable, hungUp bool) {
 	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(polled, 0)
-	for err == unix.EINTR {
-		n, err = unix.Poll(polled, 0)
-	}
-	if n < 1 || err != nil {
-		return false, false
+	for {
+		if _, err := unix.Poll(polled, 0); err != unix.EINTR {
+			break
+		}
 	}
 	readable = polled[0].Revents&unix.POLLIN != 0
 	return readable, polled[0].Revents&unix.POLLHUP != 0 || readable && isAtEnd(fd)

@@ -14,21 +14,8 @@ import (
 // What this package opens never gets the number of a standard stream, which is free
 // once a program has closed that.
 func TestPipeStreams(t *testing.T) {
-	stdin, err := unix.Dup(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Close(0); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		unix.Close(0)
-		if fd, err := unix.Dup(stdin); fd != 0 {
-			t.Errorf("standard input is %d, %v", fd, err)
-		}
-		unix.Close(stdin)
-	}()
-
+	closeStream(t, 0)
+	closeStream(t, 2)
 	r, w, err := descriptor.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -37,8 +24,10 @@ func TestPipeStreams(t *testing.T) {
 	if r.Fd() < 3 || w.Fd() < 3 {
 		t.Errorf("the pipe has the numbers %d and %d", r.Fd(), w.Fd())
 	}
-	if _, err := unix.FcntlInt(0, unix.F_GETFD, 0); err == nil {
-		t.Error("standard input is still open")
+	for _, stream := range []uintptr{0, 2} {
+		if isOpen(stream) {
+			t.Errorf("descriptor %d is still open", stream)
+		}
 	}
 	if _, err := io.WriteString(w, "a"); err != nil {
 		t.Error(err)
@@ -48,7 +37,7 @@ func TestPipeStreams(t *testing.T) {
 		t.Errorf("read %q, %v", got, err)
 	}
 
-	dup, err := descriptor.Duplicate(2)
+	dup, err := descriptor.Duplicate(1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,4 +45,28 @@ func TestPipeStreams(t *testing.T) {
 	if dup < 3 {
 		t.Errorf("a duplicate has the number %d", dup)
 	}
+}
+
+// closeStream closes a standard stream until the end of the test.
+func closeStream(t *testing.T, stream int) {
+	t.Helper()
+	saved, err := unix.FcntlInt(uintptr(stream), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(stream); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.Close(stream)
+		if fd, err := unix.FcntlInt(uintptr(saved), unix.F_DUPFD, stream); fd != stream {
+			t.Errorf("descriptor %d is %d, %v", stream, fd, err)
+		}
+		unix.Close(saved)
+	})
+}
+
+func isOpen(fd uintptr) bool {
+	_, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
+	return err == nil
 }

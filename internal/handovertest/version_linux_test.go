@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -47,7 +46,7 @@ func testVersionParent(t *testing.T, arg, heard string) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	if m := s.Await("offers"); m.Text != "reload,upgrade" {
+	if m := s.Await("offers"); m.Text != "reload,upgrade,earlier" {
 		t.Errorf("the parent offers %q", m.Text)
 	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
@@ -241,7 +240,7 @@ func TestVersionChild(t *testing.T) {
 // A commit that was taken back before it was read is none. Whether Ready would return in
 // the time that it takes to hear all lines is up to the scheduler, so that this tries often.
 func TestVersionChildCommitTakenBack(t *testing.T) {
-	for try := range 20 {
+	for try := range 10 {
 		t.Run(strconv.Itoa(try), func(t *testing.T) {
 			s := proctest.NewService(t)
 			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
@@ -255,9 +254,7 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 
 func init() {
 	proctest.Role("spoken-to", func() {
-		proctest.Must(io.Copy(io.Discard, os.Stdin))
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		runtime.Gosched()
 		ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
 		go func() {
 			for {
@@ -338,14 +335,14 @@ func init() {
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
 	var read, write []*os.File
-	for range 4 {
+	for range 5 {
 		r, w, err := os.Pipe()
 		proctest.OK(t, err)
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent",
-		write[0], os.Stderr, write[1], write[2])
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one",
+		write[0], os.Stderr, write[1], write[2], write[3], write[4])
 	for _, w := range write {
 		w.Close()
 	}
@@ -356,7 +353,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 	if m := s.Await("files"); m.Text != "[fd:known:]" {
 		t.Errorf("the child got the files %s", m.Text)
 	}
-	for i, r := range read[:3] {
+	for i, r := range read {
 		r.SetReadDeadline(time.Now().Add(proctest.Patience))
 		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 			t.Errorf("descriptor %d of an unknown kind is open: %v", i, err)

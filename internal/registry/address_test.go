@@ -116,6 +116,7 @@ func TestOtherAddresses(t *testing.T) {
 		{address{"tcp6", "[::]:PORT"}, address{"tcp4", ":PORT"}},
 		{address{"udp4", "127.0.0.1:PORT"}, address{"udp6", "localhost:PORT"}},
 		{address{"tcp", "127.0.0.2:PORT"}, address{"tcp", "127.0.0.1:PORT"}},
+		{address{"tcp", "[::1]:PORT"}, address{"tcp4", "localhost:PORT"}},
 		{address{"tcp", "127.0.0.1:PORT"}, address{"tcp", ""}},
 		{address{"tcp", "127.0.0.1:PORT"}, address{"systemd", ""}},
 	} {
@@ -173,6 +174,20 @@ func TestUnixSpellings(t *testing.T) {
 			t.Errorf("%q to %q: %v, %v", test.before, test.after, ln, err)
 		}
 		r.Stop(true, errStopped)
+	}
+}
+
+// So is one that was renamed into place.
+func TestRenamedSpellings(t *testing.T) {
+	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
+	t.Chdir(dir)
+	r := firstGeneration(t, registry.Options{})
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", dir+"/new"))
+	proctest.OK(t, os.Rename("new", "s"))
+	proctest.OK(t, r.AddListener("unix", dir+"/s", ln.(registry.Listener), true))
+	c := child(t, r, registry.Options{})
+	if ln, err := c.Listener("unix", "s"); ln == nil || err != nil {
+		t.Errorf("found %v, %v", ln, err)
 	}
 }
 

@@ -162,7 +162,7 @@ func (b *bed) work(ctx context.Context) {
 	}
 	clients := load.Start(working, kinds, b.seed, b.record.add)
 	go b.tellPhases(working)
-	go b.record.watchStalls(working)
+	go b.record.watchStalls(working, b.target.udp)
 	for _, a := range b.plan(random) {
 		if !load.Sleep(ctx, b.wait(a)) {
 			break

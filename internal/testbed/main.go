@@ -18,9 +18,9 @@
 //     connection). On a kept connection that holds for requests after a pause of less
 //     than the idle grace (-grace); a longer one may meet a connection that the drain is
 //     closing, and is counted as not promised if it fails.
-//   - A request with a deadline of 200 ms meets it, if nothing stands still: what is
-//     late during a fault, or while the machine has no processor for the test-bed, is
-//     counted as not promised.
+//   - A request with a deadline of 200 ms meets it. What is late during a fault, or
+//     while the machine has no processor for a datagram to be answered, is counted as
+//     not promised; so is whatever fails while that lasts for about an idle grace.
 //   - A TCP connection stays with the process that accepted it, until its client
 //     ends it (which the clients here do within the drain deadline, -drain).
 //   - A datagram that was sent is answered. Each client has at most four in flight,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"example.com/tableflip/internal/load"
+	"example.com/tableflip/internal/testbed/wire"
 )
 
 // recorder owns the counts. All methods are safe for concurrent use.
@@ -26,6 +28,7 @@ type recorder struct {
 	failures []failure
 	crashes  []window
 	stalls   []window
+	faults   []window
 	phase    phase
 }
 
@@ -117,16 +120,27 @@ func (r *recorder) crashed(w window) {
 	r.crashes = append(r.crashes, w)
 }
 
-// A client whose requests have a deadline is promised nothing while the machine, or one of
-// the servers, stands still.
+// What is promised of time holds while nothing stands still: not in a fault, and not while
+// the machine has no processor for the clients or the server.
 
-// stallLimit is how late a timer may be on a machine that does not stand still.
+// stallLimit is how late a timer and a datagram may be on a machine that does not stand
+// still.
 const stallLimit = deadline / 8
 
-// watchStalls notes when nobody who is due gets a processor.
-func (r *recorder) watchStalls(ctx context.Context) {
+// watchStalls looks how long the server takes to answer a datagram. It has no part in any
+// drain.
+func (r *recorder) watchStalls(ctx context.Context, udp string) {
 	const interval = 5 * time.Millisecond
+	content, answer := wire.Content(0, 16), make([]byte, 2<<10)
+	conn, err := net.Dial("udp", udp)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
 	for began := time.Now(); load.Sleep(ctx, interval); began = time.Now() {
+		conn.SetDeadline(time.Now().Add(datagramLimit))
+		conn.Write(content)
+		conn.Read(answer)
 		if time.Since(began) > interval+stallLimit {
 			r.stalled(began, time.Now())
 		}
@@ -139,13 +153,22 @@ func (r *recorder) stalled(from, to time.Time) {
 	r.stalls = append(r.stalls, window{from: from, to: to})
 }
 
-// missedDeadline reports whether a failure is of a deadline, in a stall.
-func (r *recorder) missedDeadline(f failure) bool {
+// disturbed notes that one of the servers may have stood still.
+func (r *recorder) disturbed(from, to time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = append(r.faults, window{from: from, to: to})
+}
+
+// standstill reports whether a failure is of a deadline, in a stall or a fault, or of a
+// stall that has lasted about as long as the server's grace.
+func (r *recorder) standstill(f failure) bool {
 	isDeadline := errors.Is(f.Err, context.DeadlineExceeded) || status.Code(f.Err) == codes.DeadlineExceeded
-	if !isDeadline || f.Ended.Sub(f.Began) >= load.Limit {
-		return false
+	isDeadline = isDeadline && f.Ended.Sub(f.Began) < load.Limit
+	excuses := func(w window) bool {
+		return f.Ended.After(w.from) && f.Began.Before(w.to) && (isDeadline || w.to.Sub(w.from) > r.grace*8/10)
 	}
-	return slices.ContainsFunc(r.stalls, func(w window) bool { return f.Ended.After(w.from) && f.Began.Before(w.to) })
+	return slices.ContainsFunc(r.stalls, excuses) || isDeadline && slices.ContainsFunc(r.faults, excuses)
 }
 
 // verdict says whose fault a failure is.
@@ -164,7 +187,7 @@ func (r *recorder) judge(f failure) verdict {
 			return crash
 		}
 	}
-	if f.unpromised != "" || r.missedDeadline(f) {
+	if f.unpromised != "" || r.standstill(f) {
 		return unpromised
 	}
 	return lost

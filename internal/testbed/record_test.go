@@ -43,12 +43,17 @@ func TestJudge(t *testing.T) {
 		{"a call's deadline missed in a stall", 30, 30.2, 0, status.Error(codes.DeadlineExceeded, ""), unpromised},
 		{"an answer that never came, for a stall", 30, 50, 0, context.DeadlineExceeded, lost},
 		{"another failure in a stall", 30, 30.2, 0, io.EOF, lost},
+		{"another failure in a long stall", 60.5, 60.6, 0, io.EOF, unpromised},
+		{"a deadline missed in a fault", 70, 70.2, 0, context.DeadlineExceeded, unpromised},
+		{"another failure in a fault", 70, 70.2, 0, io.EOF, lost},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := newRecorder(grace)
 			r.crashed(window{from: at(10), to: at(11)})
 			r.crashed(window{from: at(20), dead: at(20.2), to: at(21)})
 			r.stalled(at(30.1), at(30.3))
+			r.stalled(at(60), at(60.9))
+			r.disturbed(at(70), at(75))
 			r.add(load.Exchange{Kind: "kind", Began: at(test.began), Ended: at(test.ended), Idle: test.idle, Err: test.err})
 			if k := r.kinds["kind"]; k.sent != 1 || k.answered != 0 || len(r.failures) != 1 {
 				t.Fatalf("got %+v and %d failures, want one", k, len(r.failures))

@@ -23,6 +23,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/control"
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/service"
 )
 
@@ -42,6 +43,7 @@ func main() {
 	pidFile := flag.String("pid-file", "", "`file` for the process ID")
 	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
 	forget := flag.Bool("forget", false, "clear the environment at the start")
+	maxDraining := flag.Int("max-draining", 0, "how many earlier processes may drain when an upgrade begins")
 	patient := flag.Bool("patient", false, "drain as long as it takes, although the new process has died")
 	ctl := flag.String("ctl", "", "ask the service that runs, as tableflip-ctl does")
 	flag.Parse()
@@ -59,6 +61,7 @@ func main() {
 		PIDFile:         *pidFile,
 		UpgradeTimeout:  upgradeTimeout,
 		DescriptorStore: *store,
+		MaxDraining:     *maxDraining,
 		Command:         wrap,
 		Logger:          slog.Default(),
 	})
@@ -110,7 +113,7 @@ func main() {
 	case "cert":
 		servers = append(servers, service.HTTP(&http.Server{Addr: ":0", TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}))
 	}
-	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{Control: controlSocket}, servers...)
+	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{WaitHijacked: true, Control: controlSocket}, servers...)
 	if err == nil {
 		err = <-echoed
 	}
@@ -185,6 +188,9 @@ func (u *readyUpgrader) Ready() error {
 // query is "hold=drain", or never if it is "hold=forever".
 func answer(upg *tableflip.Upgrader) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if load.ServeHeld(w, r) {
+			return
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the client is gone
