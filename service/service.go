@@ -384,6 +384,9 @@ func (p *process) drain() error {
 	ctx, cut := context.WithCancelCause(p.told.now)
 	defer cut(nil)
 	go p.limitDrain(ctx, cut)
+	if p.upg.Replaced() {
+		go p.passOn(ctx)
+	}
 
 	errs := make([]error, len(p.fronts))
 	var wait sync.WaitGroup
@@ -408,6 +411,21 @@ func (p *process) drain() error {
 	case <-ctx.Done():
 	}
 	return errors.Join(errs...)
+}
+
+// passOn has the process in charge heed the signals to upgrade that come while this one,
+// which was replaced, drains: systemd sends them here if it learns the main process from a
+// PID file, which it may not read before this process ends.
+func (p *process) passOn(ctx context.Context) {
+	for {
+		select {
+		case <-p.told.upgrade:
+			queue.Keep()
+			p.opts.Logger.Info("upgrade passed on")
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // limitDrain cuts a drain when the first of the timeouts that have begun is over.

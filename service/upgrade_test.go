@@ -110,11 +110,28 @@ func TestUpgradeAskedAtTheEnd(t *testing.T) {
 	for range 20 {
 		opts, log := logged()
 		r := newRun(t)
-		r.run(askedAtItsEnd{r.upg}, opts)
+		go func() { r.ran <- service.Run(askedAtItsEnd{r.upg}, opts) }()
 		log.Await(t, "upgrade passed on")
 		proctest.OK(t, r.returns())
 		r.noUpgrade()
 	}
+}
+
+// A service manager may know only the process that drains.
+func TestUpgradeWhileDraining(t *testing.T) {
+	kept := make(chan struct{}, 1)
+	queue.OnKeep(func() { kept <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
+	r := startRun(t, quiet(), conversations())
+	request := r.begin()
+	r.upg.end()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	for range 2 {
+		r.signal(syscall.SIGHUP)
+		proctest.Within(t, "the upgrade", kept)
+	}
+	request.end()
+	proctest.OK(t, r.returns())
 }
 
 // An upgrade that has begun is the one that was too early before.
