@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds every wait for an event. No test passes because of it.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A service is a server on a loopback listener, and its Drainer.
 type service struct {
