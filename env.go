@@ -61,7 +61,7 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited.handle = adoptOthers(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
+	inherited.adopt(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
 	inherit.Forget()
 	return r, inherited, nil
 }
@@ -77,21 +77,25 @@ func ownEntries(entries []*nametable.Entry) []*nametable.Entry {
 	return nil
 }
 
-// adoptOthers returns the handle of the parent's process, if it is among the
-// descriptors of entries, which are open from first on. It closes the others, which
-// come from a later version of this package.
-func adoptOthers(entries []*nametable.Entry, first uintptr) (handle *process.Handle) {
+// adopt takes over the handle of the parent's process and the elders, as far as they are
+// among the descriptors of entries, which are open from first on. It closes the others,
+// which come from a later version of this package.
+func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
 	for i, e := range entries {
-		fd := first + uintptr(i)
-		if e.Name == parentHandle && handle == nil {
-			if h, err := process.Inherited(fd); err == nil {
-				handle = h
-				continue
+		fd, adopted := first+uintptr(i), false
+		if e.Name == parentHandle && p.handle == nil {
+			handle, err := process.Inherited(fd)
+			if adopted = err == nil; adopted {
+				p.handle = handle
 			}
+		} else {
+			p.older, adopted = adoptElder(p.older, e, fd, p.generation.PID != 0)
 		}
-		_ = descriptor.Close(fd)
+		if !adopted {
+			_ = descriptor.Close(fd)
+		}
 	}
-	return handle
+	p.older = slices.DeleteFunc(p.older, func(e *elder) bool { return e.ready == nil || e.verdict == nil })
 }
 
 func takeOverActivated(opts registry.Options) (*registry.Registry, error) {

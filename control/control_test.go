@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +31,9 @@ func init() {
 	proctest.Role("ctl", func() { os.Exit(control.Main(os.Args[2:]...)) })
 }
 
+// maxDraining is the variable for Options.MaxDraining.
+const maxDraining = "CONTROLTEST_MAXDRAINING"
+
 // serveRole is a service whose Arg is a directory. There it finds how it is to behave,
 // and there is its control socket. It has no other, and drains until it is told that it
 // has drained, if it is to.
@@ -42,7 +46,8 @@ func serveRole() {
 	case "hang":
 		wire.Hang()
 	}
-	upg := proctest.Must(tableflip.New(tableflip.Options{}))
+	limit, _ := strconv.Atoi(os.Getenv(maxDraining))
+	upg := proctest.Must(tableflip.New(tableflip.Options{MaxDraining: limit, UpgradeTimeout: proctest.Patience}))
 	defer upg.Stop()
 	ctl := proctest.Must(control.New(upg, filepath.Join(directory, "ctl"), control.Options{
 		Connections: func() int { return 3 },
@@ -91,11 +96,11 @@ type service struct {
 	current   *proctest.Process // which is in charge
 }
 
-func start(t *testing.T) *service {
+func start(t *testing.T, env ...string) *service {
 	t.Helper()
 	directory := proctest.SocketDir(t)
 	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
-	s.Start(s.Command("serve", s.Wire(), proctest.WithArg(directory)))
+	s.Start(s.Command("serve", append(env, s.Wire(), proctest.WithArg(directory))...))
 	s.adopt()
 	return s
 }
@@ -305,6 +310,61 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// Whoever is in charge knows of all that drain, in whatever order they end.
+func TestManyDrain(t *testing.T) {
+	s := start(t, maxDraining+"=2")
+	s.setFlaw("drain")
+	var drain []*proctest.Process
+	upgrade := func() {
+		t.Helper()
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		drain = append(drain, s.adopt())
+	}
+	end := func(i int) {
+		t.Helper()
+		drain[i].Order("drained")
+		drain[i].AwaitEnd()
+		drain = slices.Delete(drain, i, i+1)
+	}
+	wantDraining := func() {
+		t.Helper()
+		var others []int
+		for _, p := range drain {
+			others = append(others, p.PID)
+		}
+		proctest.AwaitThat(t, fmt.Sprint("the status knows of ", others), func() bool {
+			var known []int
+			for _, other := range s.status().Others {
+				if other.Connections == 3 {
+					known = append(known, other.PID)
+				}
+			}
+			return slices.Equal(known, others)
+		})
+	}
+	for range 3 {
+		upgrade()
+		wantDraining()
+	}
+	end(1)
+	wantDraining()
+	upgrade()
+	wantDraining()
+
+	waits := s.ctl("-wait", "upgrade")
+	end(0)
+	s.wantExit(waits, 0, "has taken over")
+	drain = append(drain, s.adopt())
+	wantDraining()
+	for len(drain) > 0 {
+		end(len(drain) / 2)
+	}
+	proctest.AwaitThat(t, "all that have drained are counted", func() bool {
+		c := s.status().Counters
+		return c.Drains == 5 && c.ConnectionsCut == 10
+	})
+}
+
 // A generation that is suspended while another ends holds it up no longer than Close may.
 func TestCountersSuspended(t *testing.T) {
 	s := start(t)
@@ -402,11 +462,11 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
 	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
 
-	second := s.ctl("-wait", "upgrade")
+	second := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
 	s.setFlaw("")
 	proctest.Kill(t, child.PID, syscall.SIGKILL)
 	s.wantExit(first, 1, "killed")
-	s.wantExit(second, 0, "has taken over")
+	s.want(proctest.Within(t, "the second answer", second), http.StatusOK, "has taken over")
 	s.adopt().AwaitEnd()
 	s.wantInCharge()
 }
@@ -434,11 +494,11 @@ func TestUpgradeDuringDrain(t *testing.T) {
 	old := s.adopt()
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "drains")
 	s.wantExit(s.ctl("upgrade"), 3, "drains")
-	waits := s.ctl("-wait", "upgrade")
+	waits := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
 
 	s.setFlaw("")
 	old.Order("drained")
-	s.wantExit(waits, 0, "has taken over")
+	s.want(proctest.Within(t, "the answer", waits), http.StatusOK, "has taken over")
 	s.adopt()
 	s.wantInCharge()
 }

@@ -29,9 +29,9 @@ import (
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero or negative.
 const DefaultDrainTimeout = 30 * time.Second
 
-// hurryTimeout takes the place of DrainTimeout once the process that has replaced this
-// one has died: nobody serves until a supervisor, which waits for this process, too,
-// starts another.
+// hurryTimeout takes the place of DrainTimeout once this process should hurry: because
+// its place is needed, or because the process that has replaced it has died, and nobody
+// serves until a supervisor, which waits for this process, too, starts another.
 const hurryTimeout = time.Second
 
 // Options are the options of Run. The zero value is usable.
@@ -55,7 +55,8 @@ type Options struct {
 	// once it has been replaced or stopped. What is left then is cut. If zero or
 	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
 	// drains has one more second, because a supervisor waits for its end before it
-	// starts the service again.
+	// starts the service again. So has one whose place is needed by an upgrade, because
+	// more processes drain than the MaxDraining of [tableflip.Options] allows.
 	DrainTimeout time.Duration
 
 	// StopTimeout, if positive, takes the place of DrainTimeout once the process was told
@@ -125,10 +126,11 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
 // process and its group, as timeout -s INT does, sends two.
 //
-// A signal to upgrade that comes while an upgrade is under way, or while the previous
-// process still drains, is remembered, at most once, and obeyed when that has ended, by
-// the new process if the upgrade has succeeded. A signal to stop cancels an upgrade. A
-// failed upgrade is logged, and Run goes on.
+// A signal to upgrade that comes while an upgrade is under way, or while earlier processes
+// still drain, is remembered, at most once, and obeyed when that has ended, by the new
+// process if the upgrade has succeeded. If the MaxDraining of [tableflip.Options] is
+// positive, earlier processes may drain, and the upgrade itself waits if there are too
+// many. A signal to stop cancels an upgrade. A failed upgrade is logged, and Run goes on.
 //
 // If upg is nil, as it is where tableflip.New returns [tableflip.ErrNotSupported], Run
 // serves without upgrades, and logs that.
@@ -435,7 +437,7 @@ func (p *process) limitDrain(ctx context.Context, cut context.CancelCauseFunc) {
 			cutAfter(stopTimeout, "it was told to stop")
 		case <-hurry:
 			hurry = nil
-			cutAfter(hurryTimeout, "the new process has died")
+			cutAfter(hurryTimeout, "it was told to hurry")
 		case <-ctx.Done():
 			return
 		}

@@ -318,7 +318,7 @@ func TestDrainHurries(t *testing.T) {
 	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
 	request.goesOn()
 	close(r.upg.hurry)
-	r.isCutBy("new process has died")
+	r.isCutBy("told to hurry")
 }
 
 // pausedUpgrader is told to stop before it is ready.

@@ -34,12 +34,10 @@
 // # Several generations that drain
 //
 // A point takes any number of claims, and outlives its generation's replacement, so that
-// a later child can claim there, too: it must only inherit it. Once several generations
-// may drain, Join can pass on the points of those that live, by the names NAME.1, NAME.2
-// and so on, claim at each, and drop those that answer with io.EOF. Every generation
-// then has a link of its own to the newest one, which Accept returns, and which does not
-// depend on those in between. Today a generation that is not the newest one's parent has
-// ended, so that nothing is passed on.
+// a later child can claim there, too. Join passes on the points of the older generations
+// that live by the names NAME.1, for the parent's, NAME.2 and so on, and claims at each. So
+// every generation has a link of its own to each that came after it, which Accept returns,
+// and which does not depend on those in between.
 //
 // # The sockets
 //

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/service"
 )
 
@@ -38,6 +39,7 @@ func main() {
 	pidFile := flag.String("pid-file", "", "`file` for the process ID")
 	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
 	forget := flag.Bool("forget", false, "clear the environment at the start")
+	maxDraining := flag.Int("max-draining", 0, "how many earlier processes may drain when an upgrade begins")
 	patient := flag.Bool("patient", false, "drain as long as it takes, although the new process has died")
 	flag.Parse()
 	log.SetFlags(0)
@@ -51,6 +53,7 @@ func main() {
 		PIDFile:         *pidFile,
 		UpgradeTimeout:  upgradeTimeout,
 		DescriptorStore: *store,
+		MaxDraining:     *maxDraining,
 		Command:         wrap,
 		Logger:          slog.Default(),
 	})
@@ -88,7 +91,7 @@ func main() {
 		}
 		go func() { echoed <- echo(upg, datagrams) }()
 	}
-	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{},
+	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{WaitHijacked: true},
 		service.HTTP(&http.Server{Addr: ":8080", Handler: answer(upg)}),
 		service.HTTP(&http.Server{Addr: "/run/web.sock", Handler: answer(upg)}),
 	)
@@ -166,6 +169,9 @@ func (u *readyUpgrader) Ready() error {
 // query is "hold=drain", or never if it is "hold=forever".
 func answer(upg *tableflip.Upgrader) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if load.ServeHeld(w, r) {
+			return
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the client is gone
