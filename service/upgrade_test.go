@@ -83,7 +83,7 @@ func TestUpgradeWaitsForParent(t *testing.T) {
 		log.Await(t, "upgrade queued")
 	}
 	close(r.upg.parent)
-	<-r.upg.upgrades
+	proctest.Within(t, "the upgrade", r.upg.upgrades)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
 	r.end()
