@@ -42,13 +42,14 @@ type Options struct {
 
 	// BeforeUpgrade, if not nil, is called before each upgrade and each rehearsal, for
 	// example to check the new configuration or the new binary. If it returns an error,
-	// no new process is started. Its context ends when the process is told to stop. It is
-	// called again before an upgrade that is tried again, because it was too early.
+	// no new process is started. Its context ends when the process is told to stop. An
+	// upgrade that is refused because earlier processes drain is tried again later, and
+	// BeforeUpgrade is called again.
 	BeforeUpgrade func(context.Context) error
 
 	// UpgradeFailed, if not nil, is called with the error of an upgrade that failed, or
 	// that BeforeUpgrade has refused. The process goes on. It is not called for an
-	// upgrade that will be tried again, nor for a rehearsal.
+	// upgrade that is tried again later, nor for a rehearsal.
 	UpgradeFailed func(error)
 
 	// DrainTimeout limits how long the process may take to finish its requests
