@@ -42,13 +42,14 @@ type Options struct {
 
 	// BeforeUpgrade, if not nil, is called before each upgrade and each rehearsal, for
 	// example to check the new configuration or the new binary. If it returns an error,
-	// no new process is started. Its context ends when the process is told to stop. It is
-	// called again before an upgrade that is tried again, because it was too early.
+	// no new process is started. Its context ends when the process is told to stop. An
+	// upgrade that is refused because earlier processes drain is tried again later, and
+	// BeforeUpgrade is called again.
 	BeforeUpgrade func(context.Context) error
 
 	// UpgradeFailed, if not nil, is called with the error of an upgrade that failed, or
 	// that BeforeUpgrade has refused. The process goes on. It is not called for an
-	// upgrade that will be tried again, nor for a rehearsal.
+	// upgrade that is tried again later, nor for a rehearsal.
 	UpgradeFailed func(error)
 
 	// DrainTimeout limits how long the process may take to finish its requests
@@ -126,12 +127,11 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
 // process and its group, as timeout -s INT does, sends two.
 //
-// A signal to upgrade that comes while an upgrade is under way, or while an earlier
-// process still drains, is remembered, at most once, and obeyed when that has ended, by
-// the new process if the upgrade has succeeded. If the MaxDraining of
-// [tableflip.Options] is positive, earlier processes may drain, and the upgrade itself
-// waits if there are too many. A signal to stop cancels an upgrade. A failed upgrade is
-// logged, and Run goes on.
+// A signal to upgrade that comes while an upgrade is under way, or while earlier processes
+// still drain, is remembered, at most once, and obeyed when that has ended, by the new
+// process if the upgrade has succeeded. If the MaxDraining of [tableflip.Options] is
+// positive, earlier processes may drain, and the upgrade itself waits if there are too
+// many. A signal to stop cancels an upgrade. A failed upgrade is logged, and Run goes on.
 //
 // If upg is nil, as it is where tableflip.New returns [tableflip.ErrNotSupported], Run
 // serves without upgrades, and logs that.

@@ -83,38 +83,11 @@ func TestUpgradeWaitsForParent(t *testing.T) {
 		log.Await(t, "upgrade queued")
 	}
 	close(r.upg.parent)
-	<-r.upg.upgrades
+	proctest.Within(t, "the upgrade", r.upg.upgrades)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
 	r.end()
 	r.noUpgrade() // Three were one.
-}
-
-// askedAtItsEnd is asked for an upgrade, and replaced, before Run can notice either.
-type askedAtItsEnd struct{ replaceable }
-
-func (upg askedAtItsEnd) Ready() error {
-	queue.Ask()
-	upg.end()
-	return upg.replaceable.Ready()
-}
-
-// Which of the two Run notices first is up to chance, so that this tries often.
-func TestUpgradeAskedAtTheEnd(t *testing.T) {
-	t.Cleanup(func() {
-		select {
-		case <-queue.Asked():
-		default:
-		}
-	})
-	for range 20 {
-		opts, log := logged()
-		r := newRun(t)
-		go func() { r.ran <- service.Run(askedAtItsEnd{r.upg}, opts) }()
-		log.Await(t, "upgrade passed on")
-		proctest.OK(t, r.returns())
-		r.noUpgrade()
-	}
 }
 
 // A service manager may know only the process that drains.
