@@ -125,6 +125,28 @@ func TestVersionDrainingChild(t *testing.T) {
 	}
 }
 
+// A process that an elder has forked has its end of the pipe open, which therefore does not
+// tell of its death.
+func TestDrainingPipeHeld(t *testing.T) {
+	d := startDraining(t, 1, 2)
+	first, second := d.all[0], d.all[1]
+	first.Order("fork")
+	holder, err := strconv.Atoi(first.Await("forked").Text)
+	proctest.OK(t, err)
+	d.Watch(holder)
+	d.end(second)
+	d.newest().Order("upgrade", "1m")
+	d.wantUpgraded()
+	d.newest().Order("upgrade", "1m")
+	d.awaitHurry(first)
+	d.kill(first)
+	d.wantUpgraded()
+	d.wantAll()
+	d.end(d.all[2])
+	d.end(d.all[3])
+	d.wantAll()
+}
+
 // One that has not been heard of for so long that its pipe is full holds nothing up.
 func TestDrainingPipeFull(t *testing.T) {
 	d := newDrainers(t)

@@ -16,6 +16,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 )
 
 // Several generations drain (Options.MaxDraining).
@@ -38,6 +39,11 @@ func init() {
 		go func() {
 			<-upg.Hurry()
 			w.Report("hurry")
+		}()
+		go func() {
+			for range queue.Asked() {
+				w.Report("asked")
+			}
 		}()
 		alone := make(chan struct{})
 		go func() {
@@ -68,6 +74,10 @@ func init() {
 				}()
 			case "cancel":
 				cancel()
+			case "keep":
+				queue.Keep()
+			case "fork":
+				w.Report("forked", keepPipes())
 			case "add":
 				w.ReportError("added", upg.AddFile("stderr", os.Stderr))
 			case "rehearse":
@@ -251,6 +261,20 @@ func TestDrainingLimit(t *testing.T) {
 	d.end(first)
 	d.wantUpgraded()
 	d.wantAll()
+
+	d.newest().Order("upgrade", "1m")
+	d.awaitHurry(d.all[1])
+	d.end(waiting) // whose end also makes a place
+	d.wantUpgraded()
+	d.wantAll()
+}
+
+// Whoever is asked for an upgrade that it cannot make any more has the process in charge
+// make it.
+func TestDrainingAsked(t *testing.T) {
+	d := startDraining(t, 5, 3)
+	d.all[0].Order("keep")
+	d.newest().Await("asked")
 }
 
 // While an upgrade waits, nothing is started, and it can be ended.
@@ -299,16 +323,23 @@ func TestDrainingMiddleKilled(t *testing.T) {
 	d.wantAll()
 }
 
-// All that drain learn that nobody is in charge, also if one between is stuck.
+// All that drain learn that nobody is in charge.
 func TestDrainingNewestKilled(t *testing.T) {
 	d := startDraining(t, 5, 3)
+	d.wantAll()
+	d.kill(d.newest())
+	for _, p := range d.all[:3] {
+		p.Await("hurry")
+	}
+}
+
+// They need nobody to tell them.
+func TestDrainingNewestKilledMiddleStuck(t *testing.T) {
+	d := startDraining(t, 5, 2)
 	d.wantAll()
 	proctest.Suspend(t, d.all[1].PID)
 	d.kill(d.newest())
 	d.all[0].Await("hurry")
-	d.all[2].Await("hurry")
-	proctest.Continue(t, d.all[1].PID)
-	d.all[1].Await("hurry")
 }
 
 // All that drain learn that the service was stopped, and may take their time.
