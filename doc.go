@@ -115,16 +115,18 @@
 // # The log
 //
 // [Options].Logger receives a record of each step, whose message and attributes stay as
-// they are, so that programs can depend on them. Each names a process by its pid and its
-// generation, counted from the first one, 1:
+// they are, so that programs can depend on them. Each names a process by the attributes
+// process.pid and process.generation, counted from the first one, 1. The group process
+// keeps them apart from a pid that the Logger has of its own:
 //
 //	tableflip: started    the new process was started
-//	tableflip: here       it has called New; if a wrapper started it, pid is now its own
+//	tableflip: here       it has called New; if a wrapper started it, process.pid is now
+//	                      its own
 //	tableflip: ready      it has called Ready
 //	tableflip: committed  it is in charge; took: how long the upgrade took
 //	tableflip: failed     the upgrade failed; error, cause, took
-//	tableflip: in charge  this process is; version and revision of the program, as far as
-//	                      the go command recorded them
+//	tableflip: in charge  this process is; process.version and process.revision: those of
+//	                      the program, as far as the go command recorded them
 //	tableflip: draining   this process has been in charge; replaced: true after an
 //	                      upgrade, false after Stop
 //	tableflip: ended      another process has ended: an earlier one, after it has drained

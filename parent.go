@@ -186,11 +186,11 @@ func (p *parent) hear(words []string) {
 	case word == wordCommit && !decided:
 		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
-		p.refusal = errAborted
 		if slices.Contains(words, wordRehearsal) {
-			p.refusal = errRehearsal
+			p.refuse(errRehearsal)
+		} else {
+			p.refuse(errAborted)
 		}
-		close(p.decided)
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
 		close(p.aborted)
 	case word == wordNotified:
@@ -211,6 +211,21 @@ var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgra
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
 
+// refuse notes that the parent stays in charge.
+func (p *parent) refuse(why error) {
+	p.refusal = why
+	p.leaveElders()
+	close(p.decided)
+}
+
+// leaveElders lets go of the elders before the parent, who must not take this process for a
+// successor: it will be none, and may take its time to exit.
+func (p *parent) leaveElders() {
+	for _, e := range p.older {
+		e.hangUp()
+	}
+}
+
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
 	// Whoever learns that the parent has exited finds these descriptors closed.
@@ -221,8 +236,7 @@ func (p *parent) hearEnd(err error) {
 		close(p.decided)
 	case ended:
 	case !isClosed(p.decided):
-		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
-		close(p.decided)
+		p.refuse(fmt.Errorf("tableflip: can't read the parent's verdict: %w", err))
 	}
 	if p.refusal == nil {
 		p.end()
@@ -328,6 +342,7 @@ func (p *parent) diedUndecided() bool { return isClosed(p.decided) && p.orphan }
 
 func (p *parent) abandonLocked(why error) {
 	p.abandoned = why
+	p.leaveElders()
 	p.hangUp()
 	p.verdict.Close()
 }

@@ -418,6 +418,7 @@ func (u *Upgrader) Ready() error {
 	u.mu.Unlock()
 
 	err := u.takeCharge()
+	build := event.Build() // which takes a while, and is not for mu
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -428,7 +429,7 @@ func (u *Upgrader) Ready() error {
 			u.parent.generation.State, u.parent.generation.Since = stateDraining, u.since
 		}
 		// What is logged waits until Ready has returned.
-		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), event.Build()...)...)
+		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), build...)...)
 	}
 	close(u.accepted)
 	return err
@@ -555,6 +556,12 @@ func (u *Upgrader) notifyMainPID() {
 func (u *Upgrader) answerReload() {
 	u.notifier.Reloading()
 	u.notifier.Ready()
+}
+
+// refuseReload answers a reload that the service manager may have asked for.
+func (u *Upgrader) refuseReload(err error) {
+	u.notifier.Reloading()
+	u.notifier.ReloadFailed(err)
 }
 
 // heedAsked is called when this process's parent, which it has replaced, was asked for a
@@ -734,7 +741,10 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	case starting, accepting:
 		return nil, nil, ErrNotReady
 	case upgrading:
-		if !u.attempt.answered {
+		switch {
+		case u.attempt.rehearsal && u.attempt.undecided == nil:
+			return nil, func() { u.refuseReload(ErrUpgradeInProgress) }, ErrUpgradeInProgress
+		case !u.attempt.answered:
 			u.attempt.reloadAgain = u.attempt.reloadAgain || !rehearsal
 			return nil, nil, ErrUpgradeInProgress
 		}
@@ -758,10 +768,7 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 		return nil, u.notifier.ReloadQueued, refusal
 	}
 	if refusal != nil {
-		return nil, func() {
-			u.notifier.Reloading()
-			u.notifier.ReloadFailed(refusal)
-		}, refusal
+		return nil, func() { u.refuseReload(refusal) }, refusal
 	}
 
 	a = &attempt{caller: caller, began: time.Now(), rehearsal: rehearsal, returned: make(chan struct{})}
@@ -1083,10 +1090,13 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 // settle waits for a child whose death could not be confirmed, no longer than until Stop
 // is called.
 func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
+	<-a.returned
+	inCharge := c.settle(a.stopCtx)
+	// Released last: a handler may call Stop, which waits for the decision.
+	defer u.logs.Hold()()
 	defer close(a.undecided)
 	defer a.stop(nil)
-	<-a.returned
-	if c.settle(a.stopCtx) {
+	if inCharge {
 		mainPID, err := u.notifier.PrepareMainPID()
 		if err == nil {
 			defer mainPID.Close()

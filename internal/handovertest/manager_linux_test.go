@@ -400,7 +400,7 @@ func TestManagerRehearsal(t *testing.T) {
 	m.want(os.Getpid(), "READY=1")
 	m.wantNoMore()
 	rehearse(func() { upg.Upgrade() })
-	m.want(os.Getpid(), reloading, "READY=1")
+	m.want(os.Getpid(), reloading, failed(tableflip.ErrUpgradeInProgress))
 	m.wantNoMore()
 
 	// Nor does the one that asks for an upgrade hear of a rehearsal that is refused.
