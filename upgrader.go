@@ -265,7 +265,6 @@ func New(opts Options) (*Upgrader, error) {
 		parent.listen(func(word string) { go u.heedAsked(word) }, u.noteEnd)
 	}
 	queue.OnKeep(u.keepUpgrade)
-	queue.SetPatient(u.maxDraining > 0)
 	return u, nil
 }
 
@@ -754,6 +753,9 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 		refusal = cancelled(caller)
 	default:
 		refusal = u.unsupervised
+	}
+	if refusal == ErrParentRunning && queue.IsKept(caller) {
+		return nil, u.notifier.ReloadQueued, refusal
 	}
 	if refusal != nil {
 		return nil, func() {

@@ -74,8 +74,19 @@ func TestStreamDrains(t *testing.T) {
 	for range 20 {
 		client.ask("still")
 	}
+	r.waits()
 	client.conn.Close()
 	proctest.OK(t, r.returns())
+}
+
+// waits checks that Run has not returned.
+func (r *run) waits() {
+	r.t.Helper()
+	select {
+	case err := <-r.ran:
+		r.t.Fatalf("Run has returned %v", err)
+	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
+	}
 }
 
 func TestStreamIsCut(t *testing.T) {
@@ -324,11 +335,7 @@ func TestWaitHijacked(t *testing.T) {
 	for range 20 {
 		client.ask("still")
 	}
-	select {
-	case err := <-r.ran:
-		t.Errorf("Run has returned %v", err)
-	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
-	}
+	r.waits()
 	client.conn.Close()
 	proctest.OK(t, r.returns())
 }
@@ -365,11 +372,7 @@ func TestBackgroundWaitsForParent(t *testing.T) {
 	}
 	r.upg.end()
 	proctest.Within(t, "the end of its context", j.told)
-	select {
-	case err := <-r.ran:
-		t.Errorf("Run has returned %v", err)
-	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
-	}
+	r.waits()
 	close(j.end)
 	proctest.OK(t, r.returns())
 }

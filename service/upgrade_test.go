@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -61,21 +63,25 @@ func TestUpgradeSignals(t *testing.T) {
 }
 
 func TestUpgradeWaitsForParent(t *testing.T) {
-	// A service manager that waits for the answer to a reload gets it at once.
-	answered := make(chan struct{}, 10)
-	queue.OnKeep(func() { answered <- struct{}{} })
-	t.Cleanup(func() { queue.OnKeep(nil) })
 	opts, log := logged()
-	r := startBesideParent(t, opts)
-	for range 2 {
-		r.signal(syscall.SIGHUP)
-		log.Await(t, "upgrade queued")
-		proctest.Within(t, "the answer", answered)
+	opts.UpgradeFailed = func(err error) {
+		if !errors.Is(err, errRefused) {
+			t.Errorf("failed: %v", err)
+		}
 	}
-	queue.Ask() // as the parent that was asked for one more does
-	log.Await(t, "upgrade queued")
-	proctest.Within(t, "the answer", answered)
-	r.noUpgrade()
+	r := startBesideParent(t, opts)
+	for _, order := range []func(){
+		func() { r.signal(syscall.SIGHUP) },
+		func() { r.signal(syscall.SIGHUP) },
+		func() { queue.Ask() }, // as the parent that was asked for one more does
+	} {
+		order()
+		// A service manager that waits for the answer to a reload gets it at once.
+		if !queue.IsKept(proctest.Within(t, "an attempt", r.upg.early)) {
+			t.Error("the Upgrader does not know that it will be asked again")
+		}
+		log.Await(t, "upgrade queued")
+	}
 	close(r.upg.parent)
 	<-r.upg.upgrades
 	r.upg.outcomes <- errRefused
@@ -128,17 +134,92 @@ func TestUpgradeWhileDraining(t *testing.T) {
 	proctest.OK(t, r.returns())
 }
 
-// If the Upgrader waits for a place itself, package service does not.
-func TestUpgradeBesideParent(t *testing.T) {
-	queue.SetPatient(true)
-	t.Cleanup(func() { queue.SetPatient(false) })
+// An upgrade that has begun is the one that was too early before.
+func TestUpgradeIsNotTriedTwice(t *testing.T) {
 	opts, log := logged()
-	r := startBesideParent(t, opts)
+	r := newRun(t)
+	upg := unaware{r.upg, make(chan struct{})}
+	r.run(upg, opts)
 	r.signal(syscall.SIGHUP)
-	proctest.Within(t, "an upgrade", r.upg.upgrades)
+	log.Await(t, "upgrade queued")
+	close(r.upg.parent)
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	close(upg.hears)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
 	r.end()
+	r.noUpgrade()
+}
+
+// An unaware Upgrader hears late that its parent has ended.
+type unaware struct {
+	replaceable
+	hears chan struct{}
+}
+
+func (upg unaware) WaitForParent(ctx context.Context) error {
+	<-upg.hears
+	return upg.replaceable.WaitForParent(ctx)
+}
+
+// What comes while Run does something else, before it sees that it was replaced, is the
+// new process's.
+func TestLateUpgradeIsPassedOn(t *testing.T) {
+	for name, order := range map[string]func(*run){
+		"of a signal":        func(r *run) { r.signal(syscall.SIGHUP) },
+		"of the predecessor": func(*run) { queue.Ask() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 10 { // Run may see what has come, or the end, first.
+				passedOn := make(chan struct{}, 10)
+				queue.OnKeep(func() { passedOn <- struct{}{} })
+				t.Cleanup(func() { queue.OnKeep(nil) })
+				opts := quiet()
+				opts.DrainDelay = time.Hour
+				holds, release := make(chan struct{}), make(chan struct{})
+				opts.Logger = slog.New(slog.NewTextHandler(holding{"stopping", holds, release}, nil))
+				r := startServers(t, opts)
+				r.signal(syscall.SIGTERM)
+				<-holds
+				order(r)
+				r.upg.end()
+				close(release)
+				proctest.OK(t, r.returns())
+				proctest.Within(t, "the upgrade", passedOn)
+				select {
+				case <-queue.Asked(): // which outlives a call of Run
+				default:
+				}
+			}
+		})
+	}
+}
+
+// A holding log holds up who writes a text.
+type holding struct {
+	text           string
+	holds, release chan struct{}
+}
+
+func (h holding) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("msg="+h.text)) {
+		close(h.holds)
+		<-h.release
+	}
+	return len(line), nil
+}
+
+// The Upgrader has waited for earlier processes as long as it may.
+func TestUpgradeWaitsNoLonger(t *testing.T) {
+	opts, log := logged()
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
+	<-r.upg.upgrades
+	r.upg.outcomes <- errors.Join(tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
+	log.Await(t, "upgrade failed")
+	r.end()
+	r.noUpgrade()
 }
 
 func TestUpgradeWaitsForUpgrade(t *testing.T) {
@@ -146,9 +227,14 @@ func TestUpgradeWaitsForUpgrade(t *testing.T) {
 	r := startServers(t, opts)
 	r.signal(syscall.SIGHUP)
 	<-r.upg.upgrades
+	// A service manager that waits for the answer to a reload gets it at once.
+	answered := make(chan struct{}, 10)
+	queue.OnKeep(func() { answered <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
 	for range 3 {
 		r.signal(syscall.SIGHUP)
 		log.Await(t, "upgrade queued")
+		proctest.Within(t, "the answer", answered)
 	}
 	r.noUpgrade()
 	r.upg.outcomes <- errRefused
@@ -242,8 +328,20 @@ func TestWithoutUpgrader(t *testing.T) {
 			var log bytes.Buffer
 			opts := quiet()
 			opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
-			go func() { r.ran <- service.Run(upg, opts, service.Stream("tcp", "localhost:0", serve, nil)) }()
-			addr := proctest.Within(t, "serve", addrs)
+			go func() {
+				defer func() {
+					if cause := recover(); cause != nil {
+						r.ran <- fmt.Errorf("Run has panicked: %v", cause)
+					}
+				}()
+				r.ran <- service.Run(upg, opts, service.Stream("tcp", "localhost:0", serve, nil))
+			}()
+			var addr net.Addr
+			select {
+			case addr = <-addrs:
+			case err := <-r.ran:
+				t.Fatal(err)
+			}
 			response, err := http.Get("http://" + addr.String())
 			proctest.OK(t, err)
 			response.Body.Close()
@@ -270,7 +368,7 @@ func TestParentIsToldWhy(t *testing.T) {
 	if err == nil {
 		t.Fatal("it has started")
 	}
-	if got := <-upg.told; got != err {
+	if got := proctest.Within(t, "what the parent is told", upg.told); got != err {
 		t.Errorf("the parent was told %v, want %v", got, err)
 	}
 }

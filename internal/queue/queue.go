@@ -4,30 +4,27 @@
 // whoever calls Upgrade has the error at once, and can wait by WaitForParent.
 package queue
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 var (
 	mu        sync.Mutex
 	keep      func()
 	asked     = make(chan struct{}, 1)
 	isAwaited bool
-	patient   bool
 )
 
-// SetPatient says whether the Upgrader itself waits until it may upgrade although earlier
-// generations drain.
-func SetPatient(is bool) {
-	mu.Lock()
-	defer mu.Unlock()
-	patient = is
-}
+type keptKey struct{}
 
-// IsPatient reports what SetPatient has said last.
-func IsPatient() bool {
-	mu.Lock()
-	defer mu.Unlock()
-	return patient
-}
+// Keeping returns a context for an UpgradeContext whose caller keeps the upgrade if that
+// returns ErrParentRunning, and tries it again later. The service manager is then told
+// that the upgrade is queued, not that it has failed.
+func Keeping(ctx context.Context) context.Context { return context.WithValue(ctx, keptKey{}, true) }
+
+// IsKept reports whether a context is, or comes from, one of Keeping.
+func IsKept(ctx context.Context) bool { return ctx.Value(keptKey{}) != nil }
 
 // OnKeep has Keep call f from now on.
 func OnKeep(f func()) {
