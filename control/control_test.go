@@ -22,6 +22,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/control"
 	"example.com/tableflip/internal/proctest"
+	stub "example.com/tableflip/testing"
 )
 
 func TestMain(m *testing.M) { proctest.Main(m) }
@@ -53,6 +54,9 @@ func serveRole() {
 		Connections: func() int { return 3 },
 		Cut:         func() int { return 2 },
 	}))
+	if flaw(directory) == "refuse" {
+		os.Exit(7)
+	}
 	if err := upg.Ready(); err != nil {
 		return
 	}
@@ -363,6 +367,52 @@ func TestManyDrain(t *testing.T) {
 		c := s.status().Counters
 		return c.Drains == 5 && c.ConnectionsCut == 10
 	})
+}
+
+// What failed children have claimed is closed.
+func TestUpgradeFailsClosed(t *testing.T) {
+	s := start(t)
+	s.setFlaw("refuse")
+	fail := func() {
+		t.Helper()
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusInternalServerError)
+		s.Next().AwaitEnd()
+	}
+	fail()
+	before := len(proctest.OpenFiles(t, s.current.PID))
+	for range 5 {
+		fail()
+	}
+	proctest.AwaitThat(t, "no more is open than after the first", func() bool { return len(proctest.OpenFiles(t, s.current.PID)) <= before })
+}
+
+// impatient is an Upgrader that finds no place for a while.
+type impatient struct {
+	*stub.Upgrader
+	attempts int
+}
+
+func (u *impatient) UpgradeContext(context.Context) error {
+	if u.attempts++; u.attempts < 3 {
+		return fmt.Errorf("%w: %w", tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
+func (u *impatient) WaitForParent(ctx context.Context) error {
+	panic("an upgrade waits for all earlier generations")
+}
+
+// Who waits for an upgrade goes on to wait for a place.
+func TestUpgradeWaitsAgain(t *testing.T) {
+	upg := &impatient{Upgrader: proctest.Must(stub.New())}
+	directory := proctest.SocketDir(t)
+	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
+	ctl := proctest.Must(control.New(upg, s.socket, control.Options{}))
+	defer ctl.Close()
+	go ctl.Serve()
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, tableflip.ErrParentRunning.Error())
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
 }
 
 // A generation that is suspended while another ends holds it up no longer than Close may.

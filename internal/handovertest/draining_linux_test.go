@@ -147,6 +147,52 @@ func TestDrainingPipeHeld(t *testing.T) {
 	d.wantAll()
 }
 
+// The end of an earlier generation is the parent's to tell while that is in charge. In
+// another PID namespace an elder has no PID.
+func TestDrainingElderOfStarting(t *testing.T) {
+	for _, test := range []struct {
+		name, words, script string
+		pid                 int
+	}{
+		{"same PID namespace", "generation=5", `exec "$0"`, 77},
+		{"another", "generation=5 pidns=other", `"$0" & wait`, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("lineage", s.Wire())
+			proctest.Shell(test.script)(cmd)
+			readyRead, readyWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			defer readyRead.Close()
+			verdictRead, verdictWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			details := fmt.Sprint("4,77,", time.Now().UnixMilli())
+			parent := speakToChild(t, cmd, test.words, "earlier,ready,"+details+";earlier,verdict,"+details, readyWrite, verdictRead)
+			readyWrite.Close()
+			verdictRead.Close()
+			child := s.Next()
+			child.Order("new")
+			if m := child.Await("new"); !strings.HasPrefix(m.Text, fmt.Sprint("4 ", test.pid, " draining, ")) {
+				t.Errorf("the generations are %s", m.Text)
+			}
+			verdictWrite.Close()
+			proctest.AwaitThat(t, "the end is known", func() bool {
+				child.Order("look")
+				return !strings.Contains(child.Await("look").Text, "4 ")
+			})
+			child.Order("ready")
+			parent.hear() // here
+			parent.want(t, "ready")
+			parent.sayAll(t, "commit")
+			child.Await("ready")
+			child.Order("events")
+			if m := child.Await("events"); strings.Contains(m.Text, "generation=4") {
+				t.Errorf("the events are %s", m.Text)
+			}
+		})
+	}
+}
+
 // One that has not been heard of for so long that its pipe is full holds nothing up.
 func TestDrainingPipeFull(t *testing.T) {
 	d := newDrainers(t)
