@@ -230,6 +230,7 @@ func TestQueuedUpgradeIsPassedOn(t *testing.T) {
 	c.current.Await("upgrade queued")
 	next.Resume()
 	c.current.Await("told to end")
+	next.Await("upgrade queued") // or it could be replaced before it begins the job
 	c.current.Order("end")
 	next.Await("working")
 	third := c.s.Next()
