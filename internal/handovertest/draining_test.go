@@ -31,6 +31,7 @@ func init() {
 			MaxDraining: limit,
 			Command:     func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, childEnv...) },
 		}))
+		asked := queue.Asked()
 		if upg.Ready() != nil {
 			return // this was a rehearsal
 		}
@@ -41,7 +42,7 @@ func init() {
 			w.Report("hurry")
 		}()
 		go func() {
-			for range queue.Asked() {
+			for range asked {
 				w.Report("asked")
 			}
 		}()
@@ -386,6 +387,8 @@ func TestDrainingFlat(t *testing.T) {
 	d := startDraining(t, 2, 3)
 	has := func() (descriptors, goroutines int) {
 		newest := d.newest()
+		newest.Order("look") // which it does once all its goroutines are there
+		newest.Await("look")
 		return len(proctest.OpenFiles(t, newest.PID)), newest.CountGoroutines(0)
 	}
 	var descriptors, goroutines int // early
