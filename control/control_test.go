@@ -525,15 +525,15 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 func TestCtlAsksAgain(t *testing.T) {
 	s := &service{Service: proctest.NewService(t), t: t, socket: filepath.Join(proctest.SocketDir(t), "ctl")}
 	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", s.socket))
-	asked := 0
-	codes := []int{http.StatusConflict, http.StatusConflict, http.StatusOK}
+	codes := make(chan int, 4)
 	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(codes[asked])
+		w.WriteHeader(<-codes)
 		fmt.Fprintln(w, r.URL)
-		asked++
 	}))
+	for _, code := range []int{http.StatusConflict, http.StatusConflict, http.StatusOK, http.StatusConflict} {
+		codes <- code
+	}
 	s.wantExit(s.ctl("-wait", "-json", "upgrade"), 0, "/upgrade?json=1&wait=1")
-	asked = 0
 	s.wantExit(s.ctl("upgrade"), 3, "/upgrade?\n")
 }
 
