@@ -178,7 +178,7 @@ func TestDrainingElderOfStarting(t *testing.T) {
 			verdictWrite.Close()
 			proctest.AwaitThat(t, "the end is known", func() bool {
 				child.Order("look")
-				return !strings.HasPrefix(child.Await("look").Text, "4 ") // the oldest comes first
+				return !strings.HasPrefix(child.Await("look").Text, "4 ")
 			})
 			child.Order("ready")
 			parent.hear() // here
