@@ -9,6 +9,7 @@ func TestKeep(t *testing.T) {
 	Keep() // nobody is there
 	kept := 0
 	OnKeep(func() { kept++ })
+	t.Cleanup(func() { OnKeep(nil) })
 	Keep()
 	if kept != 1 {
 		t.Errorf("kept %d times, want once", kept)
@@ -29,6 +30,7 @@ func TestKeeping(t *testing.T) {
 }
 
 func TestAsk(t *testing.T) {
+	t.Cleanup(func() { isAwaited = false }) // for another run of this test
 	if Ask() {
 		t.Error("somebody was there")
 	}
