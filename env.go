@@ -14,6 +14,7 @@ import (
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/systemd"
+	"example.com/tableflip/internal/upstream"
 )
 
 // This file decides what this process inherits. The variables that were found in the
@@ -49,6 +50,13 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 		return nil, nil, err
 	}
 	if t == nil {
+		theirs, err := upstream.Find()
+		if err != nil {
+			return nil, nil, err
+		}
+		if theirs != nil {
+			return takeOverUpstream(registryOpts, theirs)
+		}
 		r, err := takeOverActivated(registryOpts)
 		return r, nil, err
 	}
@@ -57,12 +65,30 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited, err = newParent(t)
+	handle, verdict := adoptOthers(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
+	inherited, err = newParent(t, verdict)
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited.handle = adoptOthers(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
+	inherited.handle = handle
 	inherit.Forget()
+	return r, inherited, nil
+}
+
+// takeOverUpstream inherits what a parent left that uses cloudflare/tableflip.
+func takeOverUpstream(opts registry.Options, theirs *upstream.Parent) (*registry.Registry, *parent, error) {
+	var entries []*nametable.Entry
+	for _, name := range theirs.Names {
+		entries = append(entries, &nametable.Entry{Name: name})
+	}
+	r, err := registry.New(opts, inherit.FirstFD, entries)
+	if err == nil {
+		err = r.DescribeAll()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	inherited = newUpstreamParent(theirs)
 	return r, inherited, nil
 }
 
@@ -78,20 +104,26 @@ func ownEntries(entries []*nametable.Entry) []*nametable.Entry {
 }
 
 // adoptOthers returns the handle of the parent's process, if it is among the
-// descriptors of entries, which are open from first on. It closes the others, which
-// come from a later version of this package.
-func adoptOthers(entries []*nametable.Entry, first uintptr) (handle *process.Handle) {
+// descriptors of entries, which are open from first on, and the verdict pipe. It closes the
+// others, which come from a later version of this package.
+func adoptOthers(entries []*nametable.Entry, first uintptr) (handle *process.Handle, verdict uintptr) {
+	verdict = inherit.VerdictFD
 	for i, e := range entries {
 		fd := first + uintptr(i)
-		if e.Name == parentHandle && handle == nil {
+		switch {
+		case e.Name == parentHandle && handle == nil:
 			if h, err := process.Inherited(fd); err == nil {
 				handle = h
 				continue
 			}
+		case isVerdictPipe(e) && verdict == inherit.VerdictFD:
+			_ = descriptor.Close(verdict) // has the names for a child with the other library
+			verdict = fd
+			continue
 		}
 		_ = descriptor.Close(fd)
 	}
-	return handle
+	return handle, verdict
 }
 
 func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
@@ -149,6 +181,13 @@ func hasPipes(t *nametable.Table) bool {
 		if pipe.want != (nametable.PipeID{}) && pipe.got != pipe.want {
 			return false
 		}
+	}
+	switch {
+	case slices.ContainsFunc(t.Entries, isVerdictPipe):
+		// On descriptor 4 there is no room for a token.
+		return descriptor.UniquePipes || t.PID == os.Getppid()
+	case inherit.HasUpstream():
+		return false // descriptor 4 is not the verdict pipe
 	}
 	return t.Token == "" || readToken(len(t.Token)) == t.Token
 }

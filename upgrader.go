@@ -99,6 +99,12 @@ type Options struct {
 	// not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
+	// Compat has an upgrade succeed if the new process uses cloudflare/tableflip 1.2.3
+	// instead of this package: to go back to a version of the service from before it
+	// moved over. What such a process is and does differently is documented in "Moving
+	// over". The other direction, coming from cloudflare/tableflip, needs no option.
+	Compat bool
+
 	// DescriptorStore has systemd store a copy of every listener and packet conn, so
 	// that they outlive a crash: connections wait in their queues until Restart= has
 	// started a new first generation, whose Listen returns the same sockets.
@@ -139,6 +145,7 @@ type Upgrader struct {
 	upgradeTimeout time.Duration
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
+	compat         bool
 	logger         *slog.Logger    // nil for none
 	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
@@ -228,6 +235,7 @@ func New(opts Options) (*Upgrader, error) {
 		upgradeTimeout: timeout,
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
+		compat:         opts.Compat,
 		logger:         opts.Logger,
 		logs:           logs,
 		parent:         parent,
@@ -431,7 +439,11 @@ func (u *Upgrader) takeCharge() error {
 	// A later Upgrader of the same process needs no permission.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
-		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
+		prepare := u.pidFile.Commit
+		if u.parent.isUpstream() {
+			prepare = u.prepareUnderUpstream
+		}
+		if err := u.parent.takeCharge(prepare); err != nil {
 			return err
 		}
 	} else {
@@ -453,6 +465,16 @@ func (u *Upgrader) takeCharge() error {
 		u.registry.OpenStore()
 	}
 	return nil
+}
+
+// prepareUnderUpstream also tells the service manager who takes charge: a parent with the
+// other library does not, and may exit as soon as it hears of that.
+func (u *Upgrader) prepareUnderUpstream() error {
+	err := u.pidFile.Commit()
+	if err == nil && u.notifier != nil {
+		u.notifyMainPID()
+	}
+	return err
 }
 
 // afterParent does what must wait until the parent's process has ended. Until then the

@@ -25,6 +25,7 @@ import (
 const (
 	onTableflip = "tableflip"
 	onOurs      = "ours"
+	withCompat  = "ours, with Options.Compat"
 )
 
 // TestBehaviour has each version of the program start, upgrade itself twice, and
@@ -51,7 +52,11 @@ func TestBehaviour(t *testing.T) {
 			}
 		})
 	}
-	theirs, ours := transcripts[onTableflip], transcripts[onOurs]
+	compare(t, transcripts[onTableflip], transcripts[onOurs])
+}
+
+func compare(t *testing.T, theirs, ours []string) {
+	t.Helper()
 	for i := range max(len(theirs), len(ours)) {
 		if i >= len(theirs) || i >= len(ours) || theirs[i] != ours[i] {
 			t.Fatalf("the two differ from observation %d on:\ntableflip: %q\nours:      %q", i, theirs[min(i, len(theirs)):], ours[min(i, len(ours)):])
@@ -72,8 +77,12 @@ func build(t *testing.T, version string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "compat")
 	directory := "."
-	if version == onOurs {
+	switch version {
+	case onOurs:
 		directory = moved(t)
+	case withCompat:
+		directory = moved(t)
+		withOption(t, directory, "Compat: true")
 	}
 	goCommand(t, "build", "-C", directory, "-o", binary, ".")
 	return binary
