@@ -234,7 +234,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 		}
 		// Whoever has called the upgrade off needs no explanation.
 		calledOff := ctx.Err() != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded)
-		if err != nil && !c.here && !calledOff {
+		if err != nil && !c.here && !calledOff && c.names == nil {
 			err = fmt.Errorf("%w%s", err, cmp.Or(c.process.Hint(),
 				"; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep"))
 		}

@@ -71,17 +71,22 @@ var improvements = map[string]map[string]string{
 	"the PID file after Stop": {onTableflip: "still there", onOurs: "gone"},
 }
 
-// build builds the program. It puts ours in tableflip's place as a user would: by
-// another import path.
+// build builds the program.
 func build(t *testing.T, version string) string {
 	t.Helper()
+	return buildProgram(t, ".", version)
+}
+
+// buildProgram builds the program in directory. It puts ours in tableflip's place as a
+// user would: by another import path.
+func buildProgram(t *testing.T, directory, version string) string {
+	t.Helper()
 	binary := filepath.Join(t.TempDir(), "compat")
-	directory := "."
 	switch version {
 	case onOurs:
-		directory = moved(t)
+		directory = moved(t, directory)
 	case withCompat:
-		directory = moved(t)
+		directory = moved(t, directory)
 		withOption(t, directory, "Compat: true")
 	}
 	goCommand(t, "build", "-C", directory, "-o", binary, ".")
@@ -90,9 +95,9 @@ func build(t *testing.T, version string) string {
 
 // moved returns a module with a copy of the program, in which nothing but the import
 // path is not the same.
-func moved(t *testing.T) string {
+func moved(t *testing.T, source string) string {
 	t.Helper()
-	program, err := os.ReadFile("main.go")
+	program, err := os.ReadFile(filepath.Join(source, "main.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
