@@ -116,28 +116,33 @@ func testChildKilled(t *testing.T, binaries map[string]string) {
 }
 
 // testSubprocess has a service that uses tableflip, and was started by an upgrade, start
-// one that uses ours. It has the variable and the pipes, and is no child of an upgrade.
+// one that uses ours. It has the variable and, before Ready, both pipes, and is no child
+// of an upgrade.
 func testSubprocess(t *testing.T, binaries map[string]string) {
-	s := startSteps(t, binaries[onTableflip], 30*time.Second)
-	first := s.await(0, "alone, has parent: false")
-	s.write("subprocess", binaries[withCompat])
-	if err := os.Mkdir(filepath.Join(s.directory, "sub"), 0o700); err != nil {
-		t.Fatal(err)
+	for _, step := range []string{"new", "serving"} {
+		t.Run(step, func(t *testing.T) {
+			s := startSteps(t, binaries[onTableflip], 30*time.Second)
+			first := s.await(0, "alone, has parent: false")
+			s.write("subprocess", binaries[withCompat])
+			if err := os.Mkdir(filepath.Join(s.directory, "sub"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			s.write("fault", step+" subprocess\nlisten wait\nexit wait\n")
+			s.signal(first, syscall.SIGHUP)
+			second := s.await(0, "at listen")
+			if step == "serving" {
+				s.write("go", "")
+			}
+			sub := s.await(0, "alone, has parent: false")
+			if sub == second {
+				t.Error("it is not the subprocess")
+			}
+			s.signal(sub, syscall.SIGTERM)
+			s.write("fault", "")
+			s.write("go", "")
+			s.observe(s.upgrade(second))
+		})
 	}
-	s.write("fault", "exit wait")
-	s.signal(first, syscall.SIGHUP)
-	s.await(first, "at exit")
-	second := s.inCharge()
-	// While the first process drains, the pipes have another end.
-	s.signal(second, syscall.SIGUSR1)
-	sub := s.await(0, "alone, has parent: false")
-	if sub == second {
-		t.Error("it is not the subprocess")
-	}
-	s.signal(sub, syscall.SIGTERM)
-	s.write("go", "")
-	s.await(second, "alone, has parent: true")
-	s.observe(s.upgrade(second))
 }
 
 // A stepsService is the program steps, all generations of it.

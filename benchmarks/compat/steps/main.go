@@ -6,8 +6,7 @@
 //
 // It serves its PID on a Unix socket in DIRECTORY, where it has its PID file, and tells
 // what it does on standard output. The file fault there says what it is to do at which
-// step, for example "new exit". SIGHUP upgrades it, SIGTERM stops it, and SIGUSR1 has it
-// start the program that the file subprocess names.
+// step, a line each, for example "new exit". SIGHUP upgrades it, and SIGTERM stops it.
 package main
 
 import (
@@ -42,8 +41,13 @@ func run(directory string) error {
 	var upg *tableflip.Upgrader
 	at := func(step string) {
 		content, _ := os.ReadFile(filepath.Join(directory, "fault"))
-		faultStep, fault, _ := strings.Cut(string(content), " ")
-		if step != faultStep {
+		var fault string
+		for line := range strings.Lines(string(content)) {
+			if faultStep, action, _ := strings.Cut(strings.TrimSpace(line), " "); faultStep == step {
+				fault = action
+			}
+		}
+		if fault == "" {
 			return
 		}
 		tell("at %s", step)
@@ -57,6 +61,13 @@ func run(directory string) error {
 		case "stop":
 			upg.Stop()
 			os.Exit(8)
+		case "subprocess":
+			path, _ := os.ReadFile(filepath.Join(directory, "subprocess"))
+			cmd := exec.Command(string(path), directory+"/sub")
+			cmd.Stdout = os.Stdout
+			if err := cmd.Start(); err != nil {
+				tell("subprocess: %v", err)
+			}
 		case "wait":
 			for {
 				if _, err := os.Stat(filepath.Join(directory, "go")); err == nil {
@@ -85,19 +96,12 @@ func run(directory string) error {
 		return err
 	}
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
 	go func() {
 		for sig := range signals {
 			switch sig {
 			case syscall.SIGTERM:
 				upg.Stop()
-			case syscall.SIGUSR1:
-				path, _ := os.ReadFile(filepath.Join(directory, "subprocess"))
-				cmd := exec.Command(string(path), directory+"/sub")
-				cmd.Stdout = os.Stdout
-				if err := cmd.Start(); err != nil {
-					tell("subprocess: %v", err)
-				}
 			default:
 				tell("upgrade: %v", upg.Upgrade())
 			}
@@ -119,6 +123,7 @@ func run(directory string) error {
 		}
 	}()
 	tell("serving")
+	at("serving")
 	if err := upg.WaitForParent(context.Background()); err != nil {
 		return err
 	}
