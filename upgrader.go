@@ -99,10 +99,11 @@ type Options struct {
 	// not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
-	// Compat has an upgrade succeed if the new process uses cloudflare/tableflip 1.2.3
-	// instead of this package: to go back to a version of the service from before it
-	// moved over. What such a process is and does differently is documented in "Moving
-	// over". The other direction, coming from cloudflare/tableflip, needs no option.
+	// Compat lets an upgrade put a process in charge that uses cloudflare/tableflip
+	// 1.2.3 instead of this package, so that a service can go back to a version from
+	// before it moved over. Upgrade then returns nil as soon as that process says that it
+	// is ready, because it acknowledges nothing. The package documentation says under
+	// "Moving over" what else is different. The other direction needs no option.
 	Compat bool
 
 	// DescriptorStore has systemd store a copy of every listener and packet conn, so
