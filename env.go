@@ -184,8 +184,10 @@ func hasPipes(t *nametable.Table) bool {
 	}
 	switch {
 	case slices.ContainsFunc(t.Entries, isVerdictPipe):
-		// On descriptor 4 there is no room for a token.
-		return descriptor.UniquePipes || t.PID == os.Getppid()
+		// There is no token, because a child with the other library would find it among
+		// the names. Where it is missed, no wrapper may have started this process.
+		isUnique := descriptor.UniquePipes && t.Ready != (nametable.PipeID{})
+		return isUnique || t.PID == os.Getppid()
 	case inherit.HasUpstream():
 		return false // descriptor 4 is not the verdict pipe
 	}
