@@ -244,6 +244,7 @@ func TestUpstreamRehearse(t *testing.T) {
 		t.Error("Replaced returns true")
 	}
 	Upgrade(t, upg)
+	s.Await("named")
 }
 
 // The names of many descriptors do not fit into a pipe, and a child of ours never reads
