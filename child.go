@@ -574,9 +574,9 @@ func (c *child) keep(logger *slog.Logger) {
 	}()
 }
 
-// awaitEnd waits until a child that is in charge has ended, and reports whether it was
-// told to stop.
-func (c *child) awaitEnd() (wasStopped bool) {
+// hearSuccessors waits until a child that is in charge has ended, and all that came after
+// it. It reports whether the last one was told to stop. Hear is called for their words.
+func (c *child) hearSuccessors(hear func(words []string)) (wasStopped bool) {
 	if c.isUpstream { // it has closed its pipe, and says nothing
 		<-c.process.Exited()
 		return c.process.Err() == nil
@@ -586,9 +586,15 @@ func (c *child) awaitEnd() (wasStopped bool) {
 		if err != nil {
 			return wasStopped
 		}
-		wasStopped = wasStopped || len(words) > 0 && words[0] == wordStopping
+		if len(words) > 0 {
+			wasStopped = wasStopped || words[0] == wordStopping
+			hear(words)
+		}
 	}
 }
+
+// speaksToEarlier reports whether the child speaks to all earlier generations.
+func (c *child) speaksToEarlier() bool { return slices.Contains(c.accepts, wordEarlier) }
 
 // forwardReload tells a child that is in charge that the service manager waits for
 // the answer to a reload.

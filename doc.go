@@ -33,7 +33,7 @@
 //	                          ◀ acknowledged closes what nobody claimed,
 //	Exit is closed, Upgrade returns          Ready returns nil
 //	drains, exits             ─── EOF ─────▶ WaitForParent returns;
-//	                                         Upgrade is allowed
+//	                                         Upgrade is allowed (see MaxDraining)
 //
 // A child that crashes, gives up, is not ready in time, or does not acknowledge the
 // commit leaves its parent as it was: with its sockets, Unix socket files, PID file,
@@ -46,6 +46,21 @@
 //
 // Either side of the handover ignores messages that it does not know, so that a binary
 // can be replaced by one with a later or an earlier version of this package.
+//
+// # Deploys in quick succession
+//
+// An upgrade is refused while the previous process drains, unless [Options].MaxDraining
+// says how many may. It is for services whose connections live longer than it takes until
+// the next deploy. Each generation knows all earlier ones that live. So it does not matter
+// in which order they end: that of one in the middle is nothing to the others, and if the
+// process in charge dies, all [Upgrader.Hurry] channels are closed.
+//
+// An upgrade for which there is no place has the oldest process hurry, and waits for the
+// end of any. A process that is stuck keeps its place: kill it, by its PID in the error.
+//
+// If a process is replaced by a version of this package that does not know MaxDraining,
+// the earlier ones drain to their ends, but the crash of the new one hurries only those
+// that the replaced one, while it lives, can tell.
 //
 // # What is lost, and by whom
 //
@@ -100,20 +115,22 @@
 // # The log
 //
 // [Options].Logger receives a record of each step, whose message and attributes stay as
-// they are, so that programs can depend on them. Each names a process by its pid and its
-// generation, counted from the first one, 1:
+// they are, so that programs can depend on them. Each names a process by the attributes
+// process.pid and process.generation, counted from the first one, 1. The group process
+// keeps them apart from a pid that the Logger has of its own:
 //
 //	tableflip: started    the new process was started
-//	tableflip: here       it has called New; if a wrapper started it, pid is now its own
+//	tableflip: here       it has called New; if a wrapper started it, process.pid is now
+//	                      its own
 //	tableflip: ready      it has called Ready
 //	tableflip: committed  it is in charge; took: how long the upgrade took
 //	tableflip: failed     the upgrade failed; error, cause, took
-//	tableflip: in charge  this process is; version and revision of the program, as far as
-//	                      the go command recorded them
+//	tableflip: in charge  this process is; process.version and process.revision: those of
+//	                      the program, as far as the go command recorded them
 //	tableflip: draining   this process has been in charge; replaced: true after an
 //	                      upgrade, false after Stop
-//	tableflip: ended      another process has ended: the parent, after it has drained (took:
-//	                      for how long), or the child that has replaced this process
+//	tableflip: ended      another process has ended: an earlier one, after it has drained
+//	                      (took: for how long), or the one in charge after this process
 //	tableflip: rehearsed  a rehearsal has succeeded; took
 //
 // Those of a rehearsal also have rehearsal: true. The cause of a failure is one of

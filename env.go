@@ -65,12 +65,12 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	if err != nil {
 		return nil, nil, err
 	}
-	handle, verdict := adoptOthers(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
-	inherited, err = newParent(t, verdict)
+	others, first := t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries))
+	inherited, err = newParent(t, adoptVerdict(others, first))
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited.handle = handle
+	inherited.adopt(others, first)
 	inherit.Forget()
 	return r, inherited, nil
 }
@@ -103,27 +103,39 @@ func ownEntries(entries []*nametable.Entry) []*nametable.Entry {
 	return nil
 }
 
-// adoptOthers returns the handle of the parent's process, if it is among the
-// descriptors of entries, which are open from first on, and the verdict pipe. It closes the
-// others, which come from a later version of this package.
-func adoptOthers(entries []*nametable.Entry, first uintptr) (handle *process.Handle, verdict uintptr) {
-	verdict = inherit.VerdictFD
-	for i, e := range entries {
-		fd := first + uintptr(i)
-		switch {
-		case e.Name == parentHandle && handle == nil:
-			if h, err := process.Inherited(fd); err == nil {
-				handle = h
-				continue
-			}
-		case isVerdictPipe(e) && verdict == inherit.VerdictFD:
-			_ = descriptor.Close(verdict) // has the names for a child with the other library
-			verdict = fd
-			continue
-		}
-		_ = descriptor.Close(fd)
+// adoptVerdict returns the verdict pipe, which may be among the descriptors of entries. Then
+// descriptor 4 has the names for a child with the other library, and is closed.
+func adoptVerdict(entries []*nametable.Entry, first uintptr) uintptr {
+	i := slices.IndexFunc(entries, isVerdictPipe)
+	if i < 0 {
+		return inherit.VerdictFD
 	}
-	return handle, verdict
+	_ = descriptor.Close(inherit.VerdictFD)
+	return first + uintptr(i)
+}
+
+// adopt takes over the handle of the parent's process and the elders, as far as they are
+// among the descriptors of entries, which are open from first on. It closes the others,
+// which come from a later version of this package.
+func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
+	for i, e := range entries {
+		fd, adopted := first+uintptr(i), isVerdictPipe(e)
+		if adopted {
+			continue // by adoptVerdict
+		}
+		if e.Name == parentHandle && p.handle == nil {
+			handle, err := process.Inherited(fd)
+			if adopted = err == nil; adopted {
+				p.handle = handle
+			}
+		} else {
+			p.older, adopted = adoptElder(p.older, e, fd, p.generation.PID != 0)
+		}
+		if !adopted {
+			_ = descriptor.Close(fd)
+		}
+	}
+	p.older = slices.DeleteFunc(p.older, func(e *elder) bool { return e.ready == nil || e.verdict == nil })
 }
 
 func takeOverActivated(opts registry.Options) (*registry.Registry, error) {

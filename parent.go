@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +39,13 @@ const (
 // wordUpstream stands for what a child with the other library says when it is ready.
 const wordUpstream = "*"
 
+// The words of the process in charge to all earlier generations, on their ready pipes,
+// beside wordStopping.
+const (
+	wordSucceeded = "succeeded" // PID NUMBER: a generation after the child is in charge
+	wordHurry     = "hurry"     // the place of the process is needed
+)
+
 // The parent's words, on the verdict pipe.
 const (
 	wordCommit   = "commit"   // the child is to take charge
@@ -50,7 +58,11 @@ const (
 // offers are the words beyond the handover itself that this version knows. A parent
 // offers them in the table, and a child accepts what it knows of them when it says that
 // it is here. Neither says a word that was not accepted.
-var offers = []string{wordReload, wordUpgrade}
+var offers = []string{wordReload, wordUpgrade, wordEarlier}
+
+// wordEarlier is accepted by a child that watches the earlier generations that its parent
+// passes on, and speaks to them once it is in charge.
+const wordEarlier = "earlier"
 
 // accepted returns those of the words that a parent has offered which this version knows.
 func accepted(offered []string) []string {
@@ -71,13 +83,9 @@ func isVerdictPipe(e *nametable.Entry) bool { return e.Name == verdictPipe }
 
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
-	generation Generation // guarded by Upgrader.mu
+	elder
+	older []*elder // those before the parent that lived when this process was started, oldest first
 
-	ready   *os.File
-	verdict *os.File
-	handle  *process.Handle // of the parent's process, nil where there are none
-
-	closeReady sync.Once
 	listenOnce sync.Once
 	asked      func(word string) // called for wordReload and wordUpgrade
 
@@ -86,13 +94,12 @@ type parent struct {
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
 
-	isReady      chan struct{} // nil unless the parent uses the other library: closed by sayReady
-	readyOnce    sync.Once     // for isReady
-	processEnded chan struct{} // closed by watchProcess
+	isReady   chan struct{} // nil unless the parent uses the other library: closed by sayReady
+	readyOnce sync.Once     // for isReady
 
 	aborted  chan struct{} // closed if the parent takes the commit back
-	exited   chan struct{} // closed once the parent's process has ended, and then:
-	notified bool          // it had told the service manager that this is the main process
+	notified chan struct{} // closed once the parent has told the service manager that this is the main process
+	changed  chan struct{} // receives when notified was closed, or an earlier generation has ended
 
 	mu        sync.Mutex
 	inCharge  bool  // this process has acknowledged the commit, or is an orphan
@@ -127,13 +134,17 @@ func newParent(t *nametable.Table, verdict uintptr) (*parent, error) {
 // adoptPipes returns a parent that has not been heard of yet.
 func adoptPipes(verdict *os.File) *parent {
 	return &parent{
-		ready:   os.NewFile(inherit.ReadyFD, "ready"),
-		verdict: verdict,
-		decided: make(chan struct{}),
-		aborted: make(chan struct{}),
-		exited:  make(chan struct{}),
+		elder: elder{
+			ready:   os.NewFile(inherit.ReadyFD, "ready"),
+			verdict: verdict,
 
-		processEnded: make(chan struct{}),
+			processEnded: make(chan struct{}),
+			exited:       make(chan struct{}),
+		},
+		decided:  make(chan struct{}),
+		aborted:  make(chan struct{}),
+		notified: make(chan struct{}),
+		changed:  make(chan struct{}, 1),
 	}
 }
 
@@ -157,8 +168,9 @@ func newUpstreamParent(theirs *upstream.Parent) *parent {
 // isUpstream reports whether the parent uses the other library.
 func (p *parent) isUpstream() bool { return p.isReady != nil }
 
-// listen begins to listen to the parent, once.
-func (p *parent) listen(asked func(word string)) {
+// listen begins to listen to the parent, and to wait for the ends of the elders before it,
+// once.
+func (p *parent) listen(asked func(word string), ended func(e *elder)) {
 	p.listenOnce.Do(func() {
 		p.asked = asked
 		if p.isUpstream() {
@@ -169,19 +181,34 @@ func (p *parent) listen(asked func(word string)) {
 		if p.handle != nil {
 			go p.watchProcess()
 		}
+		for _, e := range p.older {
+			go func() {
+				e.watch()
+				p.change()
+				ended(e)
+			}()
+		}
 	})
 }
 
+// say tells the parent words, or what they are to one with the other library.
 func (p *parent) say(words ...string) error {
-	if p.isUpstream() {
-		if words[0] != wordAcknowledged {
-			return nil
-		}
-		_, err := p.ready.Write([]byte{upstream.ReadyByte})
-		return err
+	if !p.isUpstream() {
+		return p.elder.say(words...)
 	}
-	_, err := io.WriteString(p.ready, strings.Join(words, " ")+"\n")
+	if words[0] != wordAcknowledged {
+		return nil
+	}
+	_, err := p.ready.Write([]byte{upstream.ReadyByte})
 	return err
+}
+
+// change wakes the upgrade that waits, if one does.
+func (p *parent) change() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
 }
 
 // watch waits for the verdict, and then for the parent to exit.
@@ -232,15 +259,18 @@ func (p *parent) hear(words []string) {
 	case word == wordCommit && !decided:
 		p.commit = true // watch closes decided
 	case word == wordAbort && !decided:
-		p.refusal = errAborted
 		if slices.Contains(words, wordRehearsal) {
-			p.refusal = errRehearsal
+			p.refuse(errRehearsal)
+		} else {
+			p.refuse(errAborted)
 		}
-		close(p.decided)
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
 		close(p.aborted)
 	case word == wordNotified:
-		p.notified = true
+		if !isClosed(p.notified) {
+			close(p.notified)
+			p.change()
+		}
 	case word == wordReload || word == wordUpgrade:
 		p.asked(word)
 	}
@@ -254,6 +284,21 @@ var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgra
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
 
+// refuse notes that the parent stays in charge.
+func (p *parent) refuse(why error) {
+	p.refusal = why
+	p.leaveElders()
+	close(p.decided)
+}
+
+// leaveElders lets go of the elders before the parent, who must not take this process for a
+// successor: it will be none, and may take its time to exit.
+func (p *parent) leaveElders() {
+	for _, e := range p.older {
+		e.hangUp()
+	}
+}
+
 // hearEnd is called when nothing more can be heard.
 func (p *parent) hearEnd(err error) {
 	// Whoever learns that the parent has exited finds these descriptors closed.
@@ -264,29 +309,13 @@ func (p *parent) hearEnd(err error) {
 		close(p.decided)
 	case ended:
 	case !isClosed(p.decided):
-		p.refusal = fmt.Errorf("tableflip: can't read the parent's verdict: %w", err)
-		close(p.decided)
-	}
-	if p.handle != nil {
-		if p.refusal == nil {
-			p.awaitProcess()
-		}
-		p.handle.Close()
+		p.refuse(fmt.Errorf("tableflip: can't read the parent's verdict: %w", err))
 	}
 	if p.refusal == nil {
-		p.closeReady.Do(func() { p.ready.Close() })
-		close(p.exited)
-	}
-}
-
-// awaitProcess returns when the kernel has done away with a process that has closed the
-// pipe. It closes descriptors one by one, and one after the pipe may hold a lock that
-// this process wants. There is a limit because a process that executes another program
-// closes the pipe, too.
-func (p *parent) awaitProcess() {
-	select {
-	case <-p.processEnded:
-	case <-time.After(time.Second):
+		p.end()
+		p.change()
+	} else if p.handle != nil {
+		p.handle.Close()
 	}
 }
 
@@ -301,19 +330,6 @@ func (p *parent) unread() bool {
 	return p.verdict.SetReadDeadline(time.Now().Add(time.Second)) == nil
 }
 
-// watchProcess ends watch when the parent's process has ended, which the pipe does
-// not tell if a process that the parent has forked has it open.
-func (p *parent) watchProcess() {
-	if p.handle.Wait() == nil {
-		close(p.processEnded)
-		p.verdict.SetReadDeadline(time.Unix(1, 0))
-	}
-}
-
-// sayStopping tells a parent that still drains that this process was told to stop, so
-// that nobody waits for the parent's end.
-func (p *parent) sayStopping() { _ = p.say(wordStopping) }
-
 // sayReady tells the parent that this process can serve.
 func (p *parent) sayReady() {
 	_ = p.say(wordReady)
@@ -321,6 +337,17 @@ func (p *parent) sayReady() {
 		p.readyOnce.Do(func() { close(p.isReady) })
 	}
 	step.Reached(step.ReadySaid)
+}
+
+// sayInCharge tells the elders before the parent that this process is in charge now.
+func (p *parent) sayInCharge(number int) {
+	for _, e := range p.older {
+		pid := ownPID()
+		if e.generation.PID == 0 { // nor would it know this one
+			pid = "-"
+		}
+		_ = e.say(wordSucceeded, pid, strconv.Itoa(number))
+	}
 }
 
 // takeCharge acknowledges the parent's commit, between which and the acknowledgement
@@ -391,14 +418,19 @@ func (p *parent) diedUndecided() bool { return isClosed(p.decided) && p.orphan }
 
 func (p *parent) abandonLocked(why error) {
 	p.abandoned = why
-	p.closeReady.Do(func() { p.ready.Close() })
+	p.leaveElders()
+	p.hangUp()
 	p.verdict.Close()
 }
 
-// wait returns once the parent has exited, and an error if it did not put this process
-// in charge, or ctx is done.
+// wait returns once all earlier generations have ended, and an error if the parent did
+// not put this process in charge, or ctx is done.
 func (p *parent) wait(ctx context.Context) error {
-	for _, event := range []<-chan struct{}{p.decided, p.exited} {
+	events := []<-chan struct{}{p.decided, p.exited}
+	for _, e := range p.older {
+		events = append(events, e.exited)
+	}
+	for _, event := range events {
 		select {
 		case <-event:
 		case <-ctx.Done():
@@ -425,19 +457,171 @@ func (p *parent) isInCharge() bool {
 	return p.inCharge
 }
 
-// hasExited reports whether the parent's process has ended. It asks the system,
-// because the goroutines that watch may not have run yet since.
+// hasExited reports whether the parent's process has ended.
 func (p *parent) hasExited() bool {
-	if isClosed(p.exited) {
+	return isClosed(p.exited) || p.isInCharge() && p.hasEnded()
+}
+
+// An elder is an earlier generation, seen by one that came after it. Whoever is in charge
+// speaks to all elders, whose pipes it has from its parent, but hears them only end: what
+// an elder says is for its child.
+type elder struct {
+	generation Generation      // guarded by Upgrader.mu, except PID and Number
+	ready      *os.File        // whose end tells the elder that no successor lives
+	verdict    *os.File        // whose end is that of the elder's process
+	handle     *process.Handle // of the process, nil where there are none
+
+	sayHurry   sync.Once
+	closeReady sync.Once
+
+	processEnded chan struct{} // closed by watchProcess
+	exited       chan struct{} // closed once the process has ended
+}
+
+// The descriptors of an elder, as they are passed on.
+const (
+	elderKind    = "earlier"
+	elderReady   = "ready"
+	elderVerdict = "verdict"
+	elderProcess = "process"
+)
+
+// passOn returns what a child needs to watch e and to speak to it, which the caller
+// closes, and nothing if e has just ended.
+func (e *elder) passOn() (entries []*nametable.Entry, fds []uintptr, err error) {
+	add := func(network string, duplicate func() (uintptr, error)) {
+		var fd uintptr
+		if err != nil {
+			return
+		}
+		if fd, err = duplicate(); err != nil {
+			return
+		}
+		fds = append(fds, fd)
+		entries = append(entries, &nametable.Entry{
+			Name:      nametable.Name{Kind: elderKind, Network: network, Addr: strconv.Itoa(e.generation.Number)},
+			BoundAddr: strconv.Itoa(e.generation.PID),
+			Path:      strconv.FormatInt(e.generation.Since.UnixMilli(), 10),
+		})
+	}
+	add(elderReady, func() (uintptr, error) { return descriptor.DuplicateOf(e.ready) })
+	add(elderVerdict, func() (uintptr, error) { return descriptor.DuplicateOf(e.verdict) })
+	if e.handle != nil {
+		add(elderProcess, e.handle.Duplicate)
+	}
+	if err == nil {
+		return entries, fds, nil
+	}
+	for _, fd := range fds {
+		_ = descriptor.Close(fd)
+	}
+	if descriptor.IsClosed(err) {
+		err = nil
+	}
+	return nil, nil, err
+}
+
+// adoptElder adds a descriptor that an entry describes to the elders, or reports that it
+// can't. Those of one elder follow each other.
+func adoptElder(elders []*elder, entry *nametable.Entry, fd uintptr, knowsPIDs bool) ([]*elder, bool) {
+	number, err := strconv.Atoi(entry.Addr)
+	if err != nil || entry.Kind != elderKind {
+		return elders, false
+	}
+	if n := len(elders); n == 0 || elders[n-1].generation.Number != number {
+		pid, _ := strconv.Atoi(entry.BoundAddr)
+		if !knowsPIDs {
+			pid = 0
+		}
+		since, _ := strconv.ParseInt(entry.Path, 10, 64)
+		elders = append(elders, &elder{
+			generation:   Generation{pid, number, time.UnixMilli(since), stateDraining},
+			processEnded: make(chan struct{}),
+			exited:       make(chan struct{}),
+		})
+	}
+	e := elders[len(elders)-1]
+	switch {
+	case entry.Network == elderReady && e.ready == nil && descriptor.SetNonblock(fd, true) == nil:
+		e.ready = os.NewFile(fd, "ready")
+	case entry.Network == elderVerdict && e.verdict == nil:
+		e.verdict = os.NewFile(fd, "verdict")
+	case entry.Network == elderProcess && e.handle == nil:
+		e.handle, err = process.Inherited(fd)
+		return elders, err == nil
+	default:
+		return elders, false
+	}
+	return elders, true
+}
+
+// sayTimeout bounds what is said to a process that has been suspended for so long that its
+// pipe is full.
+const sayTimeout = time.Second
+
+func (e *elder) say(words ...string) error {
+	_ = e.ready.SetWriteDeadline(time.Now().Add(sayTimeout))
+	_, err := io.WriteString(e.ready, strings.Join(words, " ")+"\n")
+	return err
+}
+
+// hurry tells the process that its place is needed.
+func (e *elder) hurry() {
+	e.sayHurry.Do(func() { _ = e.say(wordHurry) })
+}
+
+// hangUp leaves it to others to tell the process that a successor lives.
+func (e *elder) hangUp() {
+	e.closeReady.Do(func() { e.ready.Close() })
+}
+
+// watch returns when the process has ended.
+func (e *elder) watch() {
+	if e.handle != nil {
+		go e.watchProcess()
+	}
+	_ = descriptor.AwaitHangUp(e.verdict)
+	e.verdict.Close()
+	e.end()
+}
+
+// end is called when the process has closed its pipe.
+func (e *elder) end() {
+	if e.handle != nil {
+		e.awaitProcess()
+		e.handle.Close()
+	}
+	e.hangUp()
+	close(e.exited)
+}
+
+// awaitProcess returns when the kernel has done away with a process that has closed the
+// pipe. It closes descriptors one by one, and one after the pipe may hold a lock that
+// this process wants. There is a limit because a process that executes another program
+// closes the pipe, too.
+func (e *elder) awaitProcess() {
+	select {
+	case <-e.processEnded:
+	case <-time.After(5 * time.Second):
+	}
+}
+
+// watchProcess ends what waits for the end of the pipe when the process has ended, which
+// the pipe does not tell if another that the process has forked has it open.
+func (e *elder) watchProcess() {
+	if e.handle.Wait() == nil {
+		close(e.processEnded)
+		e.verdict.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// hasEnded reports whether the process has ended. It asks the system, because the
+// goroutines that watch may not have run yet since.
+func (e *elder) hasEnded() bool {
+	if isClosed(e.exited) || e.handle != nil && e.handle.Ended() {
 		return true
 	}
-	if !p.isInCharge() {
-		return false
-	}
-	if p.handle != nil && p.handle.Ended() {
-		return true
-	}
-	_, hungUp, err := descriptor.PollOf(p.verdict)
+	_, hungUp, err := descriptor.PollOf(e.verdict)
 	return hungUp || descriptor.IsClosed(err)
 }
 

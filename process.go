@@ -92,6 +92,18 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		entries = append(entries, &nametable.Entry{Name: parentHandle})
 		fds = append(fds, self)
 	}
+	for _, e := range u.earlier() {
+		more, duplicates, err := e.passOn()
+		if err != nil {
+			return nil, fmt.Errorf("tableflip: pass on an earlier generation: %w%s", err, process.LimitHint(err))
+		}
+		defer func() {
+			for _, fd := range duplicates {
+				_ = descriptor.Close(fd)
+			}
+		}()
+		entries, fds = append(entries, more...), append(fds, duplicates...)
+	}
 	u.mu.Lock()
 	table := nametable.Table{Until: until, Generation: u.number, Since: u.since, Entries: entries}
 	u.mu.Unlock()

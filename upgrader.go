@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,8 +46,8 @@ var (
 	// rehearsal is under way.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
-	// ErrParentRunning is returned by Upgrade and Rehearse while the previous process
-	// drains.
+	// ErrParentRunning is returned by Upgrade and Rehearse while more earlier processes
+	// drain than Options.MaxDraining allows.
 	ErrParentRunning = errors.New("parent hasn't exited")
 
 	// ErrUpgraded is returned by Upgrade and the methods of Fds once the process has
@@ -113,6 +115,19 @@ type Options struct {
 	// methods have the copies closed, so that systemctl restart closes the sockets.
 	DescriptorStore bool
 
+	// MaxDraining is how many earlier generations may still drain when an upgrade begins.
+	// If zero or negative, none may, and Upgrade returns ErrParentRunning at once.
+	//
+	// If positive, and more drain, the Hurry channel of the oldest is closed, and Upgrade
+	// waits until enough have ended: until the deadline of its context or, if that has
+	// none, for UpgradeTimeout, which begins again for the new process. Meanwhile this
+	// process serves, and may add and remove descriptors. An earlier generation that runs a
+	// version of this package without MaxDraining does not learn that it should hurry.
+	//
+	// After an upgrade, up to MaxDraining+1 generations drain. For what only one process can
+	// have, see [Upgrader.WaitForParent].
+	MaxDraining int
+
 	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
 	// the package documentation lists under "The log", and warnings: inherited
 	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
@@ -144,6 +159,7 @@ type Upgrader struct {
 	*Fds
 
 	upgradeTimeout time.Duration
+	maxDraining    int
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	compat         bool
@@ -165,7 +181,7 @@ type Upgrader struct {
 	mu        sync.Mutex
 	state     state
 	since     time.Time     // when this generation's State began
-	accepted  chan struct{} // while accepting: closed at its end
+	accepted  chan struct{} // from accepting on: closed at its end
 	attempt   *attempt      // while upgrading
 	successor *Generation   // the child that is starting, or has taken charge, while it lives
 	child     *child        // once upgraded
@@ -234,6 +250,7 @@ func New(opts Options) (*Upgrader, error) {
 	u := &Upgrader{
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
+		maxDraining:    max(opts.MaxDraining, 0),
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		compat:         opts.Compat,
@@ -254,7 +271,7 @@ func New(opts Options) (*Upgrader, error) {
 	}
 	u.unsupervised = u.checkSupervision()
 	if parent != nil {
-		parent.listen(func(word string) { go u.heedAsked(word) })
+		parent.listen(func(word string) { go u.heedAsked(word) }, u.noteEnd)
 	}
 	queue.OnKeep(u.keepUpgrade)
 	return u, nil
@@ -281,9 +298,10 @@ func (u *Upgrader) Replaced() bool {
 }
 
 // Hurry returns a channel that is closed when this process, which has been replaced and
-// drains, should end soon because its successor has died without Stop. A supervisor such
-// as systemd starts the service again only when no process of it is left. If the
-// successor was stopped, the channel stays open, and this process may take its time.
+// drains, should end soon: because an upgrade waits for its place (Options.MaxDraining), or
+// because the process in charge has died without Stop. A supervisor such as systemd starts
+// the service again only when no process of it is left. If the process in charge was
+// stopped, the channel stays open, and this process may take its time.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -309,8 +327,9 @@ func (g Generation) attrs() []slog.Attr {
 }
 
 // Generations returns the processes of the service that this one knows to live, oldest
-// first: its parent, until that has ended, this process, and its child, from the start
-// of an upgrade or rehearsal on. It does not block.
+// first: those before it until they have ended, the last of which is its parent, this
+// process, and its child, from the start of an upgrade or rehearsal on. A process that has
+// been replaced lists the process in charge in the place of its child. It does not block.
 //
 // Each process tells its child its Number. A parent with a version of this package that
 // did not tell counts as generation 1, and its Since is zero while it is in charge.
@@ -318,15 +337,33 @@ func (u *Upgrader) Generations() []Generation {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	var all []Generation
-	// While Ready takes charge, it holds what hasExited asks for.
-	if u.parent != nil && !isClosed(u.parent.exited) && (u.state == accepting || !u.parent.hasExited()) {
-		all = append(all, u.parent.generation)
+	for _, e := range u.earlierLocked() {
+		all = append(all, e.generation)
 	}
 	all = append(all, u.selfLocked())
 	if u.successor != nil {
 		all = append(all, *u.successor)
 	}
 	return all
+}
+
+// earlierLocked returns the generations before this one that live, oldest first.
+func (u *Upgrader) earlierLocked() []*elder {
+	if u.parent == nil {
+		return nil
+	}
+	earlier := slices.DeleteFunc(slices.Clone(u.parent.older), (*elder).hasEnded)
+	// While Ready takes charge, it holds what hasExited asks for.
+	if !isClosed(u.parent.exited) && (u.state == accepting || !u.parent.hasExited()) {
+		earlier = append(earlier, &u.parent.elder)
+	}
+	return earlier
+}
+
+func (u *Upgrader) earlier() []*elder {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.earlierLocked()
 }
 
 // selfLocked returns what this process is.
@@ -355,8 +392,8 @@ func (u *Upgrader) selfLocked() Generation {
 // file, closes inherited descriptors that nobody claimed, and unlinks the files of
 // those that are Unix sockets, except systemd's.
 //
-// Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: once its
-// parent has exited), and further calls return nil at once. Ready returns [ErrStopped]
+// Once Ready has returned nil, [Upgrader.Upgrade] is accepted (in a child: as far as
+// Options.MaxDraining allows), and further calls return nil at once. Ready returns [ErrStopped]
 // after Stop, and when Stop is called while it waits. If it could not write the PID file
 // before it asked the parent, it can be called again.
 func (u *Upgrader) Ready() error {
@@ -390,6 +427,7 @@ func (u *Upgrader) Ready() error {
 	u.mu.Unlock()
 
 	err := u.takeCharge()
+	build := event.Build() // which takes a while, and is not for mu
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -400,7 +438,7 @@ func (u *Upgrader) Ready() error {
 			u.parent.generation.State, u.parent.generation.Since = stateDraining, u.since
 		}
 		// What is logged waits until Ready has returned.
-		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), event.Build()...)...)
+		event.Publish(u.logger, slog.LevelInfo, event.InCharge, append(u.selfLocked().attrs(), build...)...)
 	}
 	close(u.accepted)
 	return err
@@ -457,7 +495,8 @@ func (u *Upgrader) takeCharge() error {
 
 	if asks {
 		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
-		go u.afterParent(time.Now())
+		go u.speak()
+		go u.afterParent()
 		return nil
 	}
 	u.registry.ForgetUnclaimed()
@@ -478,23 +517,50 @@ func (u *Upgrader) prepareUnderUpstream() error {
 	return err
 }
 
-// afterParent does what must wait until the parent's process has ended. Until then the
-// manager listens to the parent.
-func (u *Upgrader) afterParent(replaced time.Time) {
-	<-u.parent.exited
-	u.registry.ForgetUnclaimed()
-	if u.notifier != nil {
-		if !u.parent.notified {
+// speak tells the manager what it may know once it listens to this process: when the
+// parent has told it of this process, or has ended.
+func (u *Upgrader) speak() {
+	if u.notifier == nil {
+		return
+	}
+	select {
+	case <-u.parent.notified:
+	case <-u.parent.exited:
+		if !isClosed(u.parent.notified) {
 			u.notifyMainPID()
 		}
-		u.registry.OpenStore()
 	}
+	u.registry.OpenStore()
+}
 
+// isHeard reports whether the manager listens to this process.
+func (u *Upgrader) isHeard() bool {
+	return u.notifier == nil || u.parent == nil || isClosed(u.parent.notified) || u.parent.hasExited()
+}
+
+// afterParent does what must wait until the parent's process has ended, and first tells
+// the generations before the parent who has replaced it.
+func (u *Upgrader) afterParent() {
+	u.parent.sayInCharge(u.number)
+	<-u.parent.exited
+	u.registry.ForgetUnclaimed()
+	u.noteEnd(&u.parent.elder)
+}
+
+// noteEnd publishes the end of an earlier generation, unless the parent, which was still in
+// charge, has.
+func (u *Upgrader) noteEnd(e *elder) {
 	u.mu.Lock()
-	accepted, attrs := u.accepted, u.parent.generation.attrs()
+	accepted := u.accepted
 	u.mu.Unlock()
+	if accepted == nil {
+		return
+	}
 	<-accepted // so that it is said first that this process is in charge
-	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(replaced))...)
+	u.mu.Lock()
+	attrs, since := e.generation.attrs(), e.generation.Since
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, append(attrs, took(since))...)
 }
 
 // notifyMainPID is for a child whose parent died before it could notify the manager.
@@ -515,13 +581,27 @@ func (u *Upgrader) answerReload() {
 	u.notifier.Ready()
 }
 
+// refuseReload answers a reload that the service manager may have asked for.
+func (u *Upgrader) refuseReload(err error) {
+	u.notifier.Reloading()
+	u.notifier.ReloadFailed(err)
+}
+
 // heedAsked is called when this process's parent, which it has replaced, was asked for a
 // reload or an upgrade.
 func (u *Upgrader) heedAsked(word string) {
-	if word == wordUpgrade && queue.Ask() {
-		return // whoever heeds that sees to the answer
+	u.mu.Lock()
+	child := u.child
+	u.mu.Unlock()
+	switch {
+	case child != nil && word == wordUpgrade: // this process has been replaced, too
+		child.forwardUpgrade()
+	case child != nil:
+		child.forwardReload()
+	case word == wordUpgrade && queue.Ask(): // whoever heeds that sees to the answer
+	default:
+		u.answerReload()
 	}
-	u.answerReload()
 }
 
 // keepUpgrade is called when an upgrade has to wait.
@@ -540,10 +620,14 @@ func (u *Upgrader) keepUpgrade() {
 	answer()
 }
 
-// WaitForParent blocks until the parent's process has ended, or ctx is done. If ctx is
-// done first, the error wraps its cause. Without a parent it returns nil at once. If the
-// parent has refused this process, it returns an error. Call it after Ready, because the
-// parent does not exit before.
+// WaitForParent blocks until the processes of all earlier generations have ended, or ctx
+// is done. Then this process has for itself what only one can have: locks, the only
+// consumer of a queue, the only writer of a database. With Options.MaxDraining, Upgrade does
+// not need that, and this process may be replaced before.
+//
+// If ctx is done first, the error wraps its cause. Without a parent WaitForParent returns
+// nil at once. If the parent has refused this process, it returns an error. Call it after
+// Ready, because the parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -565,7 +649,9 @@ func (u *Upgrader) Upgrade() error {
 //
 // The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
 // has none, to become ready. Then it has 10 seconds to take charge, which it does at
-// once unless it is suspended, and during which ctx no longer counts. If there is a
+// once unless it is suspended, and during which ctx no longer counts. If more earlier
+// generations drain than Options.MaxDraining allows, UpgradeContext first waits for a
+// place, as described there. If there is a
 // service manager, UpgradeContext also waits, for at most six seconds, until the manager
 // knows the new main process.
 //
@@ -583,7 +669,8 @@ func (u *Upgrader) Upgrade() error {
 //   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
-//     passed;
+//     passed, and with ErrParentRunning also, if the time has passed in which there was
+//     no place for another generation that drains;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process exited with a failure, except under
 //     systemd, whose child it is, and in a program that waits for all its children
@@ -609,6 +696,9 @@ func (u *Upgrader) UpgradeContext(ctx context.Context) error {
 // calls Ready is lost, and so is what waits in the queues of further SO_REUSEPORT sockets
 // that it creates: see the limits of [Fds].
 //
+// After a rehearsal no process more drains, so that it needs no place and has nobody hurry
+// if Options.MaxDraining is positive.
+//
 // If this process dies after the new one was ready, the new one takes charge.
 func (u *Upgrader) Rehearse(ctx context.Context) error {
 	return u.upgrade(ctx, true)
@@ -621,6 +711,9 @@ func (u *Upgrader) upgrade(ctx context.Context, rehearsal bool) (err error) {
 		return err
 	}
 	defer func() { u.endUpgrade(a, err) }()
+	if err := u.awaitPlace(a); err != nil {
+		return err
+	}
 
 	before, err := u.pidFile.Read()
 	if err != nil {
@@ -659,9 +752,6 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 		event.Publish(nil, slog.LevelWarn, event.Refused, slog.Any("error", refusal))
 		return nil, refusal
 	}
-	if !rehearsal {
-		u.notifier.Reloading()
-	}
 	return a, nil
 }
 
@@ -674,7 +764,10 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	case starting, accepting:
 		return nil, nil, ErrNotReady
 	case upgrading:
-		if !u.attempt.answered {
+		switch {
+		case u.attempt.rehearsal && u.attempt.undecided == nil:
+			return nil, func() { u.refuseReload(ErrUpgradeInProgress) }, ErrUpgradeInProgress
+		case !u.attempt.answered:
 			u.attempt.reloadAgain = u.attempt.reloadAgain || !rehearsal
 			return nil, nil, ErrUpgradeInProgress
 		}
@@ -687,18 +780,18 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	switch {
 	case isClosed(u.stop):
 		return nil, nil, ErrStopped
-	case u.parent != nil && !u.parent.hasExited():
+	case u.maxDraining == 0 && len(u.earlierLocked()) > 0:
 		refusal = ErrParentRunning
 	case caller.Err() != nil:
 		refusal = cancelled(caller)
 	default:
 		refusal = u.unsupervised
 	}
+	if refusal == ErrParentRunning && queue.IsKept(caller) {
+		return nil, u.notifier.ReloadQueued, refusal
+	}
 	if refusal != nil {
-		return nil, func() {
-			u.notifier.Reloading()
-			u.notifier.ReloadFailed(refusal)
-		}, refusal
+		return nil, func() { u.refuseReload(refusal) }, refusal
 	}
 
 	a = &attempt{caller: caller, began: time.Now(), rehearsal: rehearsal, returned: make(chan struct{})}
@@ -709,6 +802,61 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	u.attempt = a
 	u.state = upgrading
 	return a, nil, nil
+}
+
+// awaitPlace returns once the manager listens to this process, and no more earlier
+// generations drain than may. A rehearsal, after which no generation more drains, needs no
+// place.
+func (u *Upgrader) awaitPlace(a *attempt) error {
+	ctx := a.ctx
+	if _, ok := a.caller.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
+		defer cancel()
+	}
+	err := u.await(ctx, u.isHeard, "have not told the service manager that this process is in charge")
+	if err != nil || a.rehearsal {
+		return err
+	}
+	u.notifier.Reloading()
+	return u.await(ctx, u.hasPlace, "still drain")
+}
+
+// await returns once a condition holds that depends on earlier generations. If there is no
+// more time, its error says what they did not do.
+func (u *Upgrader) await(ctx context.Context, condition func() bool, they string) error {
+	for !condition() {
+		select {
+		case <-u.parent.changed:
+			continue
+		case <-ctx.Done():
+		}
+		err := context.Cause(ctx)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, context.DeadlineExceeded):
+			err = fmt.Errorf("%w (%w)", os.ErrDeadlineExceeded, err)
+		default:
+			return err
+		}
+		var pids []int
+		for _, e := range u.earlier() {
+			pids = append(pids, e.generation.PID)
+		}
+		return fmt.Errorf("%w: the processes %v %s: %w", ErrParentRunning, pids, they, err)
+	}
+	return nil
+}
+
+// hasPlace reports whether no more earlier generations drain than may. If more do, it
+// hurries the oldest.
+func (u *Upgrader) hasPlace() bool {
+	earlier := u.earlier()
+	tooMany := max(len(earlier)-u.maxDraining, 0)
+	for _, e := range earlier[:tooMany] {
+		e.hurry()
+	}
+	return tooMany == 0
 }
 
 func cancelled(caller context.Context) error {
@@ -811,6 +959,7 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	step.Reached(step.ManagerNotified)
 	u.logCleanUp(u.pidFile.Remove()) // if the new process has another one
 	c.keep(u.logger)
+	u.leaveEarlier(c)
 
 	u.mu.Lock()
 	u.state, u.since = upgraded, time.Now()
@@ -819,12 +968,51 @@ func (u *Upgrader) retire(a *attempt, c *child, mainPID *systemd.MainPIDUpdate) 
 	u.mu.Unlock()
 	u.registry.HandOver(ErrUpgraded)
 	u.tellDraining(true)
-	go func() {
-		if !c.awaitEnd() {
-			close(u.hurry)
+	go u.outlive(c)
+}
+
+// leaveEarlier has a child that is in charge speak to the earlier generations in this
+// process's place: if that dies, they must know, and not if this one does. If the child
+// can't, the end of this process must not mean anything to them.
+func (u *Upgrader) leaveEarlier(c *child) {
+	for _, e := range u.earlier() {
+		if c.speaksToEarlier() {
+			e.hangUp()
+		} else {
+			_ = e.say(wordStopping)
 		}
-		u.loseSuccessor()
-	}()
+	}
+}
+
+// outlive waits until a child that is in charge, and all that came after it, have ended,
+// and obeys them until then.
+func (u *Upgrader) outlive(c *child) {
+	hurry := sync.OnceFunc(func() { close(u.hurry) })
+	wasStopped := c.hearSuccessors(func(words []string) {
+		switch {
+		case words[0] == wordHurry:
+			hurry()
+		case words[0] == wordSucceeded && len(words) > 2:
+			u.followSuccessor(words[1], words[2])
+		}
+	})
+	if !wasStopped {
+		hurry()
+		for _, e := range u.earlier() { // which no other tells
+			e.hurry()
+		}
+	}
+	u.loseSuccessor()
+}
+
+// followSuccessor notes that a generation after the child is in charge.
+func (u *Upgrader) followSuccessor(pid, number string) {
+	g := Generation{Since: time.Now(), State: stateInCharge}
+	g.PID, _ = strconv.Atoi(pid)
+	g.Number, _ = strconv.Atoi(number)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.successor = &g
 }
 
 // loseSuccessor is called when the process in charge has ended before this one.
@@ -925,10 +1113,13 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 // settle waits for a child whose death could not be confirmed, no longer than until Stop
 // is called.
 func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
+	<-a.returned
+	inCharge := c.settle(a.stopCtx)
+	// Released last: a handler may call Stop, which waits for the decision.
+	defer u.logs.Hold()()
 	defer close(a.undecided)
 	defer a.stop(nil)
-	<-a.returned
-	if c.settle(a.stopCtx) {
+	if inCharge {
 		mainPID, err := u.notifier.PrepareMainPID()
 		if err == nil {
 			defer mainPID.Close()
@@ -940,9 +1131,9 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	u.stayInCharge(a, cmp.Or(context.Cause(a.stopCtx), errors.New("tableflip: the new process ended late")))
 }
 
-// answer tells the manager that an attempt has failed.
+// answer tells the manager, if it listens, that an attempt has failed.
 func (u *Upgrader) answer(a *attempt, err error) {
-	if !a.rehearsal {
+	if !a.rehearsal && u.isHeard() {
 		u.beginAnswer(a)
 		u.notifier.ReloadFailed(err)
 	}
@@ -1007,7 +1198,9 @@ func (u *Upgrader) stopFor(why error) {
 		u.tellDraining(false)
 		u.notifier.Stopping()
 		if u.parent != nil {
-			u.parent.sayStopping()
+			for _, e := range u.earlier() {
+				_ = e.say(wordStopping)
+			}
 		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)

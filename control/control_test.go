@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/control"
 	"example.com/tableflip/internal/proctest"
+	stub "example.com/tableflip/testing"
 )
 
 func TestMain(m *testing.M) { proctest.Main(m) }
@@ -29,6 +31,9 @@ func init() {
 	proctest.Role("serve", serveRole)
 	proctest.Role("ctl", func() { os.Exit(control.Main(os.Args[2:]...)) })
 }
+
+// maxDraining is the variable for Options.MaxDraining.
+const maxDraining = "CONTROLTEST_MAXDRAINING"
 
 // serveRole is a service whose Arg is a directory. There it finds how it is to behave,
 // and there is its control socket. It has no other, and drains until it is told that it
@@ -42,12 +47,16 @@ func serveRole() {
 	case "hang":
 		wire.Hang()
 	}
-	upg := proctest.Must(tableflip.New(tableflip.Options{}))
+	limit, _ := strconv.Atoi(os.Getenv(maxDraining))
+	upg := proctest.Must(tableflip.New(tableflip.Options{MaxDraining: limit, UpgradeTimeout: proctest.Patience}))
 	defer upg.Stop()
 	ctl := proctest.Must(control.New(upg, filepath.Join(directory, "ctl"), control.Options{
 		Connections: func() int { return 3 },
 		Cut:         func() int { return 2 },
 	}))
+	if flaw(directory) == "refuse" {
+		os.Exit(7)
+	}
 	if err := upg.Ready(); err != nil {
 		return
 	}
@@ -91,11 +100,11 @@ type service struct {
 	current   *proctest.Process // which is in charge
 }
 
-func start(t *testing.T) *service {
+func start(t *testing.T, env ...string) *service {
 	t.Helper()
 	directory := proctest.SocketDir(t)
 	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
-	s.Start(s.Command("serve", s.Wire(), proctest.WithArg(directory)))
+	s.Start(s.Command("serve", append(env, s.Wire(), proctest.WithArg(directory))...))
 	s.adopt()
 	return s
 }
@@ -305,6 +314,107 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// Whoever is in charge knows of all that drain, in whatever order they end.
+func TestManyDrain(t *testing.T) {
+	s := start(t, maxDraining+"=2")
+	s.setFlaw("drain")
+	var drain []*proctest.Process
+	upgrade := func() {
+		t.Helper()
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+		drain = append(drain, s.adopt())
+	}
+	end := func(i int) {
+		t.Helper()
+		drain[i].Order("drained")
+		drain[i].AwaitEnd()
+		drain = slices.Delete(drain, i, i+1)
+	}
+	wantDraining := func() {
+		t.Helper()
+		var others []int
+		for _, p := range drain {
+			others = append(others, p.PID)
+		}
+		proctest.AwaitThat(t, fmt.Sprint("the status knows of ", others), func() bool {
+			var known []int
+			for _, other := range s.status().Others {
+				if other.Connections == 3 {
+					known = append(known, other.PID)
+				}
+			}
+			return slices.Equal(known, others)
+		})
+	}
+	for range 3 {
+		upgrade()
+		wantDraining()
+	}
+	end(1)
+	wantDraining()
+	upgrade()
+	wantDraining()
+
+	waits := s.ctl("-wait", "upgrade")
+	end(0)
+	s.wantExit(waits, 0, "has taken over")
+	drain = append(drain, s.adopt())
+	wantDraining()
+	for len(drain) > 0 {
+		end(len(drain) / 2)
+	}
+	proctest.AwaitThat(t, "all that have drained are counted", func() bool {
+		c := s.status().Counters
+		return c.Drains == 5 && c.ConnectionsCut == 10
+	})
+}
+
+// What failed children have claimed is closed.
+func TestUpgradeFailsClosed(t *testing.T) {
+	s := start(t)
+	s.setFlaw("refuse")
+	fail := func() {
+		t.Helper()
+		s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusInternalServerError)
+		s.Next().AwaitEnd()
+	}
+	fail()
+	before := len(proctest.OpenFiles(t, s.current.PID))
+	for range 5 {
+		fail()
+	}
+	proctest.AwaitThat(t, "no more is open than after the first", func() bool { return len(proctest.OpenFiles(t, s.current.PID)) <= before })
+}
+
+// impatient is an Upgrader that finds no place for a while.
+type impatient struct {
+	*stub.Upgrader
+	attempts int
+}
+
+func (u *impatient) UpgradeContext(context.Context) error {
+	if u.attempts++; u.attempts < 3 {
+		return fmt.Errorf("%w: %w", tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
+func (u *impatient) WaitForParent(ctx context.Context) error {
+	panic("an upgrade waits for all earlier generations")
+}
+
+// Who waits for an upgrade goes on to wait for a place.
+func TestUpgradeWaitsAgain(t *testing.T) {
+	upg := &impatient{Upgrader: proctest.Must(stub.New())}
+	directory := proctest.SocketDir(t)
+	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
+	ctl := proctest.Must(control.New(upg, s.socket, control.Options{}))
+	defer ctl.Close()
+	go ctl.Serve()
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, tableflip.ErrParentRunning.Error())
+	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade?wait"), http.StatusOK)
+}
+
 // A generation that is suspended while another ends holds it up no longer than Close may.
 func TestCountersSuspended(t *testing.T) {
 	s := start(t)
@@ -402,11 +512,11 @@ func TestUpgradeTwoAtOnce(t *testing.T) {
 	s.want(s.ask(t.Context(), http.MethodPost, "/rehearse"), http.StatusConflict, "another upgrade is under way")
 	s.wantExit(s.ctl("upgrade"), 3, "another upgrade is under way")
 
-	second := s.ctl("-wait", "upgrade")
+	second := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
 	s.setFlaw("")
 	proctest.Kill(t, child.PID, syscall.SIGKILL)
 	s.wantExit(first, 1, "killed")
-	s.wantExit(second, 0, "has taken over")
+	s.want(proctest.Within(t, "the second answer", second), http.StatusOK, "has taken over")
 	s.adopt().AwaitEnd()
 	s.wantInCharge()
 }
@@ -434,11 +544,14 @@ func TestUpgradeDuringDrain(t *testing.T) {
 	old := s.adopt()
 	s.want(s.ask(t.Context(), http.MethodPost, "/upgrade"), http.StatusConflict, "drains")
 	s.wantExit(s.ctl("upgrade"), 3, "drains")
-	waits := s.ctl("-wait", "upgrade")
+	output, _ := s.ctlOutput("events")
+	output.Await("watching")
+	waits := proctest.InBackground(func() answer { return s.ask(t.Context(), http.MethodPost, "/upgrade?wait") })
+	output.Await("refused") // for the first time
 
 	s.setFlaw("")
 	old.Order("drained")
-	s.wantExit(waits, 0, "has taken over")
+	s.want(proctest.Within(t, "the answer", waits), http.StatusOK, "has taken over")
 	s.adopt()
 	s.wantInCharge()
 }

@@ -52,7 +52,8 @@
 // # The events
 //
 // An event has a time, a name and attributes, which the package documentation of
-// tableflip lists under "The log". The first one of each stream, "watching", is about
+// tableflip lists under "The log". Here, those of the group process stand by themselves, as
+// pid, generation and so on. The first one of each stream, "watching", is about
 // the process that streams. While a process drains, "draining" says how many
 // connections are left, each second that their number changes.
 //

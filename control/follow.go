@@ -65,7 +65,7 @@ func (c *client) follow(ctx context.Context, show func(step)) error {
 			if streams > 0 {
 				continue
 			}
-			if f.err != nil && !(c.wait && isNobody(f.err)) {
+			if f.err != nil {
 				return f.err
 			}
 			start("")
@@ -74,7 +74,8 @@ func (c *client) follow(ctx context.Context, show func(step)) error {
 }
 
 // stream passes on what one process streams, and the end of that. A process that is
-// being replaced may still accept: it is avoided.
+// being replaced may still accept: it is avoided. If there is nobody, and the client is
+// to wait, stream waits.
 func (c *client) stream(ctx context.Context, avoid string, pass func(followed)) {
 	for {
 		avoided, err := c.read(ctx, avoid, pass)

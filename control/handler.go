@@ -110,6 +110,8 @@ func (s *Server) attempt(r *http.Request, try func(context.Context) error) (pid 
 		switch {
 		case !isTrue(r, "wait") || ctx.Err() != nil:
 			return committedIn(events), took, err
+		case errors.Is(err, tableflip.ErrParentRunning) && errors.Is(err, os.ErrDeadlineExceeded):
+			// It has waited for a place in vain, and does so again.
 		case errors.Is(err, tableflip.ErrParentRunning):
 			_ = s.upg.WaitForParent(ctx)
 		case errors.Is(err, tableflip.ErrUpgradeInProgress):

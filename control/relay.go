@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,16 +17,16 @@ import (
 )
 
 // This file owns what a process that drains says of that: to those who watch it, and to
-// its successor, for the status and the counters.
+// the process in charge, for the status and the counters.
 
 // meeting is the name of the file by which generations find each other.
 const meeting = "tableflip/control"
 
-// sendTimeout is how long a process that drains waits for its successor, which may be
+// sendTimeout is how long a process that drains waits for another, which may be
 // suspended.
 const sendTimeout = time.Second / 2
 
-// A report is what a process tells its successor.
+// A report is what a process that drains tells the process in charge.
 type report struct {
 	PID         int       `json:"pid"`
 	Counters    *Counters `json:"counters,omitempty"`    // when it is replaced
@@ -31,13 +34,18 @@ type report struct {
 	Cut         int       `json:"cut,omitempty"`         // connections, when it has drained
 }
 
-// A relay passes reports from each generation to the next.
+// A relay passes reports on to the process in charge. Each process reports to the oldest
+// of those that came after it: who has just come may fail, and who has been replaced
+// passes on what it gets.
 type relay struct {
 	meeting *link.Meeting // nil if there is none
-	link    *link.Link    // to the successor, nil if there is none
 
 	mu          sync.Mutex
-	connections map[int]int // of those that drain, by PID
+	connections map[int]int   // of those that drain, by PID
+	passesOn    bool          // this process has passed on what it knows
+	newer       []*link.Link  // to those that came after this process and live, oldest first
+	came        chan struct{} // closed, and replaced, when there is another
+	left        chan struct{} // closed once nobody can come any more
 }
 
 // join never fails: without a meeting the status says less.
@@ -55,6 +63,7 @@ func (s *Server) hear() {
 	if s.relay.meeting == nil {
 		return
 	}
+	go s.follow()
 	for _, l := range s.relay.meeting.Older() {
 		go func() {
 			for {
@@ -75,10 +84,20 @@ func (s *Server) hear() {
 }
 
 func (s *Server) heed(r report) {
+	if !s.keep(r) {
+		s.report(r)
+	}
+}
+
+// keep notes a report, unless this process has passed on what it knows.
+func (s *Server) keep(r report) bool {
+	s.relay.mu.Lock()
+	defer s.relay.mu.Unlock()
+	if s.relay.passesOn {
+		return false
+	}
 	if r.Connections != nil {
-		s.relay.mu.Lock()
 		s.relay.connections[r.PID] = *r.Connections
-		s.relay.mu.Unlock()
 	}
 	s.history.change(func(m *memory) {
 		if r.Counters != nil {
@@ -86,6 +105,68 @@ func (s *Server) heed(r report) {
 		}
 		m.counters.ConnectionsCut += r.Cut
 	})
+	return true
+}
+
+// passOn tells the successor what this process knows.
+func (s *Server) passOn(self generation) {
+	s.relay.mu.Lock()
+	s.relay.passesOn = true
+	counters, connections := s.Counters(), maps.Clone(s.relay.connections)
+	s.relay.mu.Unlock()
+	s.report(report{PID: self.PID, Counters: &counters})
+	for pid, n := range connections {
+		s.report(report{PID: pid, Connections: &n})
+	}
+}
+
+// follow keeps the links to those that come after this process, until Close.
+func (s *Server) follow() {
+	defer close(s.relay.left)
+	for {
+		l, err := s.relay.meeting.Accept(context.Background())
+		if err != nil {
+			return
+		}
+		s.relay.add(l)
+		go func() {
+			// It says nothing, in this version.
+			for err == nil {
+				var files []*os.File
+				_, files, err = l.Receive(context.Background())
+				for _, file := range files {
+					file.Close()
+				}
+			}
+			s.relay.drop(l)
+		}()
+	}
+}
+
+func (r *relay) add(l *link.Link) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.newer = append(r.newer, l)
+	close(r.came)
+	r.came = make(chan struct{})
+}
+
+// oldest returns a link to the oldest process that came after this one or, if there is
+// none, what will be closed when there is.
+func (r *relay) oldest() (l *link.Link, came <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.newer) == 0 {
+		return nil, r.came
+	}
+	return r.newer[0], nil
+}
+
+func (r *relay) drop(l *link.Link) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l.Close()
+	r.newer = slices.DeleteFunc(r.newer, func(other *link.Link) bool { return other == l })
 }
 
 // connectionsOf returns what a process that drains has reported last, or nil.
@@ -103,8 +184,7 @@ func (s *Server) connectionsOf(pid int) *int {
 func (s *Server) tellDrain() {
 	self, _ := s.generations()
 	if s.upg.Replaced() {
-		counters := s.Counters()
-		s.report(report{PID: self.PID, Counters: &counters})
+		s.passOn(self)
 	}
 	if s.opts.Connections != nil {
 		s.tellConnections(self)
@@ -112,9 +192,6 @@ func (s *Server) tellDrain() {
 	<-s.closing
 	if s.opts.Cut != nil {
 		s.report(report{PID: self.PID, Cut: s.opts.Cut()})
-	}
-	if s.relay.link != nil {
-		s.relay.link.Close()
 	}
 }
 
@@ -137,7 +214,13 @@ func (s *Server) tellConnections(self generation) {
 	}
 }
 
-// report sends r to the successor, if there is one that listens.
+func (r *relay) dropAll() {
+	for l, _ := r.oldest(); l != nil; l, _ = r.oldest() {
+		r.drop(l)
+	}
+}
+
+// report sends r to a process that came after this one, if there is one that listens.
 func (s *Server) report(r report) {
 	if s.relay.meeting == nil || !s.upg.Replaced() {
 		return
@@ -145,19 +228,20 @@ func (s *Server) report(r report) {
 	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
 	defer cancel()
 	for {
-		if s.relay.link == nil {
-			l, err := s.relay.meeting.Accept(ctx)
-			if err != nil {
+		l, came := s.relay.oldest()
+		if l != nil {
+			if err := l.Send(ctx, encode(r)); !errors.Is(err, io.EOF) {
 				return
 			}
-			s.relay.link = l
+			s.relay.drop(l) // a child that had failed, or one that has drained
+			continue
 		}
-		err := s.relay.link.Send(ctx, encode(r))
-		if !errors.Is(err, io.EOF) {
+		select {
+		case <-came:
+		case <-s.relay.left:
+			return
+		case <-ctx.Done():
 			return
 		}
-		// That was a child that had failed, or was replaced.
-		s.relay.link.Close()
-		s.relay.link = nil
 	}
 }

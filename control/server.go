@@ -53,6 +53,7 @@ type Upgrader interface {
 	ListenWithCallback(network, addr string, callback func(network, addr string) (net.Listener, error)) (net.Listener, error)
 	File(name string) (*os.File, error)
 	AddFile(name string, file *os.File) error
+	RemoveFile(name string) error
 	HasParent() bool
 	WaitForParent(context.Context) error
 	UpgradeContext(context.Context) error
@@ -94,7 +95,7 @@ func New(upg Upgrader, path string, opts Options) (*Server, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{upg: upg, opts: opts, closing: make(chan struct{})}
-	s.relay.connections = make(map[int]int)
+	s.relay = relay{connections: make(map[int]int), came: make(chan struct{}), left: make(chan struct{})}
 	s.close = sync.OnceFunc(s.shutDown)
 	s.http = &http.Server{
 		Handler:           s.handler(),
@@ -183,6 +184,7 @@ func (s *Server) shutDown() {
 	s.history.close()
 	if s.relay.meeting != nil {
 		_ = s.relay.meeting.Close()
+		s.relay.dropAll()
 	}
 	if s.ln == nil {
 		return

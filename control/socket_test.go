@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip/control"
 	"example.com/tableflip/internal/proctest"
@@ -171,6 +172,54 @@ func TestSocketFullOfIdleClients(t *testing.T) {
 	}
 	s := &service{t: t, socket: socket}
 	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK)
+}
+
+// Once a process is replaced, its successor alone accepts.
+func TestSocketAfterUpgrade(t *testing.T) {
+	s := start(t)
+	output, _ := s.ctlOutput("events")
+	output.Await("watching")
+	s.setFlaw("drain")
+	s.current.Order("upgrade")
+	old := s.adopt()
+	output.Await("draining connections=3", fmt.Sprint("pid=", old.PID))
+
+	proctest.Suspend(t, s.current.PID)
+	conn := proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket))
+	io.WriteString(conn, "GET /status HTTP/1.0\r\n\r\n")
+	// The old process has time to answer, which it must not use.
+	conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	_, err := conn.Read(make([]byte, 1))
+	proctest.WantError(t, "the answer while the new process is suspended", err, os.ErrDeadlineExceeded)
+	proctest.Continue(t, s.current.PID)
+	if got := proctest.Answers(t, []net.Conn{conn})[0]; !strings.Contains(got, fmt.Sprintf("process %d, generation 2, is in charge", s.current.PID)) {
+		t.Errorf("answered %q, want it by %d", got, s.current.PID)
+	}
+	old.Order("drained")
+	old.AwaitEnd()
+}
+
+// A patientUpgrader upgrades for as long as its caller waits.
+type patientUpgrader struct{ *stub.Upgrader }
+
+func (patientUpgrader) UpgradeContext(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// Close cuts who has asked for what does not end.
+func TestCloseCuts(t *testing.T) {
+	socket := filepath.Join(proctest.SocketDir(t), "ctl")
+	upg, _ := stub.New()
+	ctl, err := control.New(patientUpgrader{upg}, socket, control.Options{})
+	proctest.OK(t, err)
+	go ctl.Serve()
+	conn := proctest.Opened[net.Conn](t)(net.Dial("unix", socket))
+	io.WriteString(conn, "POST /upgrade HTTP/1.0\r\n\r\n")
+	s := &service{t: t, socket: socket}
+	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK) // it was accepted before
+	proctest.Within(t, "Close", proctest.InBackground(func() bool { ctl.Close(); return true }))
+	proctest.WantEOF(t, "who has asked", conn)
 }
 
 // What is asked of a process that was replaced, by who had connected before, is answered.

@@ -9,12 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip/control"
 	"example.com/tableflip/internal/event"
@@ -90,6 +92,31 @@ func TestEventsNobody(t *testing.T) {
 	s.wantExit(c, 0)
 }
 
+// A process that was just replaced may accept once more, and is not watched twice.
+func TestEventsAvoidTheReplaced(t *testing.T) {
+	s := &service{Service: proctest.NewService(t), t: t, socket: filepath.Join(proctest.SocketDir(t), "ctl")}
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", s.socket))
+	const line = `{"time":"2026-01-02T03:04:05Z","event":%q,"pid":%d}` + "\n"
+	streams := make(chan string, 3)
+	streams <- fmt.Sprintf(line+line, "watching", 4000001, "committed", 4000002)
+	streams <- fmt.Sprintf(line, "watching", 4000001)
+	streams <- fmt.Sprintf(line+line, "watching", 4000002, "last", 4000002)
+	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, <-streams)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	output, c := s.ctlOutput("events")
+	output.Await("last")
+	for text, want := range map[string]int{"watching pid=4000001": 1, "committed pid=4000002": 1, "watching pid=4000002": 1} {
+		if got := output.Count(text); got != want {
+			t.Errorf("%d lines with %q, want %d", got, text, want)
+		}
+	}
+	proctest.Kill(t, c.cmd.Process.Pid, syscall.SIGINT)
+	s.wantExit(c, 0)
+}
+
 // inProcess serves an Upgrader that never upgrades.
 func inProcess(t *testing.T) (ctl *control.Server, socket string) {
 	socket = filepath.Join(proctest.SocketDir(t), "ctl")
@@ -143,6 +170,23 @@ func TestEventsStuck(t *testing.T) {
 	}
 	closed := proctest.InBackground(func() bool { ctl.Close(); return true })
 	proctest.Within(t, "Close", closed)
+}
+
+// What was published before is counted.
+func TestCountersAreCurrent(t *testing.T) {
+	ctl, _ := inProcess(t)
+	for i := range 1000 {
+		event.Publish(nil, slog.LevelError, event.Failed, slog.String("cause", "test"))
+		if got := ctl.Counters().Failures["test"]; got != i+1 {
+			t.Fatalf("%d of %d are counted", got, i+1)
+		}
+	}
+	event.Publish(nil, slog.LevelInfo, event.Ended) // of a successor
+	event.Publish(nil, slog.LevelInfo, event.Ended, slog.Duration("took", 1500*time.Millisecond))
+	ctl.Close()
+	if got := ctl.Counters(); got.Failures["test"] != 1000 || got.Drains != 1 || got.DrainSeconds != 1.5 {
+		t.Errorf("after Close, there are %+v", got)
+	}
 }
 
 // The last events before the end arrive.

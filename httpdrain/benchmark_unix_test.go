@@ -15,4 +15,12 @@ func init() {
 		}
 		return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	}
+	mostTCP = func() int {
+		var limit syscall.Rlimit
+		if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+			return 5000
+		}
+		// Each connection has two, and the test has some more.
+		return (int(min(limit.Cur, 1<<30)) - 100) / 2
+	}
 }

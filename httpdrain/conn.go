@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,18 +49,18 @@ type conn struct {
 	state atomic.Int32
 
 	mu      sync.Mutex
-	joined  bool        // it is part of the drain
-	begins  time.Time   // when the drain begins for it: see Drainer.Spread
-	timer   *time.Timer // looks again, once it was set
-	waiting bool        // the drain waits for it
-	ended   bool        // it is not the server's any more
-	since   time.Time   // since when it has been silent
-	expired time.Time   // when the server's reads were made to fail
-	told    time.Time   // when the client was told to leave: the handler of its last response has returned, or the GOAWAY was sent
-	knows   bool        // it has been told, and has nothing left to send that would be served
-	framed  *framedConn // how the server sees it; nil if as everybody does
-	held    time.Time   // until when responses are held
-	linger  *os.File    // keeps the socket open when the server closes it; or nil
+	joined  bool         // it is part of the drain
+	begins  time.Time    // when the drain begins for it: see Drainer.Spread
+	timer   *time.Timer  // looks again, once it was set
+	waiting bool         // the drain waits for it
+	ended   bool         // it is not the server's any more
+	since   time.Time    // since when it has been silent
+	expired time.Time    // when the server's reads were made to fail
+	told    time.Time    // when the client was told to leave: the handler of its last response has returned, or the GOAWAY was sent
+	knows   bool         // it has been told, and has nothing left to send that would be served
+	framed  *framedConn  // how the server sees it; nil if as everybody does
+	held    time.Time    // until when responses are held
+	linger  *net.TCPConn // keeps the socket open when the server closes it; or nil
 }
 
 type connKey struct{}
@@ -130,11 +129,10 @@ func (c *conn) end() {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	if file := c.linger; file != nil {
-		c.drainer.wait(1)
+	if tcp := c.linger; tcp != nil {
 		go func() {
 			defer c.drainer.wait(-1)
-			discard(c.drainer.cutting, file)
+			discard(c.drainer.cutting, tcp, c.drainer.limits.lingerSilence)
 		}()
 	}
 	c.await(false)
@@ -329,7 +327,7 @@ func (c *conn) decide(now time.Time) (next time.Time, waiting bool) {
 		if next = c.expired.Add(expiredWait); now.Before(next) {
 			return next, true
 		}
-		if heard, ok := lastReceived(c.Conn, now); !ok || !heard.After(c.expired.Add(receivedTick)) {
+		if heard, _, ok := c.drainer.lastTransfer(c.Conn, now); !ok || !heard.After(c.expired.Add(transferTick)) {
 			return time.Time{}, false
 		}
 		c.expired = time.Time{} // it was too late: a request had begun
@@ -358,8 +356,14 @@ func (c *conn) silentAt(now time.Time) time.Time {
 	if until := since.Add(grace); now.Before(until) {
 		return until
 	}
-	if at, ok := lastTransfer(c.Conn, now); ok && at.After(since.Add(receivedTick)) {
-		c.since, since = at, at
+	if received, sent, ok := c.drainer.lastTransfer(c.Conn, now); ok {
+		last := received
+		if sent.After(last) {
+			last = sent // a response may take long to be sent to a client on a slow link
+		}
+		if last.After(since.Add(transferTick)) {
+			c.since, since = last, last
+		}
 	}
 	return since.Add(grace)
 }
@@ -370,11 +374,30 @@ func (c *conn) decideLinger(now time.Time) time.Time {
 	if !c.knows || c.isHTTP2() || c.linger != nil {
 		return time.Time{}
 	}
-	if at := c.told.Add(lingerAfter); now.Before(at) {
+	if at := c.told.Add(c.drainer.limits.lingerAfter); now.Before(at) {
 		return at
 	}
-	c.linger = duplicate(c.Conn)
+	c.keepOpen()
 	return time.Time{}
+}
+
+// noteGoAway notes that the server has sent its own GOAWAY: it will close the connection
+// a second after the last stream. One that a listener has wrapped once more is never part
+// of the drain, because the hooks do not know it.
+func (c *conn) noteGoAway() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.joined && !c.ended {
+		c.keepOpen()
+	}
+}
+
+// keepOpen keeps the socket open beyond the server's close. The drain waits for what is
+// kept. c.mu is held.
+func (c *conn) keepOpen() {
+	if c.linger = duplicate(c.Conn); c.linger != nil {
+		c.drainer.wait(1)
+	}
 }
 
 // mayExpire reports whether a read that fails makes the server close the

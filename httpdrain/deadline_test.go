@@ -34,6 +34,7 @@ func TestDeadlinesOverHTTP2(t *testing.T) {
 					}
 					echo(w, r)
 				}),
+				bubble: true,
 				server: func(s *http.Server) {
 					s.Protocols.SetUnencryptedHTTP2(true)
 					s.WriteTimeout = time.Second

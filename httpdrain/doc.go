@@ -27,8 +27,8 @@
 //
 // Until then a Drainer costs some atomic operations per request, over HTTP/2 a look
 // at the headers of frames, and no allocation. A drain costs the same for each
-// connection however many there are: over TCP a quarter more processor time than
-// Server.Shutdown takes to close it.
+// connection however many there are: over TCP up to a quarter more processor time than
+// Server.Shutdown takes to close it. BenchmarkRequest and BenchmarkDrain measure both.
 //
 // # What happens to each kind of connection
 //
@@ -44,8 +44,8 @@
 //	response still being sent      IdleGrace begins anew with what is sent, where the
 //	by the kernel, over a slow     kernel tells that (TCP on Linux)
 //	link
-//	request in its handler         served. Its response says nothing, as net/http may
-//	                               have sent its header; the next one on the
+//	request in its handler         served. Its response says nothing, because net/http
+//	                               may have sent its header; the next one on the
 //	                               connection does
 //	Expect: 100-continue           gets its 100 response, and is served
 //	pipelined requests             the next one is served. Those behind it are not
@@ -67,7 +67,8 @@
 //	HTTP/2, silent                 told as well. If the client acknowledges that, but
 //	                               does not close, it is closed after a second, else
 //	                               after IdleGrace; by net/http's GOAWAY, and a second
-//	                               later
+//	                               later. The socket is kept open as with pipelined
+//	                               requests, because clients acknowledge what they read
 //
 // Handlers are given the server's own ResponseWriter (but see below). A response of
 // HTTP/1 ends with a half-closed connection that net/http closes half a second later
@@ -93,14 +94,14 @@
 //
 // # HTTP/2
 //
-// The GOAWAY that net/http sends refuses the streams which it has not read, and a
-// client loses those whose body it cannot send again. RFC 9113, section 6.8, has
-// one that refuses nothing precede it, which the Drainer puts between the frames
-// of the server. So it has to be where frames can be seen: serve TLS by ServeTLS,
-// and do not wrap the connections of a listener with UnencryptedHTTP2. Elsewhere,
-// and if the program has its own Server.TLSNextProto, as golang.org/x/net/http2
-// sets it, HTTP/2 clients are told by net/http's GOAWAY alone, and the handlers'
-// ResponseWriter is wrapped in one with the same methods.
+// net/http's GOAWAY refuses the streams that the server has not read. A client loses
+// those whose body it cannot send again. By RFC 9113, section 6.8, a server may first send
+// a GOAWAY that refuses nothing. The Drainer puts it between the frames of the server. So
+// it has to be where frames can be seen: serve TLS by ServeTLS, and do not wrap the
+// connections of a listener with UnencryptedHTTP2. Elsewhere, and if the program has its
+// own Server.TLSNextProto, which golang.org/x/net/http2 sets, HTTP/2 clients get only
+// net/http's GOAWAY, and the handlers' ResponseWriter is wrapped in one with the same
+// methods.
 //
 // net/http's GOAWAY also tells a client that still opens streams a second after it
 // has acknowledged the first, or IdleGrace after it should have.
@@ -111,6 +112,9 @@
 // Hijack returns the other, whose method NetConn returns the accepted one.
 //
 // # What remains
+//
+// A client of HTTP/2 that reads nothing for longer than IdleGrace, and for two seconds
+// more, may lose responses that its kernel has not received.
 //
 // A client that is silent for longer than IdleGrace, and then sends a request in
 // the very moment in which the connection is closed, loses it. HTTP/1 has no
@@ -133,9 +137,10 @@
 // Kubernetes removes a pod's endpoint when it sends SIGTERM, but what it has told
 // of that needs a moment, for which services wait before they call Shutdown.
 //
-// What golang.org/x/net/http2/h2c serves, and protocols of Server.TLSNextProto, are
-// outside of the server. To a Drainer the former are hijacked connections:
-// Drainer.WaitHijacked waits for them, and a http2.Server that http2.ConfigureServer
-// knows tells them to leave when Shutdown comes to its last step. For the latter the
-// Drainer waits as Server.Shutdown does.
+// Connections that golang.org/x/net/http2/h2c serves are hijacked connections to a
+// Drainer. Drainer.WaitHijacked waits for them. A http2.Server that
+// http2.ConfigureServer knows tells them to leave when Shutdown comes to its last step.
+//
+// The Drainer waits for connections with other protocols of Server.TLSNextProto as
+// Server.Shutdown does.
 package httpdrain

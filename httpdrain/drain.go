@@ -16,10 +16,9 @@ import (
 // This file owns the drain: its steps, their order, and what ends it.
 
 // DefaultIdleGrace is how long a connection must have been silent before a drain
-// closes it, if Drainer.IdleGrace is zero: longer than a client in the middle of
-// its work thinks between two requests, as long as net/http waits for the first
-// request of a new connection, and a sixth of the 30 seconds that Kubernetes
-// gives a pod to terminate.
+// closes it, if Drainer.IdleGrace is zero. A client in the middle of its work pauses
+// for less between two requests. Server.Shutdown waits as long for the first request of
+// a new connection. Kubernetes gives a pod six times as long to terminate.
 const DefaultIdleGrace = 5 * time.Second
 
 // Drainer watches the connections of one http.Server, so that Shutdown can end
@@ -85,6 +84,9 @@ type Drainer struct {
 	plainHTTP2    atomic.Bool // connections without TLS may be HTTP/2
 	otherProtocol atomic.Bool // connections with TLS may be neither HTTP/1 nor HTTP/2
 
+	limits       limits
+	lastTransfer func(nc net.Conn, now time.Time) (received, sent time.Time, ok bool) // asks the kernel
+
 	mu           sync.Mutex
 	listeners    map[*listener]struct{}
 	unserved     int  // listeners that Listener returned, less calls of Server.Serve for them
@@ -92,6 +94,9 @@ type Drainer struct {
 	ownProtocols bool // the program has its own Server.TLSNextProto
 	ownHTTP2     bool // and HTTP/2 is in it
 }
+
+// limits are those times that tests change, so that no stall of the machine fails them.
+type limits struct{ accept, server, lingerAfter, lingerSilence time.Duration }
 
 // New returns a Drainer for srv, which must not be serving yet. It puts itself
 // before srv's Handler (http.DefaultServeMux if that is nil), BaseContext,
@@ -104,6 +109,9 @@ func New(srv *http.Server) *Drainer {
 		nothing:   make(chan struct{}, 1),
 		done:      make(chan struct{}),
 		listeners: make(map[*listener]struct{}),
+
+		limits:       limits{acceptLimit, serverLimit, lingerAfter, lingerSilence},
+		lastTransfer: lastTransfer,
 	}
 	d.ctx, d.begin = context.WithCancel(context.Background())
 	d.cutting, d.cut = context.WithCancelCause(context.Background())
@@ -269,6 +277,7 @@ func (d *Drainer) closeServer() error {
 	cut := d.cutting.Err() != nil
 	connections, active := d.countInUse()
 	err := d.srv.Shutdown(d.cutting)
+	d.awaitNothing() // the sockets that are kept open
 	if d.WaitHijacked {
 		d.hijacked.await(d.cutting)
 	}

@@ -214,7 +214,10 @@ func (c *framedConn) sent(p []byte) {
 		p = p[c.out.pass(p):]
 		if c.out.ended() {
 			c.greeted = true
-			c.gone = c.gone || c.out.head[headerType] == typeGoAway
+			if c.out.head[headerType] == typeGoAway && !c.gone {
+				c.gone = true
+				c.noteGoAway()
+			}
 		}
 	}
 }

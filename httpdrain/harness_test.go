@@ -2,6 +2,7 @@ package httpdrain_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -20,7 +21,7 @@ import (
 )
 
 // patience bounds every wait for an event. No test passes because of it.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A service is a server on a loopback listener, and its Drainer.
 type service struct {
@@ -35,10 +36,11 @@ type service struct {
 // config is what differs between the services of the tests.
 type config struct {
 	handler http.Handler
-	grace   time.Duration
+	grace   time.Duration // if zero, longer than a test takes, or in a bubble the default
 	server  func(*http.Server)
 	listen  func() net.Listener
 	tls     bool
+	bubble  bool // time stands still while anybody computes
 }
 
 func start(t testing.TB, c config) *service {
@@ -79,6 +81,10 @@ func newService(t testing.TB, c config) *service {
 	}
 	s.Drainer = httpdrain.New(s.server)
 	s.IdleGrace = c.grace
+	if !c.bubble {
+		s.IdleGrace = cmp.Or(c.grace, 10*patience)
+		httpdrain.SetAcceptLimits(s.Drainer, patience)
+	}
 	return s
 }
 

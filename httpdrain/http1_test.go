@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"example.com/tableflip/httpdrain"
 )
 
 // eachTransport runs test over TCP, over TLS, and over TCP on a server that
@@ -215,6 +217,7 @@ func TestPipelining(t *testing.T) {
 		gate := newGate()
 		c.handler = gate
 		s := start(t, c)
+		httpdrain.SetLinger(s.Drainer, patience)
 		client := dial(t, s.addr)
 		client.send(post("/", "1") + post("/", "2") + post("/", "3"))
 		wait(t, gate.entered, "the first request")
@@ -230,6 +233,7 @@ func TestPipelining(t *testing.T) {
 		client.answer().last(t, "2")
 		client.closed()
 		wait(t, sent, "writing")
+		client.Close()
 		s.finished(result)
 	})
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // eachHTTP2 runs test over TLS, and over TCP with prior knowledge.
@@ -27,7 +29,7 @@ func eachHTTP2(t *testing.T, test func(t *testing.T, c config, transport func() 
 func ask(ctx context.Context, transport *http.Transport, url, body string) (answer, string, error) {
 	var conn string
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		conn = info.Conn.LocalAddr().String()
+		conn = fmt.Sprintf("%p", info.Conn)
 	}})
 	request, err := http.NewRequestWithContext(ctx, "POST", url, io.NopCloser(strings.NewReader(body)))
 	if err != nil {
@@ -42,21 +44,30 @@ func ask(ctx context.Context, transport *http.Transport, url, body string) (answ
 	return answer{response, string(got)}, conn, err
 }
 
+// eachHTTP2InBubble runs test with a service in memory, over TLS and without it.
+func eachHTTP2InBubble(t *testing.T, handler func() http.Handler, test func(t *testing.T, s *service, dial func() (net.Conn, error))) {
+	testCertificate()
+	for _, encrypted := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemory()
+			s := start(t, config{handler: handler(), tls: encrypted, bubble: true, listen: func() net.Listener { return m }})
+			test(t, s, m.dial)
+		})
+	}
+}
+
 // Streams in flight end as they would, a stream opened during the drain is
 // served, and its response makes the client leave the connection.
 func TestStreams(t *testing.T) {
-	t.Parallel()
-	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
-		t.Parallel()
-		gate := newGate()
+	var gate *gate
+	eachHTTP2InBubble(t, func() http.Handler {
+		gate = newGate()
 		mux := http.NewServeMux()
 		mux.Handle("/gate", gate)
 		mux.HandleFunc("/", echo)
-		c.handler = mux
-		s := start(t, c)
-		transport := newTransport()
-		defer transport.CloseIdleConnections()
-		url := scheme + s.addr
+		return mux
+	}, func(t *testing.T, s *service, dial func() (net.Conn, error)) {
+		transport, url := s.transport(dial)
 		type outcome struct {
 			answer
 			conn string
@@ -67,7 +78,7 @@ func TestStreams(t *testing.T) {
 			a, conn, err := ask(t.Context(), transport, url+"/gate", "in flight")
 			inFlight <- outcome{a, conn, err}
 		}()
-		wait(t, gate.entered, "the stream in flight")
+		<-gate.entered
 		result := s.drain(t.Context())
 		during, conn, err := ask(t.Context(), transport, url, "during")
 		if err != nil {
@@ -77,13 +88,12 @@ func TestStreams(t *testing.T) {
 		if len(during.Header["Connection"]) > 0 {
 			t.Errorf("Connection: %q over HTTP/2", during.Header["Connection"])
 		}
-		for after := conn; after == conn; { // until the GOAWAY has come
-			if _, after, err = ask(t.Context(), transport, url, "after"); after == conn && err != nil {
-				t.Fatal(err)
-			}
+		synctest.Wait()
+		if _, after, err := ask(t.Context(), transport, url, "after"); err == nil || after == conn {
+			t.Errorf("the client has not left: %v", err)
 		}
 		gate.open()
-		o := wait(t, inFlight, "the stream in flight")
+		o := <-inFlight
 		if o.err != nil {
 			t.Fatal(o.err)
 		}
@@ -91,8 +101,19 @@ func TestStreams(t *testing.T) {
 		if o.conn != conn {
 			t.Errorf("the streams were on the connections %s and %s", o.conn, conn)
 		}
-		s.finished(result)
+		s.finishedInBubble(result)
 	})
+}
+
+// transport returns a client of a service in memory, and its URL.
+func (s *service) transport(dial func() (net.Conn, error)) (transport *http.Transport, url string) {
+	transport, url = plainHTTP2Transport(), "http://example.com"
+	if !s.server.Protocols.UnencryptedHTTP2() {
+		transport, url = http2Transport(), "https://example.com"
+		transport.TLSClientConfig.Time = func() time.Time { return certificateTime }
+	}
+	transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return dial() }
+	return transport, url
 }
 
 // connect makes transport open its connection.
@@ -114,12 +135,18 @@ func eachRawHTTP2(t *testing.T, test func(t *testing.T, c config, dial func(test
 // The first GOAWAY excludes no stream, and the streams that the client opens
 // before it acknowledges that are served, however many.
 func TestFarewell(t *testing.T) {
-	t.Parallel()
-	eachRawHTTP2(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
-		t.Parallel()
-		c.handler = http.HandlerFunc(hello)
-		s := start(t, c)
-		client := dial(t, s.addr)
+	handler := func() http.Handler { return http.HandlerFunc(hello) }
+	eachHTTP2InBubble(t, handler, func(t *testing.T, s *service, dial func() (net.Conn, error)) {
+		nc, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !s.server.Protocols.UnencryptedHTTP2() {
+			config := clientTLS("h2")
+			config.Time = func() time.Time { return certificateTime }
+			nc = tls.Client(nc, config)
+		}
+		client := newClient(t, nc)
 		client.startHTTP2()
 		result := s.drain(t.Context())
 		client.request(1)
@@ -139,7 +166,7 @@ func TestFarewell(t *testing.T) {
 			}
 		}
 		client.Close()
-		s.finished(result)
+		s.finishedInBubble(result)
 	})
 }
 
@@ -364,9 +391,10 @@ func TestHiddenFrames(t *testing.T) {
 				t.Errorf("no method %s during the drain", method)
 			}
 		}
-		if _, after, _ := ask(t.Context(), transport, scheme+s.addr, ""); after == conn {
-			t.Error("the client did not leave")
+		for after := conn; after == conn; { // until the client has the GOAWAY
+			_, after, _ = ask(t.Context(), transport, scheme+s.addr, "")
 		}
+		transport.CloseIdleConnections() // it may have got into the listener's queue
 		s.finished(result)
 	})
 }

@@ -3,22 +3,22 @@ package httpdrain
 import (
 	"context"
 	"net"
-	"os"
 	"time"
 )
 
-// This file owns what happens to a connection of HTTP/1 whose client has not closed
-// it after the last response.
-//
-// A socket that is closed while its client sends is reset, and the reset overtakes
-// the response: a client that pipelines over a slow link loses a response that has
-// been sent. RFC 9112, section 9.6, has the server half-close and read on until the
-// client closes. net/http half-closes, and closes half a second later. So a
-// duplicate of the descriptor keeps the socket open beyond that.
+// This file owns what happens to a connection whose client has not closed it when the
+// server does.
+
+// A socket that is closed while its client sends is reset, and the reset overtakes the
+// responses that the kernel has not sent yet: a client that pipelines over a slow link
+// loses a response, and so does one of HTTP/2 that acknowledges what it reads. RFC 9112,
+// section 9.6, has the server half-close and read on until the client closes. net/http
+// half-closes HTTP/1, and closes half a second later, and HTTP/2 a second after its GOAWAY.
+// So a duplicate of the descriptor keeps the socket open beyond that.
 
 const (
-	// lingerAfter is when the duplicate is made, if the client has not closed: well
-	// before net/http closes.
+	// lingerAfter is when the duplicate is made for HTTP/1, if the client has not
+	// closed: well before net/http closes.
 	lingerAfter = 250 * time.Millisecond
 
 	// lingerSilence is for how long the client must be silent for the socket to be
@@ -27,8 +27,8 @@ const (
 	lingerLimit   = 30 * time.Second
 )
 
-// receivedTick is how accurate lastReceived is: Linux counts jiffies.
-const receivedTick = 10 * time.Millisecond
+// transferTick is how accurate lastTransfer is: Linux counts jiffies.
+const transferTick = 10 * time.Millisecond
 
 // bare returns the connection that nc wraps.
 func bare(nc net.Conn) net.Conn {
@@ -43,7 +43,7 @@ func bare(nc net.Conn) net.Conn {
 
 // duplicate returns another descriptor of the TCP connection, or nil if it needs
 // none, or cannot have one.
-func duplicate(nc net.Conn) *os.File {
+func duplicate(nc net.Conn) *net.TCPConn {
 	tcp, ok := bare(nc).(*net.TCPConn)
 	if !ok || clientClosed(tcp) {
 		return nil
@@ -52,21 +52,27 @@ func duplicate(nc net.Conn) *os.File {
 	if err != nil {
 		return nil
 	}
-	return file
+	defer file.Close()
+	dup, err := net.FileConn(file)
+	if err != nil {
+		return nil
+	}
+	return dup.(*net.TCPConn)
 }
 
-// discard reads what the client sends until it closes, is silent, or ctx ends. It
-// closes file.
-func discard(ctx context.Context, file *os.File) {
-	defer file.Close()
+// discard half-closes tcp, reads what the client sends until it closes, is silent, or ctx
+// ends, and closes it.
+func discard(ctx context.Context, tcp *net.TCPConn, silence time.Duration) {
+	defer tcp.Close()
+	tcp.CloseWrite()
 	ctx, cancel := context.WithTimeout(ctx, lingerLimit)
 	defer cancel()
 	buf := make([]byte, 16<<10)
 	for ctx.Err() == nil {
-		if err := file.SetReadDeadline(time.Now().Add(lingerSilence)); err != nil {
+		if err := tcp.SetReadDeadline(time.Now().Add(silence)); err != nil {
 			return
 		}
-		if _, err := file.Read(buf); err != nil {
+		if _, err := tcp.Read(buf); err != nil {
 			return
 		}
 	}

@@ -13,7 +13,8 @@ import (
 
 const (
 	// acceptWait is how long a listener's queue must be empty. The wait is there
-	// for Accept to have tried at all: with a deadline that is over it does not.
+	// for Accept to have tried at all: with a deadline that is over it does not. On a
+	// busy machine it may be over before Accept has begun: see isWaiting.
 	acceptWait = 10 * time.Millisecond
 
 	// acceptLimit ends the acceptance of connections that keep on coming. If
@@ -131,7 +132,7 @@ func (l *listener) acceptQueued() net.Conn {
 		return nil
 	}
 	if l.limit.IsZero() {
-		l.limit = time.Now().Add(acceptLimit)
+		l.limit = time.Now().Add(l.drainer.limits.accept)
 	}
 	for {
 		now := time.Now()
@@ -144,10 +145,10 @@ func (l *listener) acceptQueued() net.Conn {
 			l.retry = 0
 			return nc
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if time.Since(now) >= acceptWait {
+			// Otherwise that was the deadline of interrupt.
+			if time.Since(now) >= acceptWait && !isWaiting(ln) {
 				return nil
 			}
-			// That was the deadline of interrupt.
 		case !l.mayRetry(err):
 			return nil
 		}
@@ -162,7 +163,7 @@ func (l *listener) mayRetry(err error) bool {
 	}
 	l.retry = min(max(2*l.retry, retryFirst), retryMost)
 	time.Sleep(l.retry)
-	l.limit = time.Now().Add(acceptLimit)
+	l.limit = time.Now().Add(l.drainer.limits.accept)
 	l.watch()
 	return true
 }
@@ -184,10 +185,10 @@ func (l *listener) watch() {
 	l.watchMu.Lock()
 	defer l.watchMu.Unlock()
 	if l.watchdog != nil {
-		l.watchdog.Reset(serverLimit)
+		l.watchdog.Reset(l.drainer.limits.server)
 		return
 	}
-	l.watchdog = time.AfterFunc(serverLimit, func() {
+	l.watchdog = time.AfterFunc(l.drainer.limits.server, func() {
 		l.release()
 		l.stop()
 	})

@@ -9,79 +9,126 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"example.com/tableflip/httpdrain"
 )
 
-// failing is a listener whose Accept fails when it is told to.
-type failing struct {
-	*net.TCPListener
-	next atomic.Pointer[func() error]
+// backlog is a listener in memory whose Accept has deadlines, and fails when it is told to.
+type backlog struct {
+	*memory
+	err atomic.Pointer[syscall.Errno]
+
+	mu       sync.Mutex
+	deadline time.Time
+	moved    chan struct{} // closed when the deadline moves
 }
 
-func (l *failing) Accept() (net.Conn, error) {
-	if next := l.next.Load(); next != nil {
-		if err := (*next)(); err != nil {
-			return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", err)}
+func newBacklog() *backlog { return &backlog{memory: newMemory(), moved: make(chan struct{})} }
+
+func (l *backlog) SetDeadline(at time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deadline = at
+	close(l.moved)
+	l.moved = make(chan struct{})
+	return nil
+}
+
+func (l *backlog) Accept() (net.Conn, error) {
+	for {
+		l.mu.Lock()
+		moved, deadline := l.moved, l.deadline
+		l.mu.Unlock()
+		if l.isClosed() {
+			return nil, net.ErrClosed
+		}
+		if err := l.err.Load(); err != nil {
+			return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", *err)}
+		}
+		var expired <-chan time.Time
+		if !deadline.IsZero() {
+			expired = time.After(time.Until(deadline))
+		}
+		select {
+		case nc := <-l.conns:
+			return nc, nil
+		case <-l.closed:
+		case <-expired:
+			return nil, os.ErrDeadlineExceeded
+		case <-moved:
 		}
 	}
-	return l.TCPListener.Accept()
+}
+
+func (l *backlog) isClosed() bool {
+	select {
+	case <-l.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 // An error that may go away does not lose the connections in the queue: those that
-// the drain closes give their descriptors back.
+// the drain closes give their descriptors back, and that takes longer than connections
+// are accepted from a queue.
 func TestQueueDuringEMFILE(t *testing.T) {
-	t.Parallel()
-	ln := &failing{TCPListener: listenTCP(t).(*net.TCPListener)}
-	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
-	used := dial(t, s.addr)
-	used.get("/").more(t, "hello")
-	// The kernel has no descriptors until that connection is closed, and that takes longer
-	// than connections are accepted from a queue.
-	gone := make(chan struct{})
-	begin := time.Now()
-	failures := 0
-	fail := func() error {
-		failures++
-		select {
-		case <-gone:
-			if time.Since(begin) > time.Second && failures > 3 {
-				return nil
-			}
-		default:
+	listen := func() net.Listener { return newBacklog() }
+	inBubbleOn(t, config{handler: http.HandlerFunc(hello)}, listen, func(t *testing.T, s *service, ln net.Listener) {
+		l := ln.(*backlog)
+		used := l.client(t)
+		used.SetDeadline(time.Time{})
+		used.get("/").more(t, "hello")
+		synctest.Wait()
+		l.err.Store(new(syscall.EMFILE))
+		result := s.drain(t.Context())
+		var waiting sync.WaitGroup
+		for range 3 {
+			waiting.Go(func() {
+				nc, err := l.dial()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c := newClient(t, nc)
+				c.get("/").last(t, "hello")
+				c.Close()
+			})
 		}
-		return syscall.EMFILE
-	}
-	ln.next.Store(&fail)
-	var waiting []*client
-	for range 3 {
-		// One may still get to the Accept from before.
-		waiting = append(waiting, dial(t, s.addr))
-	}
-	result := s.drain(t.Context())
-	used.get("/").last(t, "hello")
-	used.Close()
-	close(gone)
-	for _, c := range waiting {
-		c.get("/").last(t, "hello")
-	}
-	s.finished(result)
+		used.get("/").last(t, "hello")
+		used.Close()
+		pass(10 * time.Second)
+		l.err.Store(nil)
+		waiting.Wait()
+		s.finishedInBubble(result)
+	})
 }
 
 // An error that stays ends the retries, and so does the end of the drain.
 func TestQueueAcceptFails(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
-		err     error
-		timeout time.Duration
-	}{{syscall.EINVAL, patience}, {syscall.EMFILE, 100 * time.Millisecond}} {
-		ln := &failing{TCPListener: listenTCP(t).(*net.TCPListener)}
-		s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
-		fail := func() error { return test.err }
-		ctx, cancel := context.WithTimeout(t.Context(), test.timeout)
-		defer cancel()
-		ln.next.Store(&fail)
-		s.finished(s.drain(ctx))
-		refused(t, s.addr)
+		err  syscall.Errno
+		want time.Duration
+	}{{syscall.EINVAL, 0}, {syscall.EMFILE, time.Minute}} {
+		listen := func() net.Listener { return newBacklog() }
+		inBubbleOn(t, config{handler: http.HandlerFunc(hello)}, listen, func(t *testing.T, s *service, ln net.Listener) {
+			l := ln.(*backlog)
+			synctest.Wait()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			l.err.Store(&test.err)
+			begin := time.Now()
+			s.finishedInBubble(s.drain(ctx))
+			if took := time.Since(begin); took < test.want || took > test.want+time.Second {
+				t.Errorf("the drain was over after %v, want %v", took, test.want)
+			}
+			if _, err := l.dial(); err == nil {
+				t.Error("the listener is open")
+			}
+			pass(time.Minute) // for what waits to retry
+		})
 	}
 }
 
@@ -216,6 +263,7 @@ func TestQueueOfStuckServer(t *testing.T) {
 			return ctx
 		}
 	}})
+	httpdrain.SetAcceptLimits(s.Drainer, 100*time.Millisecond)
 	c := dial(t, s.addr)
 	wait(t, stuck, "ConnContext")
 	result := s.drain(t.Context())

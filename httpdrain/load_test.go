@@ -33,7 +33,7 @@ var (
 	pause        = flag.Duration("pause", 0, "the longest pause of a client between two requests")
 	only         = flag.String("kinds", ".", "a regular expression for the kinds of clients that make the load")
 	unrepeatable = flag.Bool("unrepeatable", false, "whether bodies over HTTP/2 cannot be replayed")
-	loadGrace    = flag.Duration("grace", 0, "IdleGrace in the load test")
+	loadGrace    = flag.Duration("grace", patience, "IdleGrace in the load test")
 )
 
 // A kind is a client that repeats one request, and fails if that fails.

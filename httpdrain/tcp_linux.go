@@ -8,25 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lastReceived returns when the kernel received something on a TCP connection last,
-// whether or not the server has read it, and whether it can tell. It is accurate to
-// receivedTick.
-func lastReceived(nc net.Conn, now time.Time) (at time.Time, ok bool) {
+// lastTransfer returns when the kernel received something on a TCP connection last, whether
+// or not the server has read it, when it sent something last, and whether it can tell. Both
+// are accurate to transferTick.
+func lastTransfer(nc net.Conn, now time.Time) (received, sent time.Time, ok bool) {
 	info, ok := tcpInfo(nc)
 	if !ok {
-		return time.Time{}, false
+		return time.Time{}, time.Time{}, false
 	}
-	return now.Add(-time.Duration(info.Last_data_recv) * time.Millisecond), true
-}
-
-// lastTransfer is the same for what was received or sent. A response that the server has
-// written may take long to be sent to a client on a slow link.
-func lastTransfer(nc net.Conn, now time.Time) (at time.Time, ok bool) {
-	info, ok := tcpInfo(nc)
-	if !ok {
-		return time.Time{}, false
-	}
-	return now.Add(-time.Duration(min(info.Last_data_recv, info.Last_data_sent)) * time.Millisecond), true
+	before := func(milliseconds uint32) time.Time { return now.Add(-time.Duration(milliseconds) * time.Millisecond) }
+	return before(info.Last_data_recv), before(info.Last_data_sent), true
 }
 
 // States of TCP in which the other end has closed: include/net/tcp_states.h of Linux.

@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// lastReceived cannot tell on this platform.
-func lastReceived(net.Conn, time.Time) (at time.Time, ok bool) { return time.Time{}, false }
-
 // clientClosed cannot tell on this platform.
 func clientClosed(net.Conn) bool { return false }
 
 // lastTransfer cannot tell on this platform.
-func lastTransfer(net.Conn, time.Time) (at time.Time, ok bool) { return time.Time{}, false }
+func lastTransfer(net.Conn, time.Time) (received, sent time.Time, ok bool) {
+	return time.Time{}, time.Time{}, false
+}

@@ -23,6 +23,10 @@ import (
 // These tests run on a fake clock, over connections in memory. Such a test also
 // fails if a goroutine is left behind.
 
+// certificateTime is a time at which the test's certificate is valid. The clock of a bubble
+// begins in 2000.
+var certificateTime = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // memory is a listener for connections within the process.
 type memory struct {
 	conns  chan net.Conn
@@ -92,6 +96,7 @@ func inBubbleOn(t *testing.T, c config, listen func() net.Listener, test func(t 
 			c.server = func(s *http.Server) { s.Protocols.SetUnencryptedHTTP2(false) }
 		}
 		c.listen = func() net.Listener { return ln }
+		c.bubble = true
 		test(t, start(t, c), ln)
 	})
 }
@@ -666,9 +671,9 @@ func TestIdleHTTP2OverTLS(t *testing.T) {
 	testCertificate()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
-		s := start(t, config{handler: http.HandlerFunc(echo), tls: true, listen: func() net.Listener { return m }})
+		s := start(t, config{handler: http.HandlerFunc(echo), tls: true, bubble: true, listen: func() net.Listener { return m }})
 		transport := http2Transport()
-		transport.TLSClientConfig.Time = func() time.Time { return time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC) }
+		transport.TLSClientConfig.Time = func() time.Time { return certificateTime }
 		dials := 0
 		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { dials++; return m.dial() }
 		for range 3 {

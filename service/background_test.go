@@ -52,6 +52,7 @@ func jobRole() {
 		},
 	}))
 	job := func(ctx context.Context) error {
+		openSlowToClose()
 		// Locks by flock end with the process, however that ends.
 		lock := proctest.Must(os.OpenFile(filepath.Join(directory, "lock"), os.O_CREATE|os.O_RDWR, 0o600))
 		defer lock.Close()
@@ -71,6 +72,10 @@ func jobRole() {
 		os.Exit(1)
 	}
 }
+
+// openSlowToClose opens what the kernel takes a moment to close when the process is killed:
+// after the pipes of the handover, before what is opened next.
+var openSlowToClose = func() {}
 
 // reporting reports what is logged.
 type reporting struct {

@@ -11,18 +11,11 @@ import (
 
 // This file owns what the control socket can ask of the process.
 
-// An ask is for an upgrade or a rehearsal, for whose result somebody waits. The result is
-// sent to what is sent to begun.
+// An ask is for an upgrade or a rehearsal, for whose result somebody waits.
 type ask struct {
-	ctx   context.Context
-	try   func(context.Context) error
-	begun chan<- (<-chan error)
-}
-
-func (a ask) refuse(err error) {
-	result := make(chan error, 1)
-	result <- err
-	a.begun <- result
+	ctx    context.Context
+	try    func(context.Context) error
+	result chan<- error // holds one
 }
 
 func (p *process) openControl() (err error) {
@@ -83,10 +76,10 @@ func (p *process) ask(ctx context.Context, try func(context.Context) error) erro
 		cancel(fmt.Errorf("%w: %w", tableflip.ErrStopped, context.Cause(p.told.stop)))
 	})()
 
-	begun := make(chan (<-chan error), 1)
+	result := make(chan error, 1)
 	select {
-	case p.asks <- ask{ctx, try, begun}:
-		return <-<-begun
+	case p.asks <- ask{ctx, try, result}:
+		return <-result
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-p.upg.Exit():

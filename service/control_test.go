@@ -15,24 +15,17 @@ import (
 	"testing"
 	"time"
 
+	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/service"
 )
 
-// A controlledUpgrader is a replaceable one that is not replaced before its Exit.
-type controlledUpgrader struct{ replaceable }
-
-func (upg controlledUpgrader) Replaced() bool {
-	return proctest.IsClosed(upg.exit) && upg.replaceable.Replaced()
-}
-
 // startControlled runs a process with a control socket beside its predecessor.
-func startControlled(t *testing.T, opts service.Options) (r *run, socket string) {
+func startControlled(t *testing.T, opts service.Options, servers ...service.Server) (r *run, socket string) {
 	t.Helper()
 	opts.Control = filepath.Join(proctest.SocketDir(t), "ctl")
-	r = newRun(t)
-	r.run(controlledUpgrader{r.upg}, opts)
-	return r, opts.Control
+	return startBesideParent(t, opts, servers...), opts.Control
 }
 
 // An answer is what the control socket has said.
@@ -72,8 +65,15 @@ func TestControlUpgrade(t *testing.T) {
 	opts, log := logged()
 	r, socket := startControlled(t, opts)
 	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "the process before this one drains")
+	log.Await(t, "upgrade failed")
 	waits := ask(t.Context(), socket, "upgrade?wait")
+	log.Await(t, "upgrade failed")
 	r.noUpgrade()
+	for range 2 {
+		if queue.IsKept(<-r.upg.early) {
+			t.Error("the Upgrader does not know that somebody waits for the result")
+		}
+	}
 	close(r.upg.parent)
 	<-r.upg.upgrades
 	wantAnswer(t, ask(t.Context(), socket, "upgrade"), http.StatusConflict, "another upgrade is under way")
@@ -105,9 +105,6 @@ func TestControlUpgrade(t *testing.T) {
 	r.noUpgrade()
 }
 
-// Rehearse ends as an upgrade does.
-func (upg controlledUpgrader) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
-
 // A signal that comes during a rehearsal is queued, too.
 func TestControlRehearse(t *testing.T) {
 	opts, log := logged()
@@ -134,6 +131,51 @@ func TestControlBeforeUpgrade(t *testing.T) {
 	wantAnswer(t, ask(t.Context(), socket, "rehearse?wait"), http.StatusInternalServerError, "bad configuration")
 	r.noUpgrade()
 	r.end()
+}
+
+// Who has connected before the process was replaced is answered while it drains, and the
+// events end with it.
+func TestControlDuringDrain(t *testing.T) {
+	drained, socket := make(chan struct{}), filepath.Join(proctest.SocketDir(t), "socket")
+	r, control := startControlled(t, quiet(), service.Stream("unix", socket,
+		func(net.Listener) error { <-drained; return nil },
+		func(context.Context) error { <-drained; return nil }))
+	close(r.upg.parent)
+	late := proctest.Opened[net.Conn](t)(net.Dial("unix", control))
+	events := proctest.Opened[net.Conn](t)(net.Dial("unix", control))
+	io.WriteString(events, "GET /events HTTP/1.0\r\n\r\n")
+	upgrade := ask(t.Context(), control, "upgrade?wait") // those are accepted first
+	<-r.upg.upgrades
+	r.upg.outcomes <- nil
+	r.upg.end()
+	wantAnswer(t, upgrade, http.StatusOK, "has taken over")
+
+	io.WriteString(late, "POST /upgrade HTTP/1.0\r\n\r\n")
+	<-r.upg.upgrades // which says why not
+	r.upg.outcomes <- tableflip.ErrUpgraded
+	if got := proctest.Answers(t, []net.Conn{late})[0]; !strings.Contains(got, "409 Conflict") {
+		t.Errorf("answered %q, want 409", got)
+	}
+	close(drained)
+	proctest.OK(t, r.returns())
+	if got := proctest.Answers(t, []net.Conn{events})[0]; !strings.Contains(got, "watching") {
+		t.Errorf("the events are %q", got)
+	}
+}
+
+// Without an Upgrader the socket is there, and says that there are no upgrades.
+func TestControlWithoutUpgrader(t *testing.T) {
+	opts, log := logged()
+	opts.Control = filepath.Join(proctest.SocketDir(t), "ctl")
+	r := &run{t: t, ran: make(chan error, 1)}
+	go func() { r.ran <- service.Run(nil, opts) }()
+	log.Await(t, "can't be upgraded")
+	log.Await(t, "ready")
+	for _, question := range []string{"upgrade", "upgrade?wait", "rehearse"} {
+		wantAnswer(t, ask(t.Context(), opts.Control, question), http.StatusNotImplemented, "not support")
+	}
+	wantAnswer(t, ask(t.Context(), opts.Control, "stop"), http.StatusOK, "stops")
+	proctest.OK(t, r.returns())
 }
 
 // To stop by the control socket is to stop by a signal.

@@ -3,6 +3,7 @@ package service_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -16,10 +17,11 @@ import (
 	"example.com/tableflip/service"
 )
 
-// A whole service: SIGHUP upgrades it, SIGTERM and Ctrl-C stop it.
+// A whole service: SIGHUP upgrades it, SIGTERM and Ctrl-C stop it. Where there are no
+// upgrades, as on Windows, it serves without.
 func Example() {
 	upg, err := tableflip.New(tableflip.Options{PIDFile: "/run/service.pid"})
-	if err != nil {
+	if err != nil && !errors.Is(err, tableflip.ErrNotSupported) {
 		log.Fatal(err)
 	}
 	server := &http.Server{Addr: ":8080", Handler: http.FileServer(http.Dir("/srv/www"))}

@@ -112,8 +112,8 @@ func Packet(network, addr string, serve func(net.PacketConn) error, shutdown fun
 // Background returns a Server for what only one process of the service may do at a time,
 // such as a consumer of a queue, a timetable of jobs, or the only writer of a database.
 //
-// Run calls run, in a goroutine of its own, once this process is in charge and its
-// predecessor has ended. The context ends once the process has been replaced or stopped;
+// Run calls run, in a goroutine of its own, once this process is in charge and all
+// earlier ones have ended. The context ends once the process has been replaced or stopped;
 // then run should finish what it has begun, and return. A failed upgrade does not touch
 // it. If it returns nil before, it is done, and the servers go on; an error ends the
 // service, as a server's does.
@@ -121,12 +121,14 @@ func Packet(network, addr string, serve func(net.PacketConn) error, shutdown fun
 // So it never runs in two generations at once, over upgrades, failed upgrades and
 // crashes, and there are gaps in which it runs in none: from an upgrade until the old
 // process has ended, which is when its connections have drained and its own run has
-// returned, Options.DrainTimeout later at most. Keep that short if the gap matters. If
-// run takes longer than the drain may, Run returns an error, and the program must exit at
-// once. A first generation has no predecessor: that whoever starts one waits until there
-// is no process left of the last, as supervisors do, is not Run's to see. Outside Linux,
-// take locks with some patience: the kernel may release those of a process that was killed
-// a moment after its end is known.
+// returned, Options.DrainTimeout later at most. Keep that short if the gap matters. A
+// process that is replaced while earlier ones drain, as far as the MaxDraining of
+// [tableflip.Options] allows, never calls run, and the gap goes on. If run takes longer
+// than the drain may, Run returns an error, and the program must exit at once. A first
+// generation has no predecessor: that whoever starts one waits until there is no process
+// left of the last, as supervisors do, is not Run's to see. Outside Linux, take locks with
+// some patience: the kernel may release those of a process that was killed a moment after
+// its end is known.
 func Background(run func(context.Context) error) Server {
 	return Server{func(p *process) (*front, error) {
 		ctx, cancel := context.WithCancel(context.Background())

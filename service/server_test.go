@@ -74,8 +74,19 @@ func TestStreamDrains(t *testing.T) {
 	for range 20 {
 		client.ask("still")
 	}
+	r.waits()
 	client.conn.Close()
 	proctest.OK(t, r.returns())
+}
+
+// waits checks that Run has not returned.
+func (r *run) waits() {
+	r.t.Helper()
+	select {
+	case err := <-r.ran:
+		r.t.Fatalf("Run has returned %v", err)
+	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
+	}
 }
 
 func TestStreamIsCut(t *testing.T) {
@@ -94,8 +105,9 @@ func TestStreamIsCut(t *testing.T) {
 func TestShutdownDrains(t *testing.T) {
 	for name, want := range map[string]error{"well": nil, "badly": errBroken} {
 		t.Run(name, func(t *testing.T) {
-			told := make(chan struct{})
+			told, returns := make(chan struct{}), make(chan struct{})
 			serve := func(net.Listener) error {
+				defer close(returns)
 				<-told
 				return errors.New("a server's own for having been shut down")
 			}
@@ -104,6 +116,8 @@ func TestShutdownDrains(t *testing.T) {
 					t.Errorf("the context is %v", ctx)
 				}
 				close(told)
+				<-returns
+				time.Sleep(10 * time.Millisecond) // for Run to have its error
 				return want
 			}
 			r := startServers(t, quiet(), service.Stream("tcp", "localhost:0", serve, shutdown))
@@ -321,11 +335,7 @@ func TestWaitHijacked(t *testing.T) {
 	for range 20 {
 		client.ask("still")
 	}
-	select {
-	case err := <-r.ran:
-		t.Errorf("Run has returned %v", err)
-	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
-	}
+	r.waits()
 	client.conn.Close()
 	proctest.OK(t, r.returns())
 }
@@ -362,11 +372,7 @@ func TestBackgroundWaitsForParent(t *testing.T) {
 	}
 	r.upg.end()
 	proctest.Within(t, "the end of its context", j.told)
-	select {
-	case err := <-r.ran:
-		t.Errorf("Run has returned %v", err)
-	case <-time.After(50 * time.Millisecond): // Nothing shows that it waits.
-	}
+	r.waits()
 	close(j.end)
 	proctest.OK(t, r.returns())
 }

@@ -29,9 +29,9 @@ import (
 // DefaultDrainTimeout is used if Options.DrainTimeout is zero or negative.
 const DefaultDrainTimeout = 30 * time.Second
 
-// hurryTimeout takes the place of DrainTimeout once the process that has replaced this
-// one has died: nobody serves until a supervisor, which waits for this process, too,
-// starts another.
+// hurryTimeout takes the place of DrainTimeout once this process should hurry: because
+// its place is needed, or because the process that has replaced it has died, and nobody
+// serves until a supervisor, which waits for this process, too, starts another.
 const hurryTimeout = time.Second
 
 // Options are the options of Run. The zero value is usable.
@@ -40,20 +40,24 @@ type Options struct {
 	// SIGHUP.
 	UpgradeSignals []os.Signal
 
-	// BeforeUpgrade, if not nil, is called before the new process is started, for a
-	// rehearsal, too. An error refuses the upgrade: it may check the new configuration, or the new binary. Its
-	// context ends when the process is told to stop.
+	// BeforeUpgrade, if not nil, is called before each upgrade and each rehearsal, for
+	// example to check the new configuration or the new binary. If it returns an error,
+	// no new process is started. Its context ends when the process is told to stop. An
+	// upgrade that is refused because earlier processes drain is tried again later, and
+	// BeforeUpgrade is called again.
 	BeforeUpgrade func(context.Context) error
 
 	// UpgradeFailed, if not nil, is called with the error of an upgrade that failed, or
-	// that BeforeUpgrade has refused. The process goes on.
+	// that BeforeUpgrade has refused. The process goes on. It is not called for an
+	// upgrade that is tried again later, nor for a rehearsal.
 	UpgradeFailed func(error)
 
 	// DrainTimeout limits how long the process may take to finish its requests
 	// once it has been replaced or stopped. What is left then is cut. If zero or
 	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
 	// drains has one more second, because a supervisor waits for its end before it
-	// starts the service again.
+	// starts the service again. So has one whose place is needed by an upgrade, because
+	// more processes drain than the MaxDraining of [tableflip.Options] allows.
 	DrainTimeout time.Duration
 
 	// StopTimeout, if positive, takes the place of DrainTimeout once the process was told
@@ -64,12 +68,18 @@ type Options struct {
 	// DrainDelay is how long the process still accepts connections and serves after it
 	// was told to stop, so that load balancers have the time to notice that Health
 	// fails. The timeouts begin after it. A process that was replaced drains at once,
-	// because its successor accepts on the same sockets. The zero value is right if
-	// clients connect directly.
+	// because its successor accepts on the same sockets. If zero or negative, the drain
+	// begins at once. That suits services whose clients connect directly.
 	DrainDelay time.Duration
 
 	// Health, if not nil, fails as soon as the process is told to stop.
 	Health *Health
+
+	// Stopping, if not nil, is called when the process in charge is told to stop.
+	// DrainDelay begins when it returns, which should be soon. It is for health checks
+	// that are not HTTP's, such as gRPC's, and for registries of services. It is not
+	// called in a process that was replaced, because the service goes on.
+	Stopping func()
 
 	// IdleGrace is how long a connection of an HTTP server must have been silent before
 	// the drain closes it: see [httpdrain.Drainer]. If zero,
@@ -82,7 +92,8 @@ type Options struct {
 
 	// Control, if not empty, is the path of a Unix socket at which the process can be
 	// asked for an upgrade, its status and more: see package control. The Upgrader must
-	// implement [control.Upgrader], as that of package tableflip does.
+	// implement [control.Upgrader], as that of package tableflip does. Without an
+	// Upgrader the socket is there, too, and answers that upgrades are not supported.
 	Control string
 
 	// Logger receives records of upgrades and of the drain. If nil, slog.Default() is
@@ -116,19 +127,20 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // second SIGINT ends Run at once, and cuts what is in progress. Sending SIGINT to the
 // process and its group, as timeout -s INT does, sends two.
 //
-// A signal to upgrade that comes while an upgrade is under way, or while the previous
-// process still drains, is kept, once, and heeded as soon as that is over, by the new
-// process if the upgrade has succeeded. A signal to stop cancels an upgrade. A failed
-// upgrade is logged, and Run goes on.
+// A signal to upgrade that comes while an upgrade is under way, or while earlier processes
+// still drain, is remembered, at most once, and obeyed when that has ended, by the new
+// process if the upgrade has succeeded. If the MaxDraining of [tableflip.Options] is
+// positive, earlier processes may drain, and the upgrade itself waits if there are too
+// many. A signal to stop cancels an upgrade. A failed upgrade is logged, and Run goes on.
 //
-// If upg is nil, as it is where tableflip.New returns ErrNotSupported, Run serves without
-// upgrades, and logs that.
+// If upg is nil, as it is where tableflip.New returns [tableflip.ErrNotSupported], Run
+// serves without upgrades, and logs that.
 //
 // The error is nil if nothing went wrong and nothing was cut, also if a signal stopped
 // the process before it was ready. Otherwise it says why the service could not start or
 // go on, or what the drain has cut: an [*httpdrain.CutError] of an HTTP server, or what a
 // server's own shutdown has returned. The program must then exit, because what was cut
-// may be running still.
+// may still be running.
 //
 // Run stops upg. A program that calls upg.Stop itself has no DrainDelay. If the service
 // cannot start, the parent's Upgrade returns the reason. The servers cannot be used again.
@@ -252,65 +264,60 @@ func (p *process) serve() {
 // untilExit upgrades the process until it is to exit, and stops it when it is told
 // to, or when a server has failed. It reports whether another upgrade is wanted.
 func (p *process) untilExit() (wanted bool) {
-	// No upgrade can begin while the predecessor drains, or during another one. Both end
-	// outside of this goroutine, so that the process can be stopped.
-	alone, upgrading := false, false
-	ended, upgraded := make(chan struct{}, 1), make(chan struct{}, 1)
+	// What takes its time is done outside of this goroutine, so that the process can be
+	// stopped.
+	alone, delayed := make(chan struct{}), make(chan struct{})
 	go func() {
 		if p.upg.WaitForParent(p.told.stop) == nil {
-			ended <- struct{}{}
+			close(alone)
 		}
 	}()
-	begin := func(ctx context.Context, try func(context.Context) error) <-chan error {
-		upgrading = true
-		result := make(chan error, 1)
-		p.upgrades.Go(func() {
-			result <- try(ctx)
-			upgraded <- struct{}{}
-		})
-		return result
+	trying, tried := false, make(chan bool, 1)
+	begin := func(try func() (tooEarly bool)) {
+		trying = true
+		p.upgrades.Go(func() { tried <- try() })
 	}
 	want := func() {
 		wanted = true
-		if !alone || upgrading {
+		if trying {
 			p.opts.Logger.Info("upgrade queued")
 			go queue.Keep() // which a service manager can hold up
 		}
 	}
+	var retry <-chan struct{} // alone if an upgrade is remembered that was too early
 	stop := p.told.stop.Done()
-	var delayed <-chan time.Time
 	for {
-		if wanted && alone && !upgrading {
-			wanted = false
-			begin(p.told.stop, p.upgrade)
+		// After the end it is for the new process.
+		if wanted && !trying && !hasEnded(p.upg) {
+			wanted, retry = false, nil
+			begin(func() bool { return isTooEarly(p.upgrade(queue.Keeping(p.told.stop))) })
 		}
 		select {
 		case <-p.upg.Exit():
-			return wanted || len(p.told.upgrade) > 0
+			return wanted || len(p.told.upgrade) > 0 || len(p.asked) > 0
 		case <-p.failed:
 			p.upg.Stop()
 		case <-p.told.upgrade:
 			want()
 		case <-p.asked:
 			want()
+		case <-retry:
+			wanted, retry = true, nil
 		case a := <-p.asks:
-			switch {
-			case p.told.stop.Err() != nil:
-				a.refuse(tableflip.ErrStopped)
-			case upgrading:
-				a.refuse(tableflip.ErrUpgradeInProgress)
-			case !alone && p.besideParent():
-				a.refuse(tableflip.ErrParentRunning)
-			default:
-				a.begun <- begin(a.ctx, a.try)
+			if trying {
+				a.result <- tableflip.ErrUpgradeInProgress
+			} else {
+				begin(func() bool { a.result <- a.try(a.ctx); return false })
 			}
-		case <-ended:
-			alone = true
-		case <-upgraded:
-			upgrading = false
+		case tooEarly := <-tried:
+			trying = false
+			if tooEarly {
+				retry = alone
+			}
 		case <-stop:
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
-			stop, delayed = nil, time.After(p.opts.DrainDelay)
+			stop = nil
+			go p.delay(delayed)
 		case <-delayed:
 			p.upg.Stop()
 		case <-p.told.now.Done():
@@ -319,30 +326,44 @@ func (p *process) untilExit() (wanted bool) {
 	}
 }
 
-// besideParent reports whether the predecessor has not ended. Unlike WaitForParent, it
-// needs no goroutine that may not have run since.
-func (p *process) besideParent() bool {
-	upg, ok := p.upg.(interface {
-		Generations() []tableflip.Generation
-	})
-	if !ok {
+func hasEnded(upg Upgrader) bool {
+	select {
+	case <-upg.Exit():
 		return true
+	default:
+		return false
 	}
-	generations := upg.Generations()
-	return len(generations) == 0 || generations[0].PID != os.Getpid()
+}
+
+// delay has those who send clients here look away, and closes delayed when they have had
+// the time.
+func (p *process) delay(delayed chan<- struct{}) {
+	if p.opts.Stopping != nil && !p.upg.Replaced() {
+		p.opts.Stopping()
+	}
+	time.AfterFunc(p.opts.DrainDelay, func() { close(delayed) })
+}
+
+// isTooEarly reports whether an upgrade was refused because earlier processes drain, and
+// did not itself wait for them.
+func isTooEarly(err error) bool {
+	return errors.Is(err, tableflip.ErrParentRunning) && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // upgrade returns when the process has been replaced, or has not and logged why.
 func (p *process) upgrade(ctx context.Context) error {
 	begin := time.Now()
 	err := p.afterCheck(ctx, p.upg.UpgradeContext)
-	if err == nil {
+	switch {
+	case err == nil:
 		p.opts.Logger.Info("upgrade succeeded", "took", time.Since(begin))
-		return nil
-	}
-	p.opts.Logger.Error("upgrade failed", "error", err)
-	if p.opts.UpgradeFailed != nil {
-		p.opts.UpgradeFailed(err)
+	case queue.IsKept(ctx) && isTooEarly(err):
+		p.opts.Logger.Info("upgrade queued")
+	default:
+		p.opts.Logger.Error("upgrade failed", "error", err)
+		if p.opts.UpgradeFailed != nil {
+			p.opts.UpgradeFailed(err)
+		}
 	}
 	return err
 }
@@ -363,6 +384,9 @@ func (p *process) drain() error {
 	ctx, cut := context.WithCancelCause(p.told.now)
 	defer cut(nil)
 	go p.limitDrain(ctx, cut)
+	if p.upg.Replaced() {
+		go p.passOn(ctx)
+	}
 
 	errs := make([]error, len(p.fronts))
 	var wait sync.WaitGroup
@@ -387,6 +411,21 @@ func (p *process) drain() error {
 	case <-ctx.Done():
 	}
 	return errors.Join(errs...)
+}
+
+// passOn has the process in charge heed the signals to upgrade that come while this one,
+// which was replaced, drains: systemd sends them here if it learns the main process from a
+// PID file, which it may not read before this process ends.
+func (p *process) passOn(ctx context.Context) {
+	for {
+		select {
+		case <-p.told.upgrade:
+			queue.Keep()
+			p.opts.Logger.Info("upgrade passed on")
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // limitDrain cuts a drain when the first of the timeouts that have begun is over.
@@ -417,7 +456,7 @@ func (p *process) limitDrain(ctx context.Context, cut context.CancelCauseFunc) {
 			cutAfter(stopTimeout, "it was told to stop")
 		case <-hurry:
 			hurry = nil
-			cutAfter(hurryTimeout, "the new process has died")
+			cutAfter(hurryTimeout, "it was told to hurry")
 		case <-ctx.Done():
 			return
 		}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
@@ -29,15 +30,22 @@ func TestMain(m *testing.M) { proctest.Main(m) }
 
 func init() { proctest.Role("serve", serveRole) }
 
+// maxDrainingVariable is for Options.MaxDraining of the generations.
+const maxDrainingVariable = "SERVICETEST_MAXDRAINING"
+
 // serveRole is a server whose Arg is the directory of its socket and PID file.
 func serveRole() {
 	proctest.OpenWire()
 	directory := proctest.Arg()
-	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid")})
+	maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
+	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid"), MaxDraining: maxDraining})
 	if err == nil {
 		server := &http.Server{
 			Addr: filepath.Join(directory, "socket"),
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if load.ServeHeld(w, r) {
+					return
+				}
 				body, err := io.ReadAll(r.Body)
 				if err == nil {
 					fmt.Fprintf(w, "%d %s", os.Getpid(), body)
@@ -47,7 +55,12 @@ func serveRole() {
 		if flaw, err := os.ReadFile(filepath.Join(directory, "flaw")); err == nil {
 			flaws[string(flaw)].put(server)
 		}
-		err = service.Run(upg, service.Options{IdleGrace: 200 * time.Millisecond, Control: filepath.Join(directory, "ctl")}, service.HTTP(server))
+		err = service.Run(upg, service.Options{
+			IdleGrace:    200 * time.Millisecond,
+			DrainTimeout: 2 * proctest.Patience,
+			WaitHijacked: true,
+			Control:      filepath.Join(directory, "ctl"),
+		}, service.HTTP(server))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -83,10 +96,10 @@ func post(ctx context.Context, client *http.Client, body string) (answer string,
 
 // startService starts a first generation, and waits until it serves. Without stderr,
 // what the service logs is dropped.
-func startService(t *testing.T, directory string, stderr *os.File) (*proctest.Service, *proctest.Process) {
+func startService(t *testing.T, directory string, stderr *os.File, env ...string) (*proctest.Service, *proctest.Process) {
 	t.Helper()
 	s := proctest.NewService(t)
-	cmd := s.Command("serve", s.Wire(), proctest.WithArg(directory))
+	cmd := s.Command("serve", append(env, s.Wire(), proctest.WithArg(directory))...)
 	cmd.Stderr = nil
 	if stderr != nil {
 		cmd.Stderr = stderr
@@ -113,22 +126,15 @@ func unixClient(directory string, keepAlive bool) *http.Client {
 	}}
 }
 
-func TestUpgradesUnderLoadAndStops(t *testing.T) {
-	directory := proctest.SocketDir(t)
-	var stderr *os.File
-	if testing.Verbose() {
-		stderr = os.Stderr
-	}
-	s, current := startService(t, directory, stderr)
-
+// startClients has clients at work until end is called.
+func startClients(t *testing.T, directory string) (answered *atomic.Int64, end func()) {
 	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var answered atomic.Int64
+	answered = new(atomic.Int64)
 	var clients sync.WaitGroup
 	for i := range 4 {
 		client := unixClient(directory, i%2 == 1)
-		defer client.CloseIdleConnections()
 		clients.Go(func() {
+			defer client.CloseIdleConnections()
 			for n := 0; ctx.Err() == nil; n++ {
 				body := fmt.Sprintf("client %d request %d", i, n)
 				answer, err := post(context.WithoutCancel(ctx), client, body)
@@ -144,6 +150,22 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 			}
 		})
 	}
+	end = sync.OnceFunc(func() {
+		cancel()
+		clients.Wait()
+	})
+	t.Cleanup(end)
+	return answered, end
+}
+
+func TestUpgradesUnderLoadAndStops(t *testing.T) {
+	directory := proctest.SocketDir(t)
+	var stderr *os.File
+	if testing.Verbose() {
+		stderr = os.Stderr
+	}
+	s, current := startService(t, directory, stderr)
+	answered, end := startClients(t, directory)
 	for range 3 {
 		before := answered.Load()
 		proctest.AwaitThat(t, "requests are answered", func() bool { return answered.Load() > before+20 })
@@ -153,8 +175,7 @@ func TestUpgradesUnderLoadAndStops(t *testing.T) {
 		current.AwaitEnd()
 		current = next
 	}
-	cancel()
-	clients.Wait()
+	end()
 
 	proctest.Terminate(t, current.PID)
 	current.AwaitEnd()

@@ -39,21 +39,17 @@ type replaceable struct {
 	exit     chan struct{}
 	end      func() // closes exit
 	hurry    chan struct{}
-	parent   chan struct{} // closed when the predecessor has ended
-	upgrades chan context.Context
-	outcomes chan error    // of upgrades
-	serving  chan struct{} // closed by Ready
+	parent   chan struct{}        // closed when the predecessor has ended
+	early    chan context.Context // of upgrades that were refused because of it
+	upgrades chan context.Context // of others
+	outcomes chan error           // of upgrades
+	serving  chan struct{}        // closed by Ready
 }
 
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
 
 func (upg replaceable) Replaced() bool {
-	select {
-	case <-upg.Upgrader.Exit():
-		return false
-	default:
-		return true
-	}
+	return proctest.IsClosed(upg.exit) && !proctest.IsClosed(upg.Upgrader.Exit())
 }
 
 func (upg replaceable) Hurry() <-chan struct{} { return upg.hurry }
@@ -69,6 +65,10 @@ func (upg replaceable) Ready() error {
 }
 
 func (upg replaceable) UpgradeContext(ctx context.Context) error {
+	if !proctest.IsClosed(upg.parent) {
+		upg.early <- ctx
+		return tableflip.ErrParentRunning
+	}
 	upg.upgrades <- ctx
 	select {
 	case err := <-upg.outcomes:
@@ -78,13 +78,8 @@ func (upg replaceable) UpgradeContext(ctx context.Context) error {
 	}
 }
 
-func (upg replaceable) Generations() []tableflip.Generation {
-	self := tableflip.Generation{PID: os.Getpid()}
-	if proctest.IsClosed(upg.parent) {
-		return []tableflip.Generation{self}
-	}
-	return []tableflip.Generation{{PID: os.Getppid()}, self}
-}
+// Rehearse ends as an upgrade does.
+func (upg replaceable) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
 
 func (upg replaceable) WaitForParent(ctx context.Context) error {
 	select {
@@ -139,6 +134,7 @@ func newRun(t *testing.T) *run {
 			end:      sync.OnceFunc(func() { close(exit) }),
 			hurry:    make(chan struct{}),
 			parent:   make(chan struct{}),
+			early:    make(chan context.Context, 10),
 			upgrades: make(chan context.Context, 1),
 			outcomes: make(chan error),
 			serving:  make(chan struct{}),
@@ -322,7 +318,7 @@ func TestDrainHurries(t *testing.T) {
 	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
 	request.goesOn()
 	close(r.upg.hurry)
-	r.isCutBy("new process has died")
+	r.isCutBy("told to hurry")
 }
 
 // pausedUpgrader is told to stop before it is ready.
@@ -432,6 +428,71 @@ func TestDelayEnds(t *testing.T) {
 	r.signal(syscall.SIGINT) // the clients of before are not all gone
 	r.signal(syscall.SIGINT)
 	<-r.ran
+}
+
+// The delay begins when the hook has returned.
+func TestStopping(t *testing.T) {
+	called, release := make(chan struct{}, 10), make(chan struct{})
+	opts := quiet()
+	opts.Stopping = func() { called <- struct{}{}; <-release }
+	r := startRun(t, opts, conversations())
+	for range 3 {
+		r.signal(syscall.SIGTERM)
+	}
+	proctest.Within(t, "Stopping", called)
+	for range 20 {
+		r.begin().end()
+		if proctest.IsClosed(r.upg.exit) {
+			t.Fatal("it was stopped before Stopping had returned")
+		}
+	}
+	close(release)
+	proctest.OK(t, r.returns())
+	if len(called) > 0 {
+		t.Errorf("called %d more times", len(called))
+	}
+}
+
+func TestStoppingThatHangs(t *testing.T) {
+	called := make(chan struct{})
+	opts := quiet()
+	opts.Stopping = func() { close(called); select {} }
+	r := startServers(t, opts)
+	r.signal(syscall.SIGINT)
+	proctest.Within(t, "Stopping", called)
+	r.signal(syscall.SIGINT)
+	proctest.OK(t, r.returns())
+}
+
+// It may have been replaced just before Run sees that it was told to stop.
+func TestStoppingOfTheJustReplaced(t *testing.T) {
+	opts := quiet()
+	opts.Stopping = func() { t.Error("called") }
+	r := newRun(t)
+	close(r.upg.parent)
+	r.run(justReplaced{r.upg}, opts)
+	r.signal(syscall.SIGTERM)
+	proctest.OK(t, r.returns())
+}
+
+type justReplaced struct{ replaceable }
+
+func (justReplaced) Replaced() bool { return true }
+
+// The service goes on.
+func TestStoppingOfTheReplaced(t *testing.T) {
+	opts := quiet()
+	opts.Stopping = func() { t.Error("called") }
+	r := startRun(t, opts, conversations())
+	request := r.begin()
+	r.upg.end()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	for range 3 {
+		r.signal(syscall.SIGTERM)
+		request.goesOn()
+	}
+	request.end()
+	proctest.OK(t, r.returns())
 }
 
 // A new process would not know that the service is to stop.

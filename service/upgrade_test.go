@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -51,37 +53,146 @@ func TestUpgradeSignals(t *testing.T) {
 	opts, log := logged()
 	opts.UpgradeSignals = []os.Signal{syscall.SIGUSR2}
 	r := startServers(t, opts)
-	r.signal(syscall.SIGHUP) // It is the program's own.
 	r.signal(syscall.SIGUSR2)
+	proctest.Within(t, "an upgrade", r.upg.upgrades)
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.signal(syscall.SIGHUP) // It is the program's own.
+	r.end()
+	r.noUpgrade()
+}
+
+func TestUpgradeWaitsForParent(t *testing.T) {
+	opts, log := logged()
+	opts.UpgradeFailed = func(err error) {
+		if !errors.Is(err, errRefused) {
+			t.Errorf("failed: %v", err)
+		}
+	}
+	r := startBesideParent(t, opts)
+	for _, order := range []func(){
+		func() { r.signal(syscall.SIGHUP) },
+		func() { r.signal(syscall.SIGHUP) },
+		func() { queue.Ask() }, // as the parent that was asked for one more does
+	} {
+		order()
+		// A service manager that waits for the answer to a reload gets it at once.
+		if !queue.IsKept(proctest.Within(t, "an attempt", r.upg.early)) {
+			t.Error("the Upgrader does not know that it will be asked again")
+		}
+		log.Await(t, "upgrade queued")
+	}
+	close(r.upg.parent)
+	proctest.Within(t, "the upgrade", r.upg.upgrades)
+	r.upg.outcomes <- errRefused
+	log.Await(t, "upgrade failed")
+	r.end()
+	r.noUpgrade() // Three were one.
+}
+
+// A service manager may know only the process that drains.
+func TestUpgradeWhileDraining(t *testing.T) {
+	kept := make(chan struct{}, 1)
+	queue.OnKeep(func() { kept <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
+	r := startRun(t, quiet(), conversations())
+	request := r.begin()
+	r.upg.end()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	for range 2 {
+		r.signal(syscall.SIGHUP)
+		proctest.Within(t, "the upgrade", kept)
+	}
+	request.end()
+	proctest.OK(t, r.returns())
+}
+
+// An upgrade that has begun is the one that was too early before.
+func TestUpgradeIsNotTriedTwice(t *testing.T) {
+	opts, log := logged()
+	r := newRun(t)
+	upg := unaware{r.upg, make(chan struct{})}
+	r.run(upg, opts)
+	r.signal(syscall.SIGHUP)
+	log.Await(t, "upgrade queued")
+	close(r.upg.parent)
+	r.signal(syscall.SIGHUP)
 	<-r.upg.upgrades
+	close(upg.hears)
 	r.upg.outcomes <- errRefused
 	log.Await(t, "upgrade failed")
 	r.end()
 	r.noUpgrade()
 }
 
-func TestUpgradeWaitsForParent(t *testing.T) {
-	// A service manager that waits for the answer to a reload gets it at once.
-	answered := make(chan struct{}, 10)
-	queue.OnKeep(func() { answered <- struct{}{} })
-	t.Cleanup(func() { queue.OnKeep(nil) })
-	opts, log := logged()
-	r := startBesideParent(t, opts)
-	for range 2 {
-		r.signal(syscall.SIGHUP)
-		log.Await(t, "upgrade queued")
-		proctest.Within(t, "the answer", answered)
+// An unaware Upgrader hears late that its parent has ended.
+type unaware struct {
+	replaceable
+	hears chan struct{}
+}
+
+func (upg unaware) WaitForParent(ctx context.Context) error {
+	<-upg.hears
+	return upg.replaceable.WaitForParent(ctx)
+}
+
+// What comes while Run does something else, before it sees that it was replaced, is the
+// new process's.
+func TestLateUpgradeIsPassedOn(t *testing.T) {
+	for name, order := range map[string]func(*run){
+		"of a signal":        func(r *run) { r.signal(syscall.SIGHUP) },
+		"of the predecessor": func(*run) { queue.Ask() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 10 { // Run may see what has come, or the end, first.
+				passedOn := make(chan struct{}, 10)
+				queue.OnKeep(func() { passedOn <- struct{}{} })
+				t.Cleanup(func() { queue.OnKeep(nil) })
+				opts := quiet()
+				opts.DrainDelay = time.Hour
+				holds, release := make(chan struct{}), make(chan struct{})
+				opts.Logger = slog.New(slog.NewTextHandler(holding{"stopping", holds, release}, nil))
+				r := startServers(t, opts)
+				r.signal(syscall.SIGTERM)
+				<-holds
+				order(r)
+				r.upg.end()
+				close(release)
+				proctest.OK(t, r.returns())
+				proctest.Within(t, "the upgrade", passedOn)
+				select {
+				case <-queue.Asked(): // which outlives a call of Run
+				default:
+				}
+			}
+		})
 	}
-	queue.Ask() // as the parent that was asked for one more does
-	log.Await(t, "upgrade queued")
-	proctest.Within(t, "the answer", answered)
-	r.noUpgrade()
-	close(r.upg.parent)
+}
+
+// A holding log holds up who writes a text.
+type holding struct {
+	text           string
+	holds, release chan struct{}
+}
+
+func (h holding) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("msg="+h.text)) {
+		close(h.holds)
+		<-h.release
+	}
+	return len(line), nil
+}
+
+// The Upgrader has waited for earlier processes as long as it may.
+func TestUpgradeWaitsNoLonger(t *testing.T) {
+	opts, log := logged()
+	r := startServers(t, opts)
+	r.signal(syscall.SIGHUP)
 	<-r.upg.upgrades
-	r.upg.outcomes <- errRefused
+	r.upg.outcomes <- errors.Join(tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
 	log.Await(t, "upgrade failed")
 	r.end()
-	r.noUpgrade() // Three were one.
+	r.noUpgrade()
 }
 
 func TestUpgradeWaitsForUpgrade(t *testing.T) {
@@ -89,9 +200,14 @@ func TestUpgradeWaitsForUpgrade(t *testing.T) {
 	r := startServers(t, opts)
 	r.signal(syscall.SIGHUP)
 	<-r.upg.upgrades
+	// A service manager that waits for the answer to a reload gets it at once.
+	answered := make(chan struct{}, 10)
+	queue.OnKeep(func() { answered <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
 	for range 3 {
 		r.signal(syscall.SIGHUP)
 		log.Await(t, "upgrade queued")
+		proctest.Within(t, "the answer", answered)
 	}
 	r.noUpgrade()
 	r.upg.outcomes <- errRefused
@@ -185,8 +301,20 @@ func TestWithoutUpgrader(t *testing.T) {
 			var log bytes.Buffer
 			opts := quiet()
 			opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
-			go func() { r.ran <- service.Run(upg, opts, service.Stream("tcp", "localhost:0", serve, nil)) }()
-			addr := proctest.Within(t, "serve", addrs)
+			go func() {
+				defer func() {
+					if cause := recover(); cause != nil {
+						r.ran <- fmt.Errorf("Run has panicked: %v", cause)
+					}
+				}()
+				r.ran <- service.Run(upg, opts, service.Stream("tcp", "localhost:0", serve, nil))
+			}()
+			var addr net.Addr
+			select {
+			case addr = <-addrs:
+			case err := <-r.ran:
+				t.Fatal(err)
+			}
 			response, err := http.Get("http://" + addr.String())
 			proctest.OK(t, err)
 			response.Body.Close()
@@ -213,7 +341,7 @@ func TestParentIsToldWhy(t *testing.T) {
 	if err == nil {
 		t.Fatal("it has started")
 	}
-	if got := <-upg.told; got != err {
+	if got := proctest.Within(t, "what the parent is told", upg.told); got != err {
 		t.Errorf("the parent was told %v, want %v", got, err)
 	}
 }

@@ -622,7 +622,7 @@ func isSupervised() bool {
 // adopt prepares a process of the service that calls Self: it does what its supervisor
 // cannot do for it.
 func adopt() error {
-	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid == os.Getenv(supervisorVariable) {
+	if os.Getenv("LISTEN_PID") == os.Getenv(supervisorVariable) {
 		if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	clients "example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/service"
 	"example.com/tableflip/supervise"
@@ -34,18 +35,26 @@ func init() {
 	})
 }
 
+// maxDrainingVariable is for Options.MaxDraining of real servers.
+const maxDrainingVariable = "SUPERVISETEST_MAXDRAINING"
+
 // serveRole is a real server on a socket in a directory. As long as the file hold
 // is there, no process becomes ready.
 func serveRole() {
 	dir := proctest.Arg()
 	go obey(proctest.OpenWire())
-	upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid")}))
+	maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
+	upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid"), MaxDraining: maxDraining}))
 	for proctest.Exists(filepath.Join(dir, "hold")) {
 		time.Sleep(5 * time.Millisecond)
 	}
-	err := service.Run(upg, service.Options{IdleGrace: proctest.Patience}, service.HTTP(&http.Server{
+	opts := service.Options{IdleGrace: proctest.Patience, WaitHijacked: true, DrainTimeout: 2 * proctest.Patience}
+	err := service.Run(upg, opts, service.HTTP(&http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if clients.ServeHeld(w, r) {
+				return
+			}
 			body, err := io.ReadAll(r.Body)
 			if err == nil {
 				fmt.Fprintf(w, "%d %s", os.Getpid(), body)

@@ -507,6 +507,7 @@ func TestSupervisorOpensNoDescriptors(t *testing.T) {
 		current.do("notify", fmt.Sprint("MAINPID=", os.Getpid()))
 		current.do("notify", fmt.Sprint("MAINPID=", current.PID))
 		helper.do("notify", fmt.Sprint("MAINPID=", helper.PID))
+		helper.barrier()
 	}
 	turn()
 	before := count()

@@ -334,6 +334,20 @@ func TestStopDrains(t *testing.T) {
 	s.Await(pid, "drained")
 }
 
+// A load balancer learns that it should look away while the server still serves.
+func TestDelay(t *testing.T) {
+	s := exampletest.Start(t, "-delay", "1h")
+	p := begin(t, s)
+	pid := s.PID()
+	s.Signal(pid, syscall.SIGTERM)
+	p.heard(healthpb.HealthCheckResponse_NOT_SERVING)
+	got, err := ask(connect(t, s.Addr()), "hello")
+	if want := fmt.Sprintf("version=v1 pid=%d hello", pid); got != want || err != nil {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	s.Interrupt(pid)
+}
+
 func TestReplacedIsInterrupted(t *testing.T) {
 	s := exampletest.Start(t)
 	begin(t, s)
@@ -407,14 +421,13 @@ func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	inherited, err := net.FileListener(file)
 	proctest.OK(t, err)
 	slow := &slowListener{ln, make(chan struct{}), make(chan struct{})}
-	replaced := func() bool { return true }
 	old := newServer(&door{TransportCredentials: insecure.NewCredentials()})
 	successor := newServer(&door{TransportCredentials: insecure.NewCredentials()})
 
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		old.serve(slow, replaced)
+		old.serve(slow)
 	}()
 	conn := connect(t, ln.Addr().String())
 	var wait sync.WaitGroup
@@ -425,7 +438,7 @@ func TestAcceptedWhenTheDrainBegins(t *testing.T) {
 	})
 	<-slow.accepted
 	ln.Close()
-	go successor.serve(inherited, replaced)
+	go successor.serve(inherited)
 	t.Cleanup(successor.grpc.Stop)
 	// Without the door, GracefulStop would begin, which nothing shows.
 	time.AfterFunc(50*time.Millisecond, func() { close(slow.release) })

@@ -13,8 +13,8 @@
 //   - A health check (Watch) is ended with CANCELLED, and never hears NOT_SERVING: the
 //     service does serve.
 //
-// SIGTERM and SIGINT do the same, except that health checks hear NOT_SERVING first, and that
-// connections that wait in the listener's queue are reset.
+// SIGTERM and SIGINT do the same, except that health checks hear NOT_SERVING first, for the
+// time of -delay, and that connections that wait in the listener's queue are reset.
 //
 // What is not: calls that are still in progress when -drain has passed are cut off. Their
 // clients get UNAVAILABLE, and cannot know what was processed.
@@ -41,14 +41,15 @@ func main() {
 	listen := flag.String("listen", "localhost:8080", "TCP `address` to serve on")
 	pidFile := flag.String("pid-file", "", "`file` that holds the PID of the process in charge")
 	drain := flag.Duration("drain", 30*time.Second, "how long calls may take to end before the process exits")
+	delay := flag.Duration("delay", 0, "how long to serve on when told to stop, for load balancers that poll health checks")
 	flag.Parse()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("version", version, "pid", os.Getpid()))
 
 	upg, err := tableflip.New(tableflip.Options{PIDFile: *pidFile, Logger: slog.Default()})
 	if err == nil {
 		srv := newServer(&door{TransportCredentials: insecure.NewCredentials()})
-		serve := func(ln net.Listener) error { return srv.serve(ln, upg.Replaced) }
-		err = service.Run(upg, service.Options{DrainTimeout: *drain}, service.Stream("tcp", *listen, serve, nil))
+		opts := service.Options{DrainTimeout: *drain, DrainDelay: *delay, Stopping: srv.checks.Shutdown}
+		err = service.Run(upg, opts, service.Stream("tcp", *listen, srv.serve, nil))
 	}
 	if err != nil {
 		slog.Error("exiting", "error", err)
@@ -61,12 +62,9 @@ func main() {
 const headStart = 100 * time.Millisecond
 
 // serve returns when ln has been closed, and then all connections have come to their end.
-func (s *server) serve(ln net.Listener, replaced func() bool) error {
+func (s *server) serve(ln net.Listener) error {
 	s.door.Listener = ln
 	err := s.grpc.Serve(s.door)
-	if !replaced() {
-		s.checks.Shutdown() // Load balancers that poll need Options.DrainDelay.
-	}
 	s.door.entering.Wait()
 	defer time.AfterFunc(headStart, s.endStreams).Stop()
 	s.grpc.GracefulStop()

@@ -50,6 +50,20 @@ func PollOf(c syscall.Conn) (readable, hungUp bool, err error) {
 	return readable, hungUp, err
 }
 
+// AwaitHangUp returns nil once the other end of c's pipe was closed, and reads nothing
+// from it. It returns an error when c's read deadline has passed, or c was closed. The pipe
+// must be in non-blocking mode.
+func AwaitHangUp(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		_, hungUp := Poll(fd)
+		return hungUp
+	})
+}
+
 // A Socket is what the kernel says about a descriptor.
 type Socket struct {
 	// Network is tcp, udp, ip, unix, unixgram or unixpacket, or empty if package

@@ -43,13 +43,28 @@ var (
 )
 
 // Publish hands an event to all subscribers, and logs it as "tableflip: NAME" unless
-// logger is nil. It never waits for a subscriber. It waits for the logger's handler,
+// logger is nil. In the log, what describes the process is in the group "process", because
+// services put a pid and a version of their own on their loggers. Publish never waits for a subscriber. It waits for the logger's handler,
 // so the caller must hold nothing that a handler could wait for.
 func Publish(logger *slog.Logger, level slog.Level, name string, attrs ...slog.Attr) {
 	deliver(Event{time.Now(), level, name, attrs})
 	if logger != nil {
-		logger.LogAttrs(context.Background(), level, "tableflip: "+name, attrs...)
+		logger.LogAttrs(context.Background(), level, "tableflip: "+name, grouped(attrs)...)
 	}
+}
+
+func grouped(attrs []slog.Attr) []slog.Attr {
+	var process, others []slog.Attr
+	for _, a := range attrs {
+		switch a.Key {
+		case "pid", "generation", "version", "revision":
+			process = append(process, a)
+		default:
+			others = append(others, a)
+		}
+	}
+	// A handler leaves out a group that is empty.
+	return append([]slog.Attr{slog.GroupAttrs("process", process...)}, others...)
 }
 
 func deliver(e Event) {

@@ -21,9 +21,9 @@ func TestPublish(t *testing.T) {
 	defer cancelSecond()
 
 	before := time.Now()
-	Publish(logger, slog.LevelInfo, Started, slog.Int("pid", 7))
+	Publish(logger.With("pid", 1, "version", "v1"), slog.LevelInfo, Started, slog.Int("pid", 7))
 	Publish(nil, slog.LevelError, Failed)
-	if want := "level=INFO msg=\"tableflip: started\" pid=7\n"; log.String() != want {
+	if want := "level=INFO msg=\"tableflip: started\" pid=1 version=v1 process.pid=7\n"; log.String() != want {
 		t.Errorf("the log says %q, want %q", log.String(), want)
 	}
 	for _, events := range []<-chan Event{first, second} {
@@ -44,6 +44,24 @@ func TestPublish(t *testing.T) {
 	}
 	if e := <-second; e.Name != Ready {
 		t.Errorf("got %v", e)
+	}
+}
+
+func TestPublishGroups(t *testing.T) {
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	Publish(logger, slog.LevelInfo, Ended, slog.Int("pid", 7), slog.Bool("a", true), slog.Int("generation", 2),
+		slog.String("version", "v"), slog.String("revision", "r"))
+	Publish(logger, slog.LevelError, Failed, slog.String("cause", "child"))
+	want := "msg=\"tableflip: ended\" process.pid=7 process.generation=2 process.version=v process.revision=r a=true\n" +
+		"msg=\"tableflip: failed\" cause=child\n"
+	if log.String() != want {
+		t.Errorf("the log says\n%s, want\n%s", &log, want)
 	}
 }
 

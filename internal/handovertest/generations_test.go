@@ -79,6 +79,7 @@ func init() {
 	proctest.Role("lineage", func() {
 		w := proctest.OpenWire()
 		events, _ := event.Subscribe()
+		ended, _ := event.Subscribe()
 		log := messages{all: new(proctest.Journal[string])}
 		var upg *tableflip.Upgrader
 		for order := range w.Orders() {
@@ -89,6 +90,8 @@ func init() {
 				MustBeReady(upg)
 			case "wait":
 				proctest.Must(0, upg.WaitForParent(context.Background()))
+				for (<-ended).Name != event.Ended { // which is published at about the same time
+				}
 			case "upgrade":
 				go func() {
 					proctest.Must(0, upg.Upgrade())

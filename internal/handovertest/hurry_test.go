@@ -69,5 +69,5 @@ func TestHurry(t *testing.T) {
 func isAwaitingSuccessor() bool {
 	var stacks bytes.Buffer
 	proctest.Must(0, pprof.Lookup("goroutine").WriteTo(&stacks, 2))
-	return bytes.Contains(stacks.Bytes(), []byte("tableflip.(*Upgrader).retire.func"))
+	return bytes.Contains(stacks.Bytes(), []byte("tableflip.(*Upgrader).outlive"))
 }

@@ -227,6 +227,21 @@ func TestLoggerCalls(t *testing.T) {
 	}
 }
 
+// The records of a child that takes charge after Upgrade has given it up.
+func TestLoggerCallsLate(t *testing.T) {
+	shorten(t, &step.AcknowledgeTimeout)
+	curious, late := newCurious(true), filepath.Join(t.TempDir(), "late")
+	script := `{ echo here -; echo ready; until test -e ` + late + `; do sleep 0.1; done; echo acknowledged; cat >/dev/null; } >&3 <&4 &`
+	upg := NewUpgrader(t, tableflip.Options{Logger: slog.New(curious), Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	proctest.WantError(t, "Upgrade", upg.Upgrade(), os.ErrDeadlineExceeded)
+	curious.upg.Store(upg)
+	proctest.OK(t, os.WriteFile(late, nil, 0o600))
+	proctest.Within(t, "Exit, because the child is in charge", upg.Exit())
+	proctest.Within(t, "Stop", proctest.InBackground(func() bool { upg.Stop(); return true }))
+	curious.wantSeen(t, "committed")
+}
+
 // The child's records: what nobody claimed, a manager that does not hear, and a reload
 // that cannot be answered.
 func TestLoggerCallsInChild(t *testing.T) {

@@ -400,7 +400,7 @@ func TestManagerRehearsal(t *testing.T) {
 	m.want(os.Getpid(), "READY=1")
 	m.wantNoMore()
 	rehearse(func() { upg.Upgrade() })
-	m.want(os.Getpid(), reloading, "READY=1")
+	m.want(os.Getpid(), reloading, failed(tableflip.ErrUpgradeInProgress))
 	m.wantNoMore()
 
 	// Nor does the one that asks for an upgrade hear of a rehearsal that is refused.
@@ -518,36 +518,47 @@ func TestManagerReload(t *testing.T) {
 
 // A reload that comes while the old process drains is answered, too, by the new one.
 func TestManagerReloadDrain(t *testing.T) {
-	m := startedByManager(t)
-	upg, s := NewParent(t, tableflip.Options{}, "upgrade-early")
-	Upgrade(t, upg)
-	child := s.Await("upgraded")
-	m.want(os.Getpid(), "READY=1", reloading)
-	// The child may be faster than the parent.
-	var fromChild, fromParent []string
-	for range 4 {
-		n := m.next()
-		if n.PID == child.PID {
-			fromChild = append(fromChild, n.Text)
-		} else {
-			fromParent = append(fromParent, n.Text)
-		}
+	for asks, answer := range map[string]string{
+		"once":  failed(tableflip.ErrParentRunning),
+		"later": "READY=1\nSTATUS=upgrade queued",
+	} {
+		t.Run(asks, func(t *testing.T) {
+			m := startedByManager(t)
+			upg, s := NewParent(t, tableflip.Options{}, "upgrade-early", proctest.WithArg(asks))
+			Upgrade(t, upg)
+			child := s.Await("upgraded")
+			m.want(os.Getpid(), "READY=1", reloading)
+			// The child may be faster than the parent.
+			var fromChild, fromParent []string
+			for range 4 {
+				n := m.next()
+				if n.PID == child.PID {
+					fromChild = append(fromChild, n.Text)
+				} else {
+					fromParent = append(fromParent, n.Text)
+				}
+			}
+			if want := []string{reloading, answer}; !slices.Equal(fromChild, want) {
+				t.Errorf("the child told systemd %q, want %q", fromChild, want)
+			}
+			if want := []string{mainPID(child.PID), barrier}; !slices.Equal(fromParent, want) {
+				t.Errorf("the parent told systemd %q, want %q", fromParent, want)
+			}
+			s.AwaitEnd()
+			m.wantNoMore()
+		})
 	}
-	if want := []string{reloading, failed(tableflip.ErrParentRunning)}; !slices.Equal(fromChild, want) {
-		t.Errorf("the child told systemd %q, want %q", fromChild, want)
-	}
-	if want := []string{mainPID(child.PID), barrier}; !slices.Equal(fromParent, want) {
-		t.Errorf("the parent told systemd %q, want %q", fromParent, want)
-	}
-	s.AwaitEnd()
-	m.wantNoMore()
 }
 
 func init() {
 	proctest.Role("upgrade-early", func() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		MustBeReady(upg)
-		proctest.Report("upgraded", upg.Upgrade())
+		ctx := context.Background()
+		if proctest.Arg() == "later" {
+			ctx = queue.Keeping(ctx) // as who asks again later does
+		}
+		proctest.Report("upgraded", upg.UpgradeContext(ctx))
 	})
 }
 

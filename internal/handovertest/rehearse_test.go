@@ -249,3 +249,38 @@ func TestRehearseOrphan(t *testing.T) {
 	c.wantCharge(child.PID)
 	c.wantStop(child)
 }
+
+// A child that was told to leave, and has not, is no successor: if the process in charge
+// dies before it has killed that child, those that drain must end soon.
+func TestRehearseDrainingHurry(t *testing.T) {
+	for _, way := range []string{"refused", "stopped"} {
+		t.Run(way, func(t *testing.T) {
+			upg, s := NewParent(t, tableflip.Options{}, "rehearse-draining", proctest.WithArg(way))
+			Upgrade(t, upg)
+			inCharge := s.Await("serving").PID
+			s.Await("stays")
+			proctest.Kill(t, inCharge, syscall.SIGKILL)
+			proctest.Within(t, "Hurry", upg.Hurry())
+		})
+	}
+}
+
+func init() {
+	// rehearse-draining rehearses beside its parent. Its child stays.
+	proctest.Role("rehearse-draining", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{MaxDraining: 1}))
+		if upg.Generations()[0].Number > 1 || len(upg.Generations()) > 2 {
+			if proctest.Arg() == "stopped" {
+				upg.Stop()
+			} else if upg.Ready() == nil {
+				panic("this is no rehearsal")
+			}
+			proctest.Report("stays")
+			proctest.UntilKilled()
+		}
+		MustBeReady(upg)
+		proctest.Report("serving")
+		upg.Rehearse(context.Background())
+		proctest.UntilKilled()
+	})
+}

@@ -97,7 +97,8 @@ func speakAsChild() (s speaker, names []string, offers string) {
 // A spokenTo is a child that was started by a speaker.
 type spokenTo struct {
 	speaker
-	cmd *exec.Cmd
+	cmd  *exec.Cmd
+	read *os.File // what hearing reads
 }
 
 // speakToChild starts cmd with files, whose names are those of entries. Words are added
@@ -122,7 +123,7 @@ func speakToChild(t *testing.T, cmd *exec.Cmd, words, entries string, files ...*
 		readyRead.Close()
 		verdictWrite.Close()
 	})
-	return spokenTo{speaker{bufio.NewReader(readyRead), verdictWrite}, cmd}
+	return spokenTo{speaker{bufio.NewReader(readyRead), verdictWrite}, cmd, readyRead}
 }
 
 // want checks what the child says next.

@@ -211,7 +211,8 @@ func TestStoreCrash(t *testing.T) {
 	}
 }
 
-// Until its parent has exited, systemd does not listen to a child.
+// Once its parent has told systemd of a child, systemd listens to that, although the
+// parent drains.
 func TestStoreUpgrade(t *testing.T) {
 	for _, stores := range []bool{true, false} {
 		t.Run(fmt.Sprint("option ", stores), func(t *testing.T) {
@@ -223,13 +224,12 @@ func TestStoreUpgrade(t *testing.T) {
 			m.want(parent.Process.Pid, "READY=1", storing(storeNameOf(kept)), storing(storeNameOf(dropped)))
 			child := s.Await("ready")
 			m.want(parent.Process.Pid, reloading, mainPID(child.PID), barrier)
-			m.wantNoMore()
-			proctest.Terminate(t, parent.Process.Pid)
 			if stores {
 				m.want(child.PID, removing(storeNameOf(dropped)), storing(storeNameOf(added)))
 			} else {
 				m.want(child.PID, removing(storeNameOf(dropped)), removing(storeNameOf(kept)))
 			}
+			proctest.Terminate(t, parent.Process.Pid)
 			m.wantNoMore()
 			proctest.Terminate(t, child.PID)
 			s.AwaitEnd()

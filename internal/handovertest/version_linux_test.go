@@ -46,7 +46,7 @@ func testVersionParent(t *testing.T, arg, heard string) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	if m := s.Await("offers"); m.Text != "reload,upgrade" {
+	if m := s.Await("offers"); m.Text != "reload,upgrade,earlier" {
 		t.Errorf("the parent offers %q", m.Text)
 	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
@@ -335,14 +335,14 @@ func init() {
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
 	var read, write []*os.File
-	for range 4 {
+	for range 5 {
 		r, w, err := os.Pipe()
 		proctest.OK(t, err)
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent",
-		write[0], os.Stderr, write[1], write[2])
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one",
+		write[0], os.Stderr, write[1], write[2], write[3], write[4])
 	for _, w := range write {
 		w.Close()
 	}
@@ -353,7 +353,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 	if m := s.Await("files"); m.Text != "[fd:known:]" {
 		t.Errorf("the child got the files %s", m.Text)
 	}
-	for i, r := range read[:3] {
+	for i, r := range read {
 		r.SetReadDeadline(time.Now().Add(proctest.Patience))
 		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 			t.Errorf("descriptor %d of an unknown kind is open: %v", i, err)

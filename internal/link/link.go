@@ -15,13 +15,13 @@
 //	Send                                  Older, Receive
 //
 // The registered pair is only a meeting point. The parent's registry holds the child's
-// end of it, so that the death of a child does not end it, and what a dead child has
-// written stays in it. So each child brings a pair of its own. The arrival of one end
+// end of it, so the death of a child does not end it, and what a dead child has written
+// stays in it. That is why each child brings a pair of its own. The arrival of one end
 // tells the parent that there is a child that knows links. The end of file that this end
-// then reads tells that the child is dead, or has closed the other. A claim is a single byte, which cannot
-// arrive by halves: whatever a child does or suffers, the next one finds the point as it
-// was. A version without links does not claim the entry, and closes it when it takes
-// charge. The next version with links begins anew.
+// reads later tells that the child is dead, or has closed the other. A claim is a single
+// byte, which cannot arrive by halves: whatever a child does or suffers, the next one
+// finds the point as it was. A version without links does not claim the entry, and
+// closes it when it takes charge. The next version with links begins anew.
 //
 // # Before and after the commit
 //
@@ -34,17 +34,15 @@
 // # Several generations that drain
 //
 // A point takes any number of claims, and outlives its generation's replacement, so that
-// a later child can claim there, too: it must only inherit it. Once several generations
-// may drain, Join can pass on the points of those that live, by the names NAME.1, NAME.2
-// and so on, claim at each, and drop those that answer with io.EOF. Every generation
-// then has a link of its own to the newest one, which Accept returns, and which does not
-// depend on those in between. Today a generation that is not the newest one's parent has
-// ended, so that nothing is passed on.
+// a later child can claim there, too. Join passes on the points of the older generations
+// that live by the names NAME.1, for the parent's, NAME.2 and so on, and claims at each. So
+// every generation has a link of its own to each that came after it, which Accept returns,
+// and which does not depend on those in between.
 //
 // # The sockets
 //
-// They are Unix stream sockets, because macOS has neither SOCK_SEQPACKET in this family
-// nor, for datagrams, an end of file when the other side dies. So messages have a header:
+// They are Unix stream sockets, because macOS has no SOCK_SEQPACKET in this family, and
+// datagram sockets have no end of file. So messages have a header:
 //
 //	4 bytes   length of the message, big endian
 //	1 byte    number of descriptors, which travel with the first byte of the header

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,19 +29,30 @@ import (
 
 // A table is the registry of a generation that is not there.
 type table struct {
-	file *os.File
-	err  error
+	file  *os.File            // of the parent's point, or this generation's
+	older map[string]*os.File // of the others
+	err   error
 }
 
-func (r *table) File(string) (*os.File, error) {
-	if r.file == nil || r.err != nil {
+func (r *table) File(name string) (*os.File, error) {
+	file := r.file
+	if strings.HasPrefix(name, "talk.") {
+		file = r.older[name]
+	}
+	if file == nil || r.err != nil {
 		return nil, r.err
 	}
-	fd, err := descriptor.DuplicateOf(r.file)
+	fd, err := descriptor.DuplicateOf(file)
 	return os.NewFile(fd, "fd:"), err
 }
 
-func (r *table) AddFile(_ string, file *os.File) error {
+func (r *table) RemoveFile(name string) error {
+	err := r.older[name].Close()
+	delete(r.older, name)
+	return err
+}
+
+func (r *table) AddFile(name string, file *os.File) error {
 	err := descriptor.Control(file, func(fd uintptr) error {
 		if closes, err := descriptor.IsCloseOnExec(fd); !closes {
 			return fmt.Errorf("any process would inherit %d, %v", fd, err)
@@ -50,19 +62,38 @@ func (r *table) AddFile(_ string, file *os.File) error {
 	if err != nil {
 		return err
 	}
+	fd, err := descriptor.DuplicateOf(file)
+	if err != nil {
+		return err
+	}
+	added := os.NewFile(fd, "fd:")
+	if strings.HasPrefix(name, "talk.") {
+		if r.older == nil {
+			r.older = map[string]*os.File{}
+		}
+		r.older[name].Close() // none is an error that does not matter
+		r.older[name] = added
+		return nil
+	}
 	if r.file != nil {
 		r.file.Close()
 	}
-	fd, err := descriptor.DuplicateOf(file)
-	r.file = os.NewFile(fd, "fd:")
-	return err
+	r.file = added
+	return nil
+}
+
+func (r *table) close() {
+	r.file.Close()
+	for _, file := range r.older {
+		file.Close()
+	}
 }
 
 // join joins as the next generation of r.
 func join(t testing.TB, r *table) *link.Meeting {
 	t.Helper()
 	m := proctest.Opened[*link.Meeting](t)(link.Join(r, "talk"))
-	t.Cleanup(func() { r.file.Close() })
+	t.Cleanup(r.close)
 	return m
 }
 
@@ -405,20 +436,46 @@ func TestReceiveGoesOn(t *testing.T) {
 
 // A context that ends while its Receive returns does not end the next one.
 func TestReceiveEndsLate(t *testing.T) {
+	// What interrupts a Receive is a goroutine, which cannot run before this one waits.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	parent, child := meet(t)
-	for i := range 2000 {
+	for i := range 100 {
 		want := strconv.Itoa(i)
-		ctx, cancel := context.WithCancel(t.Context())
-		go cancel()
 		proctest.OK(t, parent.Send(t.Context(), []byte(want)))
-		got, _, err := child.Receive(ctx)
-		if err == nil && string(got) != want || err != nil && err != context.Canceled {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		got, _, err := child.Receive(&endsLate{Context: ctx})
+		if err != nil && err != context.Canceled || err == nil && string(got) != want {
 			t.Fatalf("received %q, %v, want %q", got, err, want)
 		}
-		if err != nil {
-			wantMessage(t, child, want)
+		if err == nil {
+			runtime.Gosched()
+			proctest.OK(t, parent.Send(t.Context(), []byte(want)))
 		}
+		wantMessage(t, child, want)
 	}
+}
+
+// An endsLate is a context that ends after it was asked once whether it has.
+type endsLate struct {
+	context.Context
+	askedDone, askedErr bool
+}
+
+func (c *endsLate) Done() <-chan struct{} {
+	if !c.askedDone {
+		c.askedDone = true
+		return make(chan struct{})
+	}
+	return c.Context.Done()
+}
+
+func (c *endsLate) Err() error {
+	if !c.askedErr {
+		c.askedErr = true
+		return nil
+	}
+	return c.Context.Err()
 }
 
 func wantDeadline(t testing.TB, l *link.Link, ctx context.Context) {
@@ -579,6 +636,38 @@ func TestCloseMeeting(t *testing.T) {
 	proctest.WantError(t, "Send", late.Send(t.Context(), nil), io.EOF)
 }
 
+// The points of generations that are dead are passed on no further.
+func TestJoinDropsDead(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	var all []*link.Meeting
+	wantPassedOn := func(n int) {
+		t.Helper()
+		all = append(all, join(t, r))
+		if older := all[len(all)-1].Older(); len(older) != n || len(r.older) != n {
+			t.Errorf("%d links, and %d points passed on, want %d", len(older), len(r.older), n)
+		}
+	}
+	for n := range 4 {
+		wantPassedOn(n)
+	}
+	all[1].Close()
+	wantPassedOn(3)
+	all[0].Close()
+	all[2].Close()
+	wantPassedOn(2)
+	proctest.OK(t, all[5].Older()[1].Send(t.Context(), []byte("the oldest")))
+	for { // behind those who have joined before
+		l := accept(t, all[3])
+		if message, _, err := l.Receive(patience(t)); err == nil {
+			if string(message) != "the oldest" {
+				t.Errorf("received %q", message)
+			}
+			return
+		}
+	}
+}
+
 func TestAcceptWaits(t *testing.T) {
 	r := new(table)
 	m := join(t, r)
@@ -612,7 +701,7 @@ func TestManyClaims(t *testing.T) {
 	proctest.OK(t, newest.Send(t.Context(), []byte("newest")))
 	wantMessage(t, accept(t, m), "newest")
 	point.Close()
-	r.file.Close()
+	r.close()
 	proctest.WantError(t, "Accept", proctest.ErrorOf(m.Accept(patience(t))), io.EOF)
 }
 
@@ -621,7 +710,9 @@ func joinAt(t *testing.T, point *os.File) *link.Link {
 	t.Helper()
 	fd, err := descriptor.DuplicateOf(point)
 	proctest.OK(t, err)
-	m := join(t, &table{file: os.NewFile(fd, "fd:")})
+	r := &table{file: os.NewFile(fd, "fd:")}
+	m := join(t, r)
+	r.close()
 	return m.Older()[0]
 }
 
@@ -680,7 +771,6 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte(header(3, 33)+"abc"), byte(4), byte(3))
 	f.Add([]byte{0, 0, 0, 0}, byte(1), byte(0))
 	f.Fuzz(func(t *testing.T, data []byte, piece, passAt byte) {
-		proctest.WithoutGC(t)
 		before := proctest.OpenDescriptors()
 		l, peer := meetStranger(t)
 		written := make(chan bool)
@@ -713,7 +803,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		l.Close()
 		proctest.Within(t, "the peer", written)
-		if after := proctest.OpenDescriptors(); after != before+3 { // the peer, the point, and its other end
+		if after := proctest.OpenDescriptors(); after > before+3 { // the peer, the point, and its other end
 			t.Errorf("%d descriptors are open, and were %d", after, before)
 		}
 	})

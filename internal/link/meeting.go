@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 type Files interface {
 	File(name string) (*os.File, error)
 	AddFile(name string, file *os.File) error
+	RemoveFile(name string) error
 }
 
 // A Meeting is where a generation meets those that are older, and its children. Its
@@ -39,19 +41,9 @@ func Join(files Files, name string) (*Meeting, error) {
 }
 
 func (m *Meeting) join(files Files, name string) error {
-	inherited, err := files.File(name)
-	if err != nil {
+	if err := m.joinOlder(files, name); err != nil {
 		return err
 	}
-	if inherited != nil {
-		defer inherited.Close()
-		l, err := claim(inherited)
-		if err != nil {
-			return err
-		}
-		m.older = []*Link{l}
-	}
-
 	point, childEnd, err := pair()
 	if err != nil {
 		return err
@@ -63,6 +55,56 @@ func (m *Meeting) join(files Files, name string) error {
 	}
 	m.point = point
 	return nil
+}
+
+// joinOlder claims at the points of all older generations, and passes on those of the ones
+// that live.
+func (m *Meeting) joinOlder(files Files, name string) error {
+	var living []*os.File
+	defer func() { closeAll(living) }()
+	for i := 0; ; i++ {
+		point, err := files.File(numbered(name, i))
+		if err != nil {
+			return err
+		}
+		if point == nil {
+			break
+		}
+		l, err := claim(point)
+		if err != nil {
+			point.Close()
+			return err
+		}
+		isParent, isDead := i == 0, errors.Is(context.Cause(l.open), io.EOF)
+		if isParent || !isDead {
+			m.older = append(m.older, l)
+		}
+		if isDead {
+			point.Close()
+		} else {
+			living = append(living, point)
+		}
+		if isParent {
+			continue // this process takes its name
+		}
+		if err := files.RemoveFile(numbered(name, i)); err != nil {
+			return err
+		}
+	}
+	for i, point := range living {
+		if err := files.AddFile(numbered(name, i+1), point); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// numbered returns the name of the point of the nth generation before the parent.
+func numbered(name string, n int) string {
+	if n == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s.%d", name, n)
 }
 
 // claim returns a link to the generation whose point this is. If that is dead, the link
@@ -108,9 +150,9 @@ func (m *Meeting) watch() {
 }
 
 // Older returns the links to the generations that were in charge before this one and
-// know links, the youngest first. Today that is the parent, at most. The links belong to
-// the Meeting, which always returns the same ones. Do not Receive from them before Ready
-// has returned. The link to a generation that is dead ends with io.EOF.
+// know links, the youngest first. The links belong to the Meeting, which always returns
+// the same ones. Do not Receive from them before Ready has returned. The link to a
+// generation that is dead ends with io.EOF.
 func (m *Meeting) Older() []*Link { return m.older }
 
 // Accept returns a link to a process that has joined after this one: the child, and

@@ -8,12 +8,13 @@ import (
 	"sync"
 )
 
-// A Queue holds records while at least one method is under way. Its zero value is
-// ready to use.
+// A Queue holds records while at least one method is under way, and until those before them
+// have been handled. Its zero value is ready to use.
 type Queue struct {
-	mu      sync.Mutex
-	methods int
-	records []record
+	mu       sync.Mutex
+	methods  int // under way
+	handlers int // releases that handle records
+	records  []record
 }
 
 type record struct {
@@ -43,12 +44,23 @@ func (q *Queue) Hold() (release func()) {
 
 func (q *Queue) release() {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.methods--
-	var held []record
-	if q.methods == 0 {
-		held, q.records = q.records, nil
+	for q.methods == 0 && len(q.records) > 0 {
+		held := q.records
+		q.records = nil
+		q.handleLocked(held)
 	}
+}
+
+// handleLocked unlocks q.mu while the program's code runs, which may panic.
+func (q *Queue) handleLocked(held []record) {
+	q.handlers++
 	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		q.handlers--
+	}()
 	for _, r := range held {
 		if r.handler.Enabled(r.ctx, r.Level) {
 			_ = r.handler.Handle(r.ctx, r.Record)
@@ -60,7 +72,7 @@ func (q *Queue) release() {
 func (q *Queue) hold(r record) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.methods == 0 {
+	if !q.isHoldingLocked() {
 		return false
 	}
 	q.records = append(q.records, r)
@@ -70,8 +82,10 @@ func (q *Queue) hold(r record) bool {
 func (q *Queue) isHolding() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.methods > 0
+	return q.isHoldingLocked()
 }
+
+func (q *Queue) isHoldingLocked() bool { return q.methods > 0 || q.handlers > 0 }
 
 // A handler passes records to the program's handler, by way of a queue.
 type handler struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 )
 
@@ -50,6 +51,78 @@ func TestQueueNoLogger(t *testing.T) {
 	}
 	queue.Hold()()
 }
+
+// What is logged while held records are handled does not overtake them, and what a handler's
+// call of a method logs is handled before that call returns.
+func TestQueueOrder(t *testing.T) {
+	var queue Queue
+	var got []string
+	var logger *slog.Logger
+	logger = queue.Logger(slog.New(handlerFunc(func(message string) {
+		got = append(got, message)
+		if message == "first" {
+			logged := make(chan struct{})
+			go func() { // as nobody does who waits for a method
+				defer close(logged)
+				logger.Info("third")
+			}()
+			<-logged
+		}
+		if message == "third" {
+			release := queue.Hold()
+			logger.Info("fourth")
+			release()
+			got = append(got, "called")
+		}
+	})))
+	release := queue.Hold()
+	logger.Info("first")
+	logger.Info("second")
+	release()
+	logger.Info("fifth")
+	if want := []string{"first", "second", "third", "fourth", "called", "fifth"}; !slices.Equal(got, want) {
+		t.Errorf("the log says %q, want %q", got, want)
+	}
+}
+
+// A handler that panics takes the records with it that are held, and no others.
+func TestQueuePanics(t *testing.T) {
+	var queue Queue
+	var got []string
+	logger := queue.Logger(slog.New(handlerFunc(func(message string) {
+		if message == "first" {
+			panic(message)
+		}
+		got = append(got, message)
+	})))
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic did not arrive")
+			}
+		}()
+		defer queue.Hold()()
+		logger.Info("first")
+		logger.Info("second")
+	}()
+	logger.Info("third")
+	if want := []string{"third"}; !slices.Equal(got, want) {
+		t.Errorf("the log says %q, want %q", got, want)
+	}
+}
+
+type handlerFunc func(message string)
+
+func (f handlerFunc) Enabled(context.Context, slog.Level) bool { return true }
+
+func (f handlerFunc) Handle(_ context.Context, r slog.Record) error {
+	f(r.Message)
+	return nil
+}
+
+func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler { return f }
+
+func (f handlerFunc) WithGroup(string) slog.Handler { return f }
 
 // A handler's Enabled is the program's code as much as its Handle.
 func TestQueueAsksNothing(t *testing.T) {

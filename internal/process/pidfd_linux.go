@@ -60,6 +60,10 @@ func Inherited(fd uintptr) (*Handle, error) {
 	return &Handle{file: os.NewFile(fd, "pidfd")}, nil
 }
 
+// Duplicate returns a descriptor of which Inherited makes a Handle of the same process in
+// another.
+func (h *Handle) Duplicate() (uintptr, error) { return descriptor.DuplicateOf(h.file) }
+
 // Ended reports whether the process has ended.
 func (h *Handle) Ended() bool {
 	ended, _, err := descriptor.PollOf(h.file)

@@ -17,6 +17,8 @@ func OpenSelf() (uintptr, error) { return 0, errors.ErrUnsupported }
 
 func Inherited(uintptr) (*Handle, error) { return nil, errors.ErrUnsupported }
 
+func (*Handle) Duplicate() (uintptr, error) { return 0, errors.ErrUnsupported }
+
 func (*Handle) Ended() bool { return false }
 
 func (*Handle) Wait() error { return errors.ErrUnsupported }

@@ -4,7 +4,10 @@
 // whoever calls Upgrade has the error at once, and can wait by WaitForParent.
 package queue
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 var (
 	mu        sync.Mutex
@@ -12,6 +15,16 @@ var (
 	asked     = make(chan struct{}, 1)
 	isAwaited bool
 )
+
+type keptKey struct{}
+
+// Keeping returns a context for an UpgradeContext whose caller keeps the upgrade if that
+// returns ErrParentRunning, and tries it again later. The service manager is then told
+// that the upgrade is queued, not that it has failed.
+func Keeping(ctx context.Context) context.Context { return context.WithValue(ctx, keptKey{}, true) }
+
+// IsKept reports whether a context is, or comes from, one of Keeping.
+func IsKept(ctx context.Context) bool { return ctx.Value(keptKey{}) != nil }
 
 // OnKeep has Keep call f from now on.
 func OnKeep(f func()) {

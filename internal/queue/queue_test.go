@@ -1,6 +1,9 @@
 package queue
 
-import "testing"
+import (
+	"context"
+	"testing"
+)
 
 func TestKeep(t *testing.T) {
 	Keep() // nobody is there
@@ -9,6 +12,19 @@ func TestKeep(t *testing.T) {
 	Keep()
 	if kept != 1 {
 		t.Errorf("kept %d times, want once", kept)
+	}
+}
+
+func TestKeeping(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if IsKept(ctx) {
+		t.Error("it is kept already")
+	}
+	ctx, cancel = context.WithCancel(Keeping(ctx))
+	defer cancel()
+	if !IsKept(ctx) {
+		t.Error("it is not kept")
 	}
 }
 

@@ -177,6 +177,20 @@ func TestUnixSpellings(t *testing.T) {
 	}
 }
 
+// So is one that was renamed into place.
+func TestRenamedSpellings(t *testing.T) {
+	dir := proctest.Must(filepath.EvalSymlinks(proctest.SocketDir(t)))
+	t.Chdir(dir)
+	r := firstGeneration(t, registry.Options{})
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", dir+"/new"))
+	proctest.OK(t, os.Rename("new", "s"))
+	proctest.OK(t, r.AddListener("unix", dir+"/s", ln.(registry.Listener), true))
+	c := child(t, r, registry.Options{})
+	if ln, err := c.Listener("unix", "s"); ln == nil || err != nil {
+		t.Errorf("found %v, %v", ln, err)
+	}
+}
+
 // Names are looked for before addresses, and an open port finds only its own name.
 func TestNamesBeforeAddresses(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})

@@ -139,7 +139,7 @@ func (e *entry) describe(source syscall.Conn) error {
 	if !opens(e.Kind, s.Network) {
 		return fmt.Errorf("package net makes no %s of such a descriptor, so that no new process could open it: pass it on by AddFile", kindNames[e.Kind])
 	}
-	if _, ok := source.(unlinker); !ok && e.Kind == nametable.Listener && isUnix(s.Network) && isPath(s.Path) {
+	if _, ok := source.(unlinker); !ok && e.Kind == nametable.Listener && isPath(s.Path) {
 		return fmt.Errorf("%T has no SetUnlinkOnClose, so that its Close could unlink the file %s that the new process serves: add the *net.UnixListener, and wrap it afterwards", source, s.Path)
 	}
 	e.setBoundAddr(s)

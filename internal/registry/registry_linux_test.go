@@ -148,9 +148,13 @@ func TestListenerTypes(t *testing.T) {
 			if conn != nil {
 				t.Errorf("accepted %v", conn)
 			}
-			local := proctest.Must(r.Listen("unix", filepath.Join(proctest.SocketDir(t), "s")))
-			if _, ok := local.(*net.UnixListener); !ok {
-				t.Errorf("a Unix listener is a %T", local)
+			path := filepath.Join(proctest.SocketDir(t), "s")
+			local := proctest.Must(r.Listen("unix", path))
+			inherited := proctest.Must(child(t, r, opts).Listen("unix", path))
+			for _, ln := range []net.Listener{local, inherited} {
+				if _, ok := ln.(*net.UnixListener); !ok {
+					t.Errorf("a Unix listener is a %T", ln)
+				}
 			}
 		})
 	}
@@ -169,6 +173,13 @@ func keepAlive(t *testing.T, ln net.Listener) (options string) {
 		return errors.Join(err, intervalErr)
 	}))
 	return options
+}
+
+// An abstract socket has no file that its Close could unlink.
+func TestHiddenUnlinkAbstract(t *testing.T) {
+	r := firstGeneration(t, registry.Options{})
+	ln := proctest.Opened[net.Listener](t)(net.Listen("unix", "@"+proctest.SocketDir(t)))
+	proctest.OK(t, r.AddListener("unix", "a", hidesUnlink{ln}, true))
 }
 
 // A socket that package net cannot open is refused.

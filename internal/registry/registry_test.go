@@ -301,6 +301,7 @@ func TestAddListenerBesideInherited(t *testing.T) {
 	r := firstGeneration(t, registry.Options{})
 	before := proctest.Must(r.Listen("tcp", "localhost:0"))
 	c := child(t, r, registry.Options{})
+	proctest.WantError(t, "RemoveListener", c.RemoveListener("tcp", "localhost:0"), os.ErrNotExist)
 	other := proctest.Opened[net.Listener](t)(net.Listen("tcp", "localhost:0"))
 	proctest.OK(t, c.AddListener("tcp", "localhost:0", other.(registry.Listener), true))
 	if ln := proctest.Must(c.Listener("tcp", "localhost:0")); ln == nil || ln.Addr().String() != before.Addr().String() {

@@ -273,7 +273,8 @@ func (b *bed) awaitOutcome(parent int, f fault) outcome {
 		case !p.ended.IsZero() && p.status != 0 && !childLives && len(b.strays(parent)) == 0:
 			result = outage
 		case f.endsParent():
-		case serves && p.reported(wire.Upgraded):
+		// A new process that is to be killed may not have ended yet.
+		case serves && p.reported(wire.Upgraded) && slices.Contains(f.outcomes(), succeeded):
 			result = succeeded
 		case p.reported(wire.Upgraded) && child != nil && !childLives:
 			result = crashed

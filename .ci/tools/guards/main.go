@@ -39,6 +39,7 @@ var survivors string
 type seen struct{ packages, by string }
 
 var beside = []seen{
+	{`^internal/descriptor$`, "%s,internal/registry,.,internal/handovertest"},
 	{`^internal/`, "%s,.,internal/handovertest"},
 	{`^\.$`, "%s,internal/handovertest"},
 	{`^httpdrain$`, "%s,service"},

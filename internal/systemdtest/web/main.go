@@ -6,6 +6,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,25 +22,34 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/control"
+	"example.com/tableflip/internal/load"
 	"example.com/tableflip/service"
 )
 
 // version is "version-NUMBER-BEHAVIOUR". The behaviour is what this version does
-// when it takes over from another: "good", "fail" or "hang" before it is ready, "tell"
-// the service manager that it is the main process and then hang, or "quit" as soon as it
-// is in charge. The tests write over it in the binary, so that it must be set by
+// when it takes over from another: "good", "fail" or "hang" before it is ready, "bind" an
+// address that is in use or serve with a "cert" that is none, "tell" the service manager
+// that it is the main process and then hang, or "quit" as soon as it is in charge. The tests write over it in the binary, so that it must be set by
 // -ldflags -X.
 var version = "version-000000-good"
 
 // upgradeTimeout is short, because the tests have to wait for it.
 const upgradeTimeout = 4 * time.Second
 
+const controlSocket = "/run/web.ctl"
+
 func main() {
 	pidFile := flag.String("pid-file", "", "`file` for the process ID")
 	store := flag.Bool("store", false, "keep the sockets in systemd's descriptor store")
 	forget := flag.Bool("forget", false, "clear the environment at the start")
+	maxDraining := flag.Int("max-draining", 0, "how many earlier processes may drain when an upgrade begins")
 	patient := flag.Bool("patient", false, "drain as long as it takes, although the new process has died")
+	ctl := flag.String("ctl", "", "ask the service that runs, as tableflip-ctl does")
 	flag.Parse()
+	if *ctl != "" {
+		os.Exit(control.Main("-s", controlSocket, *ctl))
+	}
 	log.SetFlags(0)
 	pingWatchdog()
 	manager := os.Getenv("NOTIFY_SOCKET")
@@ -51,6 +61,7 @@ func main() {
 		PIDFile:         *pidFile,
 		UpgradeTimeout:  upgradeTimeout,
 		DescriptorStore: *store,
+		MaxDraining:     *maxDraining,
 		Command:         wrap,
 		Logger:          slog.Default(),
 	})
@@ -88,10 +99,21 @@ func main() {
 		}
 		go func() { echoed <- echo(upg, datagrams) }()
 	}
-	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{},
+	servers := []service.Server{
 		service.HTTP(&http.Server{Addr: ":8080", Handler: answer(upg)}),
 		service.HTTP(&http.Server{Addr: "/run/web.sock", Handler: answer(upg)}),
-	)
+	}
+	switch behaviour {
+	case "bind":
+		taken, err := net.Listen("tcp", "localhost:0")
+		if err != nil {
+			log.Fatal(err)
+		}
+		servers = append(servers, service.HTTP(&http.Server{Addr: taken.Addr().String()}))
+	case "cert":
+		servers = append(servers, service.HTTP(&http.Server{Addr: ":0", TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}))
+	}
+	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{WaitHijacked: true, Control: controlSocket}, servers...)
 	if err == nil {
 		err = <-echoed
 	}
@@ -166,6 +188,9 @@ func (u *readyUpgrader) Ready() error {
 // query is "hold=drain", or never if it is "hold=forever".
 func answer(upg *tableflip.Upgrader) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if load.ServeHeld(w, r) {
+			return
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the client is gone

@@ -2,6 +2,9 @@ package descriptor_test
 
 import (
 	"errors"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -36,5 +39,29 @@ func TestPipeWithoutDescriptors(t *testing.T) {
 		if isOpen(fd) {
 			t.Errorf("descriptor %d is still open", fd)
 		}
+	}
+}
+
+// Who asks whether a socket is dead keeps nothing of it open.
+func TestIsDeadLeavesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	conn, err := net.ListenPacket("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := count()
+	if descriptor.IsDead(path) {
+		t.Error("a socket that is open is dead")
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }

@@ -1,0 +1,252 @@
+package handovertest
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+)
+
+// What the service manager, and other versions of the package, see of several generations
+// that drain.
+
+// Only the process that the manager takes for the main process speaks to it.
+func TestManagerDraining(t *testing.T) {
+	m := newManager(t)
+	d := startDraining(t, 2, 3, m.variable())
+	m.want(d.all[0].PID, "READY=1")
+	for i, p := range d.all[:3] {
+		m.want(p.PID, reloading, mainPID(d.all[i+1].PID), barrier)
+	}
+	newest := d.newest()
+	d.all[0].Order("upgrade", "1m") // as one that systemd has asked for before it knew better
+	if m := d.all[0].Await("upgraded"); m.Text != tableflip.ErrUpgraded.Error() {
+		t.Errorf("Upgrade returned %q", m.Text)
+	}
+	m.want(newest.PID, reloading, "READY=1")
+	newest.Order("upgrade", "100ms")
+	d.wantRefused(tableflip.ErrParentRunning.Error())
+	m.want(newest.PID, reloading)
+	if n := m.next(); n.PID != newest.PID || !strings.HasPrefix(n.Text, "READY=1\nSTATUS=upgrade failed: parent hasn't exited: ") {
+		t.Errorf("%d told systemd %q", n.PID, n.Text)
+	}
+	for _, p := range d.all[:3] { // the ends of these are nothing to it
+		d.end(p)
+	}
+	d.wantAll()
+	d.upgrade()
+	m.want(newest.PID, reloading, mainPID(d.newest().PID), barrier)
+	d.newest().Order("stop")
+	d.newest().Await("stopped")
+	m.want(d.newest().PID, "STOPPING=1")
+	m.wantNoMore()
+}
+
+// Before the manager listens to a process, that can't be replaced.
+func TestManagerDrainingUnheard(t *testing.T) {
+	m := newManager(t)
+	d := newDrainers(t)
+	d.Start(d.command(2, m.variable(), d.PauseAt(step.AcknowledgementReceived)))
+	d.add()
+	first := d.newest()
+	first.Order("upgrade", "1m")
+	d.add()
+	second := d.newest()
+	second.Order("upgrade", "1ms")
+	d.wantRefused(tableflip.ErrParentRunning.Error(), strconv.Itoa(first.PID))
+	second.Order("upgrade", "1m")
+	first.Resume()
+	d.wantUpgraded()
+	m.want(first.PID, "READY=1", reloading, mainPID(second.PID), barrier)
+	m.want(second.PID, reloading, mainPID(d.newest().PID), barrier)
+	m.wantNoMore()
+}
+
+func init() {
+	// successor of the first version, which knows nothing of earlier generations.
+	proctest.Role("old", func() {
+		parent, names, _ := speakAsChild()
+		for i := range names {
+			proctest.Must(0, syscall.Close(5+i)) // all are of kinds that it does not know
+		}
+		for _, line := range []string{"here " + strconv.Itoa(os.Getpid()) + " reload", "ready"} {
+			proctest.Must(0, parent.say(line))
+		}
+		if verdict := parent.hear(); verdict != "commit" {
+			panic(verdict)
+		}
+		proctest.Must(0, parent.say("acknowledged"))
+		proctest.Report("old", strings.Join(names, " "))
+		proctest.UntilKilled()
+	})
+}
+
+// An earlier version has replaced a process beside which others drain. It does not speak
+// to these, and knows only its parent.
+func TestVersionDrainingChild(t *testing.T) {
+	for _, end := range []string{"middle", "newest"} {
+		t.Run(end, func(t *testing.T) {
+			d := startDraining(t, 5, 1)
+			first, second := d.all[0], d.all[1]
+			second.Order("upgrade", "1m", proctest.Environment("old"))
+			old := d.Await("old")
+			want := fmt.Sprintf("process,parent earlier,ready,1,%[1]d, earlier,verdict,1,%[1]d, earlier,process,1,%[1]d,", first.PID)
+			if got := strings.Fields(old.Text); len(got) != 4 {
+				t.Errorf("the earlier version got %s, want %s", old.Text, want)
+			} else {
+				for i, prefix := range strings.Fields(want) {
+					if !strings.HasPrefix(got[i], prefix) {
+						t.Errorf("the earlier version got %s, want %s", got[i], prefix)
+					}
+				}
+			}
+			if m := second.Await("upgraded"); m.Text != "" {
+				t.Fatalf("Upgrade: %s", m.Text)
+			}
+			if end == "newest" {
+				proctest.Terminate(t, old.PID)
+				second.Await("hurry")
+				first.Await("hurry")
+				return
+			}
+			d.end(second)
+			proctest.AwaitThat(t, "the end is known, and is nothing to hurry for", func() bool {
+				first.Order("look")
+				return first.Await("look").Text == fmt.Sprintf("1 %d draining, alone", first.PID)
+			})
+		})
+	}
+}
+
+// A process that an elder has forked has its end of the pipe open, which therefore does not
+// tell of its death.
+func TestDrainingPipeHeld(t *testing.T) {
+	d := startDraining(t, 1, 2)
+	first, second := d.all[0], d.all[1]
+	first.Order("fork")
+	holder, err := strconv.Atoi(first.Await("forked").Text)
+	proctest.OK(t, err)
+	d.Watch(holder)
+	d.end(second)
+	d.newest().Order("upgrade", "1m")
+	d.wantUpgraded()
+	d.newest().Order("upgrade", "1m")
+	d.awaitHurry(first)
+	d.kill(first)
+	d.wantUpgraded()
+	d.wantAll()
+	d.end(d.all[2])
+	d.end(d.all[3])
+	d.wantAll()
+}
+
+// The end of an earlier generation is the parent's to tell while that is in charge. In
+// another PID namespace an elder has no PID.
+func TestDrainingElderOfStarting(t *testing.T) {
+	for _, test := range []struct {
+		name, words, script string
+		pid                 int
+	}{
+		{"same PID namespace", "generation=5", `exec "$0"`, 77},
+		{"another", "generation=5 pidns=other", `"$0" & wait`, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("lineage", s.Wire())
+			proctest.Shell(test.script)(cmd)
+			readyRead, readyWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			defer readyRead.Close()
+			verdictRead, verdictWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			details := fmt.Sprint("4,77,", time.Now().UnixMilli())
+			parent := speakToChild(t, cmd, test.words, "earlier,ready,"+details+";earlier,verdict,"+details, readyWrite, verdictRead)
+			readyWrite.Close()
+			verdictRead.Close()
+			child := s.Next()
+			child.Order("new")
+			if m := child.Await("new"); !strings.HasPrefix(m.Text, fmt.Sprint("4 ", test.pid, " draining, ")) {
+				t.Errorf("the generations are %s", m.Text)
+			}
+			verdictWrite.Close()
+			proctest.AwaitThat(t, "the end is known", func() bool {
+				child.Order("look")
+				return !strings.Contains(child.Await("look").Text, "4 ")
+			})
+			child.Order("ready")
+			parent.hear() // here
+			parent.want(t, "ready")
+			parent.sayAll(t, "commit")
+			child.Await("ready")
+			child.Order("events")
+			if m := child.Await("events"); strings.Contains(m.Text, "generation=4") {
+				t.Errorf("the events are %s", m.Text)
+			}
+		})
+	}
+}
+
+// One that has not been heard of for so long that its pipe is full holds nothing up.
+func TestDrainingPipeFull(t *testing.T) {
+	d := newDrainers(t)
+	parent := speakToChild(t, d.command(1), "", "fd,a", os.Stderr)
+	parent.want(t, fmt.Sprintf("here %d", parent.cmd.Process.Pid))
+	parent.want(t, "ready")
+	parent.sayAll(t, "commit")
+	parent.want(t, "acknowledged")
+	d.add()
+	fillPipe(t, parent.read)
+	d.upgrade()
+	d.newest().Order("upgrade", "1ms")
+	d.wantRefused(tableflip.ErrParentRunning.Error())
+}
+
+// fillPipe writes as much as there is room for.
+func fillPipe(t *testing.T, read *os.File) {
+	t.Helper()
+	path := fmt.Sprintf("/proc/self/fd/%d", read.Fd())
+	write := proctest.Opened[*os.File](t)(os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0))
+	write.SetWriteDeadline(time.Now().Add(time.Second / 10))
+	var err error
+	for err == nil {
+		_, err = write.Write(make([]byte, 1))
+	}
+	proctest.WantError(t, "Write", err, os.ErrDeadlineExceeded)
+	write.Close()
+}
+
+// An earlier version drains, and hears what it understands of those after its child.
+func TestVersionDrainingParent(t *testing.T) {
+	d := newDrainers(t)
+	file, addr := listenerFile(t)
+	parent := speakToChild(t, d.command(1), "", "listener,tcp,127.0.0.1:0,"+addr, file)
+	parent.want(t, fmt.Sprintf("here %d", parent.cmd.Process.Pid))
+	parent.want(t, "ready")
+	parent.sayAll(t, "commit")
+	parent.want(t, "acknowledged")
+	d.add()
+	d.upgrade()
+	third := d.newest()
+	parent.want(t, fmt.Sprintf("succeeded %d 3", third.PID))
+	d.end(d.all[0])
+	third.Order("look")
+	if m := third.Await("look"); m.Text != fmt.Sprintf("1 %d draining, 3 %d in charge", os.Getpid(), third.PID) {
+		t.Errorf("the generations are %s", m.Text)
+	}
+	d.upgrade()
+	parent.want(t, fmt.Sprintf("succeeded %d 4", d.newest().PID))
+	d.newest().Order("upgrade", "1m")
+	parent.want(t, "hurry")
+	parent.saying.Close()
+	d.wantUpgraded()
+	d.newest().Order("stop")
+	d.newest().Await("stopped")
+	parent.want(t, "EOF")
+}
