@@ -24,6 +24,7 @@ import (
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
+	"example.com/tableflip/internal/upstream"
 )
 
 // This file is the parent's side of the conversation with its child: it owns
@@ -53,21 +54,23 @@ type child struct {
 	ready   *os.File
 	lines   *bufio.Reader // of ready
 	verdict *os.File
+	names   *os.File // nil without Options.Compat: the write end of what a child with the other library has as descriptor 4
 
-	here      bool
-	isHere    atomic.Bool     // the process that was started said so itself
-	pid       int             // of the process that was started, or of the one that said it is here, which a wrapper has started
-	accepts   []string        // the words, of those offered, that the child understands
-	committed bool            // it may take charge
-	announced *process.Handle // of pid, if it is another process than the one that was started
-	hereHeard func()          // called when the child says that it is here
-	cause     string          // what it did wrong, if it said so
+	isUpstream bool // the child uses the other library
+	here       bool
+	isHere     atomic.Bool     // the process that was started said so itself
+	pid        int             // of the process that was started, or of the one that said it is here, which a wrapper has started
+	accepts    []string        // the words, of those offered, that the child understands
+	committed  bool            // it may take charge
+	announced  *process.Handle // of pid, if it is another process than the one that was started
+	hereHeard  func()          // called when the child says that it is here
+	cause      string          // what it did wrong, if it said so
 }
 
 // startChild starts cmd, as a child of this process or of systemd, with fds as its
 // descriptors from 5 on. It completes the table, whose entries are fds. The caller keeps
-// fds.
-func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr) (*child, error) {
+// fds. With compat, the child may use the other library.
+func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr, compat bool) (*child, error) {
 	readyRead, readyWrite, err := descriptor.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
@@ -88,24 +91,50 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	table.PID = os.Getpid()
 	table.PIDNamespace = process.PIDNamespace()
 	table.Offers = offers
-	err = identifyPipes(&table, readyWrite, verdictRead, verdictWrite)
+	// Options.Command may have brought back what the package has removed.
+	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return inherit.IsVariable(name) || name == inherit.Upstream
+	})
+	fourth := verdictRead
+	var names []byte
+	if compat {
+		names = upstream.Encode(namesOf(table.Entries))
+		if fourth, c.names, err = descriptor.Pipe(); err != nil {
+			c.close()
+			return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
+		}
+		defer fourth.Close()
+		cmd.Env = append(cmd.Env, inherit.Upstream+"=yes")
+		table.Entries = append(table.Entries, &nametable.Entry{Name: verdictPipe})
+		fds = append(fds, verdictRead.Fd())
+	}
+	err = identifyPipes(&table, readyWrite, fourth, verdictWrite)
 	if err == nil {
-		// Options.Command may have brought back what the package has removed.
-		cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
-			name, _, _ := strings.Cut(variable, "=")
-			return inherit.IsVariable(name)
-		})
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
-		fds = append([]uintptr{readyWrite.Fd(), verdictRead.Fd()}, fds...)
+		fds = append([]uintptr{readyWrite.Fd(), fourth.Fd()}, fds...)
 		c.process, err = process.Start(ctx, cmd, fds, env.IsParent())
 	}
 	if err != nil {
 		c.close()
 		return nil, err
 	}
+	if c.names != nil {
+		// They may not fit into the pipe before the child reads, which it may never do.
+		go c.names.Write(names)
+	}
 	c.pid = c.process.PID()
 	step.Reached(step.ChildStarted)
 	return c, nil
+}
+
+// namesOf returns the names of the entries that belong to the registry.
+func namesOf(entries []*nametable.Entry) []nametable.Name {
+	var names []nametable.Name
+	for _, e := range ownEntries(entries) {
+		names = append(names, e.Name)
+	}
+	return names
 }
 
 // identifyPipes enters into the table what tells the child's ends of the pipes from
@@ -121,6 +150,9 @@ func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) er
 		t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
 	} else if descriptor.UniquePipes {
 		return nil
+	}
+	if slices.ContainsFunc(t.Entries, isVerdictPipe) {
+		return nil // the child's parent tells: see hasPipes
 	}
 	t.Token = strconv.FormatUint(rand.Uint64(), 36) // to tell pipes apart, not to keep a secret
 	_, err := io.WriteString(verdictWrite, t.Token)
@@ -138,6 +170,9 @@ func identify(pipe *os.File) (id nametable.PipeID, err error) {
 func (c *child) close() {
 	c.ready.Close()
 	c.verdict.Close()
+	if c.names != nil {
+		c.names.Close()
+	}
 	if c.announced != nil {
 		c.announced.Close()
 	}
@@ -166,6 +201,12 @@ func (c *child) next(ctx context.Context) ([]string, error) {
 			c.ready.SetReadDeadline(time.Time{})
 		}
 	}()
+	if c.names != nil && !c.here {
+		if first, _ := c.lines.Peek(1); len(first) > 0 && first[0] == upstream.ReadyByte {
+			c.lines.Discard(1)
+			return []string{wordUpstream}, nil
+		}
+	}
 	line, err := c.lines.ReadSlice('\n')
 	switch {
 	case err == nil:
@@ -193,7 +234,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 		}
 		// Whoever has called the upgrade off needs no explanation.
 		calledOff := ctx.Err() != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded)
-		if err != nil && !c.here && !calledOff {
+		if err != nil && !c.here && !calledOff && c.names == nil {
 			err = fmt.Errorf("%w%s", err, cmp.Or(c.process.Hint(),
 				"; it did not call New, or not with what this process passed on, which wrappers such as sudo or env -i do not keep"))
 		}
@@ -215,6 +256,13 @@ func (c *child) awaitReady(ctx context.Context) error {
 			c.hereHeard()
 			stop()
 			watched, stop = c.watch(ctx) // the process that has announced itself, too
+		case wordUpstream:
+			// From now on it serves, and takes itself to be in charge.
+			c.here, c.isUpstream = true, true
+			c.isHere.Store(true)
+			c.hereHeard()
+			step.Reached(step.ReadyReceived)
+			return nil
 		case wordReady:
 			if !c.here {
 				return fmt.Errorf("tableflip: the new process, %d, said that it is ready and not that it is here", c.process.PID())
@@ -280,7 +328,9 @@ func (c *child) isHeldBy(pid int) bool {
 	held := false
 	err := descriptor.Control(c.ready, func(fd uintptr) error {
 		_, inode, err := descriptor.IdentifyPipe(fd)
-		held = err == nil && process.HoldsPipe(pid, inode)
+		if err == nil {
+			held, err = process.HoldsPipe(pid, inode, process.WriteEnd)
+		}
 		return err
 	})
 	return held && err == nil
@@ -307,6 +357,12 @@ func (c *child) failed(ctx context.Context, reason []string) error {
 
 // checkAlive returns an error if a child that was ready has gone.
 func (c *child) checkAlive(ctx context.Context) error {
+	if c.isUpstream {
+		if isClosed(c.process.Exited()) {
+			return c.exitError()
+		}
+		return nil
+	}
 	if !c.hasHungUp() {
 		return nil
 	}
@@ -408,6 +464,10 @@ func (c *child) commit(ctx context.Context) error {
 	if err := c.checkAlive(ctx); err != nil {
 		return err
 	}
+	if c.isUpstream {
+		c.committed = true
+		return nil
+	}
 	if err := c.say(wordCommit); err != nil {
 		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err))
 	}
@@ -431,6 +491,14 @@ func (c *child) commit(ctx context.Context) error {
 }
 
 func (c *child) awaitAcknowledged(ctx context.Context) error {
+	if c.isUpstream { // it will say no more
+		select {
+		case <-c.process.Exited():
+			return c.exitError()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	for {
 		words, err := c.next(ctx)
 		switch {
@@ -509,6 +577,10 @@ func (c *child) keep(logger *slog.Logger) {
 // hearSuccessors waits until a child that is in charge has ended, and all that came after
 // it. It reports whether the last one was told to stop. Hear is called for their words.
 func (c *child) hearSuccessors(hear func(words []string)) (wasStopped bool) {
+	if c.isUpstream { // it has closed its pipe, and says nothing
+		<-c.process.Exited()
+		return c.process.Err() == nil
+	}
 	for {
 		words, err := c.next(context.Background())
 		if err != nil {
@@ -551,7 +623,7 @@ func (c *child) hasHungUp() bool {
 // dismiss has a child leave that was started for a rehearsal, in its own time as far as
 // that is short. It is to be aborted then.
 func (c *child) dismiss() {
-	if c.here {
+	if c.here && !c.isUpstream {
 		_ = c.say(wordAbort + " " + wordRehearsal)
 		c.leave(context.Background())
 	}

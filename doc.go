@@ -169,9 +169,22 @@
 // # Moving over from github.com/cloudflare/tableflip
 //
 // Change the import path. All names are there, with the same meaning, and the five
-// errors have the same texts. The two do not understand each other's handover: a
-// process that runs the old library has to be restarted, once, to run this one. What
-// else is different:
+// errors have the same texts. New understands the handover of v1.2.3 of that library, so
+// that the first deployment is an upgrade like any other. [Options].Compat has the old
+// binary understand an upgrade to it. examples/deploy/from-tableflip.md has the order of
+// steps.
+//
+// A process with the other library knows of no acknowledgement, trial, generation number
+// or sibling. If it is the parent, it drains as soon as this process is ready. Ready then
+// writes the PID file, and tells a service manager that listens (NotifyAccess=all) the new
+// main process, before it says so. If it is the child, it is in charge as soon as it is
+// ready, also in a rehearsal, in which it is killed then; and Hurry is closed unless it
+// exits with status 0. Where the library can't know whether a process with the
+// other library is its parent (outside Linux, or if the parent's binary has
+// capabilities), New waits a second for the names of the descriptors. If the parent has
+// not named them after 10 seconds, New returns an error.
+//
+// What else is different:
 //
 //   - A program that talks to systemd itself must stop sending MAINPID, and READY after
 //     an upgrade: this package sends both from the old process, so that

@@ -14,6 +14,7 @@ import (
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/registry"
 	"example.com/tableflip/internal/systemd"
+	"example.com/tableflip/internal/upstream"
 )
 
 // This file decides what this process inherits. The variables that were found in the
@@ -49,6 +50,13 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 		return nil, nil, err
 	}
 	if t == nil {
+		theirs, err := upstream.Find()
+		if err != nil {
+			return nil, nil, err
+		}
+		if theirs != nil {
+			return takeOverUpstream(registryOpts, theirs)
+		}
 		r, err := takeOverActivated(registryOpts)
 		return r, nil, err
 	}
@@ -57,12 +65,30 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited, err = newParent(t)
+	others, first := t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries))
+	inherited, err = newParent(t, adoptVerdict(others, first))
 	if err != nil {
 		return nil, nil, err
 	}
-	inherited.adopt(t.Entries[len(entries):], inherit.FirstFD+uintptr(len(entries)))
+	inherited.adopt(others, first)
 	inherit.Forget()
+	return r, inherited, nil
+}
+
+// takeOverUpstream inherits what a parent left that uses cloudflare/tableflip.
+func takeOverUpstream(opts registry.Options, theirs *upstream.Parent) (*registry.Registry, *parent, error) {
+	var entries []*nametable.Entry
+	for _, name := range theirs.Names {
+		entries = append(entries, &nametable.Entry{Name: name})
+	}
+	r, err := registry.New(opts, inherit.FirstFD, entries)
+	if err == nil {
+		err = r.DescribeAll()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	inherited = newUpstreamParent(theirs)
 	return r, inherited, nil
 }
 
@@ -77,12 +103,26 @@ func ownEntries(entries []*nametable.Entry) []*nametable.Entry {
 	return nil
 }
 
+// adoptVerdict returns the verdict pipe, which may be among the descriptors of entries. Then
+// descriptor 4 has the names for a child with the other library, and is closed.
+func adoptVerdict(entries []*nametable.Entry, first uintptr) uintptr {
+	i := slices.IndexFunc(entries, isVerdictPipe)
+	if i < 0 {
+		return inherit.VerdictFD
+	}
+	_ = descriptor.Close(inherit.VerdictFD)
+	return first + uintptr(i)
+}
+
 // adopt takes over the handle of the parent's process and the elders, as far as they are
 // among the descriptors of entries, which are open from first on. It closes the others,
 // which come from a later version of this package.
 func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
 	for i, e := range entries {
-		fd, adopted := first+uintptr(i), false
+		fd, adopted := first+uintptr(i), isVerdictPipe(e)
+		if adopted {
+			continue // by adoptVerdict
+		}
 		if e.Name == parentHandle && p.handle == nil {
 			handle, err := process.Inherited(fd)
 			if adopted = err == nil; adopted {
@@ -153,6 +193,15 @@ func hasPipes(t *nametable.Table) bool {
 		if pipe.want != (nametable.PipeID{}) && pipe.got != pipe.want {
 			return false
 		}
+	}
+	switch {
+	case slices.ContainsFunc(t.Entries, isVerdictPipe):
+		// There is no token, because a child with the other library would find it among
+		// the names. Where it is missed, no wrapper may have started this process.
+		isUnique := descriptor.UniquePipes && t.Ready != (nametable.PipeID{})
+		return isUnique || t.PID == os.Getppid()
+	case inherit.HasUpstream():
+		return false // descriptor 4 is not the verdict pipe
 	}
 	return t.Token == "" || readToken(len(t.Token)) == t.Token
 }

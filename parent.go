@@ -2,6 +2,7 @@ package tableflip
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/upstream"
 )
 
 // This file is the child's side of the conversation with its parent: it owns
@@ -33,6 +35,9 @@ const (
 	wordFailed       = "failed"       // REASON: it leaves
 	wordStopping     = "stopping"     // in charge, it was told to stop: its end is no crash
 )
+
+// wordUpstream stands for what a child with the other library says when it is ready.
+const wordUpstream = "*"
 
 // The words of the process in charge to all earlier generations, on their ready pipes,
 // beside wordStopping.
@@ -70,6 +75,12 @@ func accepted(offered []string) []string {
 // own process.
 var parentHandle = nametable.Name{Kind: "process", Network: "parent"}
 
+// verdictPipe is the kind and the name of the verdict pipe if it is not descriptor 4. With
+// Options.Compat that is where a child with the other library looks for the names.
+var verdictPipe = nametable.Name{Kind: "pipe", Network: "verdict"}
+
+func isVerdictPipe(e *nametable.Entry) bool { return e.Name == verdictPipe }
+
 // A parent is the process that started this one to be replaced by it.
 type parent struct {
 	elder
@@ -83,6 +94,9 @@ type parent struct {
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
 
+	isReady   chan struct{} // nil unless the parent uses the other library: closed by sayReady
+	readyOnce sync.Once     // for isReady
+
 	aborted  chan struct{} // closed if the parent takes the commit back
 	notified chan struct{} // closed once the parent has told the service manager that this is the main process
 	changed  chan struct{} // receives when notified was closed, or an earlier generation has ended
@@ -93,26 +107,14 @@ type parent struct {
 }
 
 // newParent adopts the ends of the pipes, and says that New was called.
-func newParent(t *nametable.Table) (*parent, error) {
+func newParent(t *nametable.Table, verdict uintptr) (*parent, error) {
 	// This end of the pipe is shared with no one. Non-blocking, waiting for the
 	// parent to exit takes no thread.
-	if err := descriptor.SetNonblock(inherit.VerdictFD, true); err != nil {
+	if err := descriptor.SetNonblock(verdict, true); err != nil {
 		return nil, fmt.Errorf("tableflip: inherit the pipes of the handover: %w", err)
 	}
-	p := &parent{
-		elder: elder{
-			generation: Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge},
-			ready:      os.NewFile(inherit.ReadyFD, "ready"),
-			verdict:    os.NewFile(inherit.VerdictFD, "verdict"),
-
-			processEnded: make(chan struct{}),
-			exited:       make(chan struct{}),
-		},
-		decided:  make(chan struct{}),
-		aborted:  make(chan struct{}),
-		notified: make(chan struct{}),
-		changed:  make(chan struct{}, 1),
-	}
+	p := adoptPipes(os.NewFile(verdict, "verdict"))
+	p.generation = Generation{Number: max(t.Generation, 1), Since: t.Since, State: stateInCharge}
 
 	// In a PID namespace of its own this process does not know the number by which
 	// the parent knows it. There, its own parent is 0 or another process, and no table
@@ -129,12 +131,53 @@ func newParent(t *nametable.Table) (*parent, error) {
 	return p, nil
 }
 
+// adoptPipes returns a parent that has not been heard of yet.
+func adoptPipes(verdict *os.File) *parent {
+	return &parent{
+		elder: elder{
+			ready:   os.NewFile(inherit.ReadyFD, "ready"),
+			verdict: verdict,
+
+			processEnded: make(chan struct{}),
+			exited:       make(chan struct{}),
+		},
+		decided:  make(chan struct{}),
+		aborted:  make(chan struct{}),
+		notified: make(chan struct{}),
+		changed:  make(chan struct{}, 1),
+	}
+}
+
+// newUpstreamParent adopts what a parent with the other library has passed on. That
+// parent has no words: it listens for one byte, and takes charge from itself when it
+// comes. So this process decides when it is ready, and the byte is its acknowledgement.
+func newUpstreamParent(theirs *upstream.Parent) *parent {
+	p := adoptPipes(theirs.Pipe)
+	p.isReady = make(chan struct{})
+	p.generation = Generation{PID: theirs.PID, Number: 1, State: stateInCharge}
+	if handle, err := process.Open(theirs.PID); err == nil {
+		p.handle = handle
+		if os.Getppid() != theirs.PID { // it has ended, and the ID may be another's
+			p.handle.Close()
+			p.handle = nil
+		}
+	}
+	return p
+}
+
+// isUpstream reports whether the parent uses the other library.
+func (p *parent) isUpstream() bool { return p.isReady != nil }
+
 // listen begins to listen to the parent, and to wait for the ends of the elders before it,
 // once.
 func (p *parent) listen(asked func(word string), ended func(e *elder)) {
 	p.listenOnce.Do(func() {
 		p.asked = asked
-		go p.watch()
+		if p.isUpstream() {
+			go p.watchUpstream()
+		} else {
+			go p.watch()
+		}
 		if p.handle != nil {
 			go p.watchProcess()
 		}
@@ -146,6 +189,18 @@ func (p *parent) listen(asked func(word string), ended func(e *elder)) {
 			}()
 		}
 	})
+}
+
+// say tells the parent words, or what they are to one with the other library.
+func (p *parent) say(words ...string) error {
+	if !p.isUpstream() {
+		return p.elder.say(words...)
+	}
+	if words[0] != wordAcknowledged {
+		return nil
+	}
+	_, err := p.ready.Write([]byte{upstream.ReadyByte})
+	return err
 }
 
 // change wakes the upgrade that waits, if one does.
@@ -174,6 +229,24 @@ func (p *parent) watch() {
 		}
 		p.hear(strings.Fields(line))
 	}
+}
+
+// watchUpstream does what watch does, for a parent with the other library.
+func (p *parent) watchUpstream() {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, p.verdict)
+		ended <- cmp.Or(err, io.EOF)
+	}()
+	var err error
+	select {
+	case <-p.isReady:
+		p.commit = true
+		close(p.decided)
+		err = <-ended
+	case err = <-ended:
+	}
+	p.hearEnd(err)
 }
 
 // hear obeys a line of the parent.
@@ -260,6 +333,9 @@ func (p *parent) unread() bool {
 // sayReady tells the parent that this process can serve.
 func (p *parent) sayReady() {
 	_ = p.say(wordReady)
+	if p.isUpstream() {
+		p.readyOnce.Do(func() { close(p.isReady) })
+	}
 	step.Reached(step.ReadySaid)
 }
 

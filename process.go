@@ -107,7 +107,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	u.mu.Lock()
 	table := nametable.Table{Until: until, Generation: u.number, Since: u.since, Entries: entries}
 	u.mu.Unlock()
-	c, err := startChild(a.ctx, cmd, u.managerEnv, table, fds)
+	c, err := startChild(a.ctx, cmd, u.managerEnv, table, fds, u.compat)
 	if err != nil {
 		return nil, err
 	}

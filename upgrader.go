@@ -101,6 +101,13 @@ type Options struct {
 	// not wait for Stop, which waits for the upgrade.
 	Command func(*exec.Cmd)
 
+	// Compat lets an upgrade put a process in charge that uses cloudflare/tableflip
+	// 1.2.3 instead of this package, so that a service can go back to a version from
+	// before it moved over. Upgrade then returns nil as soon as that process says that it
+	// is ready, because it acknowledges nothing. The package documentation says under
+	// "Moving over" what else is different. The other direction needs no option.
+	Compat bool
+
 	// DescriptorStore has systemd store a copy of every listener and packet conn, so
 	// that they outlive a crash: connections wait in their queues until Restart= has
 	// started a new first generation, whose Listen returns the same sockets.
@@ -155,6 +162,7 @@ type Upgrader struct {
 	maxDraining    int
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
+	compat         bool
 	logger         *slog.Logger    // nil for none
 	logs           *logqueue.Queue // of logger, held by methods that its handler may call
 	parent         *parent         // nil in the first generation
@@ -245,6 +253,7 @@ func New(opts Options) (*Upgrader, error) {
 		maxDraining:    max(opts.MaxDraining, 0),
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
+		compat:         opts.Compat,
 		logger:         opts.Logger,
 		logs:           logs,
 		parent:         parent,
@@ -469,7 +478,11 @@ func (u *Upgrader) takeCharge() error {
 	// A later Upgrader of the same process needs no permission.
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
-		if err := u.parent.takeCharge(u.pidFile.Commit); err != nil {
+		prepare := u.pidFile.Commit
+		if u.parent.isUpstream() {
+			prepare = u.prepareUnderUpstream
+		}
+		if err := u.parent.takeCharge(prepare); err != nil {
 			return err
 		}
 	} else {
@@ -492,6 +505,16 @@ func (u *Upgrader) takeCharge() error {
 		u.registry.OpenStore()
 	}
 	return nil
+}
+
+// prepareUnderUpstream also tells the service manager who takes charge: a parent with the
+// other library does not, and may exit as soon as it hears of that.
+func (u *Upgrader) prepareUnderUpstream() error {
+	err := u.pidFile.Commit()
+	if err == nil && u.notifier != nil {
+		u.notifyMainPID()
+	}
+	return err
 }
 
 // speak tells the manager what it may know once it listens to this process: when the

@@ -25,6 +25,7 @@ import (
 const (
 	onTableflip = "tableflip"
 	onOurs      = "ours"
+	withCompat  = "ours, with Options.Compat"
 )
 
 // TestBehaviour has each version of the program start, upgrade itself twice, and
@@ -51,7 +52,11 @@ func TestBehaviour(t *testing.T) {
 			}
 		})
 	}
-	theirs, ours := transcripts[onTableflip], transcripts[onOurs]
+	compare(t, transcripts[onTableflip], transcripts[onOurs])
+}
+
+func compare(t *testing.T, theirs, ours []string) {
+	t.Helper()
 	for i := range max(len(theirs), len(ours)) {
 		if i >= len(theirs) || i >= len(ours) || theirs[i] != ours[i] {
 			t.Fatalf("the two differ from observation %d on:\ntableflip: %q\nours:      %q", i, theirs[min(i, len(theirs)):], ours[min(i, len(ours)):])
@@ -66,14 +71,23 @@ var improvements = map[string]map[string]string{
 	"the PID file after Stop": {onTableflip: "still there", onOurs: "gone"},
 }
 
-// build builds the program. It puts ours in tableflip's place as a user would: by
-// another import path.
+// build builds the program.
 func build(t *testing.T, version string) string {
 	t.Helper()
+	return buildProgram(t, ".", version)
+}
+
+// buildProgram builds the program in directory. It puts ours in tableflip's place as a
+// user would: by another import path.
+func buildProgram(t *testing.T, directory, version string) string {
+	t.Helper()
 	binary := filepath.Join(t.TempDir(), "compat")
-	directory := "."
-	if version == onOurs {
-		directory = moved(t)
+	switch version {
+	case onOurs:
+		directory = moved(t, directory)
+	case withCompat:
+		directory = moved(t, directory)
+		withOption(t, directory, "Compat: true")
 	}
 	goCommand(t, "build", "-C", directory, "-o", binary, ".")
 	return binary
@@ -81,9 +95,9 @@ func build(t *testing.T, version string) string {
 
 // moved returns a module with a copy of the program, in which nothing but the import
 // path is not the same.
-func moved(t *testing.T) string {
+func moved(t *testing.T, source string) string {
 	t.Helper()
-	program, err := os.ReadFile("main.go")
+	program, err := os.ReadFile(filepath.Join(source, "main.go"))
 	if err != nil {
 		t.Fatal(err)
 	}

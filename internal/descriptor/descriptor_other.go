@@ -18,6 +18,8 @@ func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
 
 func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
 
+func AccessMode(uintptr) (int, error) { return 0, errors.ErrUnsupported }
+
 func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }

@@ -38,6 +38,12 @@ func IsCloseOnExec(fd uintptr) (bool, error) {
 	return flags&unix.FD_CLOEXEC != 0, os.NewSyscallError("fcntl F_GETFD", err)
 }
 
+// AccessMode returns os.O_RDONLY, os.O_WRONLY or os.O_RDWR, and fails if fd is not open.
+func AccessMode(fd uintptr) (int, error) {
+	flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+	return flags & unix.O_ACCMODE, os.NewSyscallError("fcntl F_GETFL", err)
+}
+
 // SetNonblock sets the blocking mode of fd, and of all its duplicates.
 func SetNonblock(fd uintptr, nonblocking bool) error {
 	return os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(int(fd), nonblocking))

@@ -19,6 +19,10 @@ const (
 	marker = "TABLEFLIP_TAKEN"
 )
 
+// Upstream is the name of the variable by which a parent with another library says that it
+// is one: see package upstream. That library never removes it.
+const Upstream = "TABLEFLIP_HAS_PARENT_7DIU3"
+
 // The child's ends of the pipes, and the first descriptor after them.
 const (
 	ReadyFD = 3 + iota
@@ -38,6 +42,7 @@ var taken = take(syscall.Environ())
 type found struct {
 	variables map[string]string // nil if there was no table
 	lost      bool              // an earlier image of this process took a table
+	upstream  bool              // there was the variable of that name
 }
 
 // take moves the variables of a table out of the environment.
@@ -49,12 +54,21 @@ func take(environ []string) (f found) {
 		case name == marker:
 			f.lost = value == pid
 			syscall.Unsetenv(name)
+		case name == Upstream:
+			f.upstream = true
+			syscall.Unsetenv(name)
 		case IsVariable(name):
 			if f.variables == nil {
 				f.variables = make(map[string]string)
 			}
 			f.variables[name] = value
 			syscall.Unsetenv(name)
+		}
+	}
+	if f.upstream && isPipe(ReadyFD, anyPipe) && isPipe(VerdictFD, anyPipe) {
+		// How many descriptors there are is in the pipe.
+		for fd := ReadyFD; isOpen(fd); fd++ {
+			setCloseOnExec(fd)
 		}
 	}
 	if f.variables == nil {
@@ -76,11 +90,17 @@ func Variables() map[string]string { return taken.variables }
 // not inherit the table.
 func Lost() bool { return taken.lost }
 
+// HasUpstream reports whether this process had the variable of that name.
+func HasUpstream() bool { return taken.upstream }
+
 // Forget is called once the table has been used. It is safe to call twice.
 func Forget() {
-	taken = found{}
+	taken = found{upstream: taken.upstream}
 	syscall.Unsetenv(marker)
 }
+
+// anyPipe identifies no pipe, so that any is taken for it.
+const anyPipe = "0:0"
 
 // closeOnExec sets close-on-exec on the descriptors that the header announces, if the
 // first two are the pipes that it names. It reports whether they are: those of a table

@@ -4,4 +4,6 @@ package inherit
 
 func isPipe(int, string) bool { return false }
 
+func isOpen(int) bool { return false }
+
 func setCloseOnExec(int) {}

@@ -47,6 +47,24 @@ func TestTakeVariables(t *testing.T) {
 	}
 }
 
+func TestTakeUpstream(t *testing.T) {
+	t.Setenv(Upstream, "yes")
+	t.Setenv(Upstream+"_OTHER", "foreign")
+	got := take(os.Environ())
+	if !got.upstream || got.variables != nil {
+		t.Errorf("took %v", got)
+	}
+	if _, ok := os.LookupEnv(Upstream); ok {
+		t.Error("the variable is still there")
+	}
+	if _, ok := os.LookupEnv(Upstream + "_OTHER"); !ok {
+		t.Error("the variable of someone else is gone")
+	}
+	if got := take(os.Environ()); got.upstream {
+		t.Error("took it twice")
+	}
+}
+
 func TestTakeNothing(t *testing.T) {
 	if got := take([]string{"", "=", "PATH=/bin", "TABLEFLIP"}); got.variables != nil || got.lost {
 		t.Errorf("took %v", got)
@@ -99,9 +117,12 @@ func TestNumbers(t *testing.T) {
 func TestForget(t *testing.T) {
 	before := taken
 	t.Cleanup(func() { taken = before })
-	taken = found{variables: variables, lost: true}
+	taken = found{variables: variables, lost: true, upstream: true}
 	t.Setenv(marker, "1")
 	Forget()
+	if !HasUpstream() {
+		t.Error("what another library's variable said is forgotten with the table")
+	}
 	if Variables() != nil || Lost() {
 		t.Errorf("still known: %v, lost %v", Variables(), Lost())
 	}

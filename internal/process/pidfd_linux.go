@@ -89,21 +89,27 @@ func (h *Handle) Kill(patience time.Duration) error {
 // Close closes h.
 func (h *Handle) Close() error { return h.file.Close() }
 
-// HoldsPipe reports whether a process has an end of a pipe open. If this process may not
-// know, it returns false.
-func HoldsPipe(pid int, inode uint64) bool {
+// HoldsPipe reports whether a process has an end of a pipe open. It returns an error if
+// this process may not know, which includes that the other's binary has capabilities.
+func HoldsPipe(pid int, inode uint64, end PipeEnd) (bool, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(dir)
 	if err != nil {
-		return false
+		return false, err
 	}
 	pipe := fmt.Sprintf("pipe:[%d]", inode)
 	for _, fd := range fds {
-		if target, err := os.Readlink(dir + "/" + fd.Name()); err == nil && target == pipe {
-			return true
+		name := dir + "/" + fd.Name()
+		target, err := os.Readlink(name)
+		if err != nil || target != pipe {
+			continue
+		}
+		// The link's mode says for what the descriptor is open (proc_pid_fd(5)).
+		if info, err := os.Lstat(name); err == nil && info.Mode()&os.FileMode(end) != 0 {
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // PIDNamespace returns an ID of this process's PID namespace (pid_namespaces(7)), or an

@@ -27,7 +27,7 @@ func (*Handle) Kill(time.Duration) error { return errors.ErrUnsupported }
 
 func (*Handle) Close() error { return nil }
 
-func HoldsPipe(int, uint64) bool { return false }
+func HoldsPipe(int, uint64, PipeEnd) (bool, error) { return false, errors.ErrUnsupported }
 
 func PIDNamespace() string { return "" }
 

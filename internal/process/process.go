@@ -29,6 +29,14 @@ const (
 	restartPatience = time.Second
 )
 
+// A PipeEnd is one of the constants below.
+type PipeEnd os.FileMode
+
+const (
+	ReadEnd  PipeEnd = 0o400
+	WriteEnd PipeEnd = 0o200
+)
+
 // A Process is a process that this one started.
 type Process struct {
 	pid  int

@@ -95,10 +95,19 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 // DescribeStored completes the entries that come from the store, which keeps only their
 // names.
 func (r *Registry) DescribeStored() error {
+	return r.describe(func(e *entry) bool { return nametable.IsStoreName(e.FDName) })
+}
+
+// DescribeAll completes entries that come from a parent that tells only their names.
+func (r *Registry) DescribeAll() error {
+	return r.describe((*entry).isAddressed)
+}
+
+func (r *Registry) describe(which func(*entry) bool) error {
 	r.mu.Lock()
 	defer r.unlock()
 	for _, e := range r.index.entries {
-		if !nametable.IsStoreName(e.FDName) {
+		if !which(e) {
 			continue
 		}
 		s, err := e.socket()

@@ -18,7 +18,11 @@ const (
 	tableflip  = "tableflip"
 	service    = "service" // the same, by package service
 	cloudflare = "cloudflare"
+	mixture    = "mixed" // versions of tableflip and cloudflare take turns
 )
+
+// turns are the libraries of a mixed chain, over and over.
+var turns = []string{cloudflare, tableflip, tableflip, cloudflare, tableflip}
 
 // config is what the flags say.
 type config struct {
@@ -39,9 +43,9 @@ type config struct {
 // bed is one run: a server, its clients, and what happens to them.
 type bed struct {
 	config
-	dir       string // for everything that the run writes
-	binary    []byte // of the server, as built
-	version   int    // last one installed
+	dir       string            // for everything that the run writes
+	binaries  map[string][]byte // of the server, as built, by the library
+	version   int               // last one installed
 	target    target
 	chain     *chain
 	record    *recorder
@@ -58,10 +62,16 @@ type bed struct {
 // run makes a run in dir. The error is one of the test-bed; what the library does
 // wrong is in the bed.
 func run(ctx context.Context, cfg config, dir string) (*bed, error) {
-	b := &bed{config: cfg, dir: dir, record: newRecorder(cfg.grace)}
+	b := &bed{config: cfg, dir: dir, record: newRecorder(cfg.grace), binaries: make(map[string][]byte)}
 	var err error
-	if b.binary, err = build(ctx, cfg.library, dir); err != nil {
-		return nil, err
+	for version := range len(turns) {
+		library := b.libraryOf(version)
+		if b.binaries[library] != nil {
+			continue
+		}
+		if b.binaries[library], err = build(ctx, library, dir); err != nil {
+			return nil, err
+		}
 	}
 	linked, cut := context.WithCancel(context.Background())
 	defer cut()
@@ -74,7 +84,7 @@ func run(ctx context.Context, cfg config, dir string) (*bed, error) {
 		return nil, err
 	}
 	defer log.Close()
-	if err := install(b.binary, b.path("server"), 0); err != nil {
+	if err := b.install(0); err != nil {
 		return nil, err
 	}
 	if b.chain, err = newChain(b.path("server"), args, log); err != nil {
@@ -88,10 +98,25 @@ func run(ctx context.Context, cfg config, dir string) (*bed, error) {
 		b.broken = append(b.broken, "at the end: "+stopErr.Error())
 	}
 	b.checkVersions()
-	if _, statErr := os.Lstat(b.pidFile()); cfg.library != cloudflare && statErr == nil {
+	if _, statErr := os.Lstat(b.pidFile()); b.isOurs() && statErr == nil {
 		b.broken = append(b.broken, "at the end: the PID file is left behind")
 	}
 	return b, err
+}
+
+// libraryOf returns the library that a version uses.
+func (b *bed) libraryOf(version int) string {
+	if b.library == mixture {
+		return turns[version%len(turns)]
+	}
+	return b.library
+}
+
+// isOurs reports whether no version uses cloudflare/tableflip, which leaves more behind.
+func (b *bed) isOurs() bool { return b.library != cloudflare && b.library != mixture }
+
+func (b *bed) install(version int) error {
+	return install(b.binaries[b.libraryOf(version)], b.path("server"), version)
 }
 
 func (b *bed) logPath() string { return b.path("servers.log") }
@@ -132,6 +157,9 @@ func (b *bed) arguments(ctx context.Context) ([]string, error) {
 	}
 	if b.library == service {
 		args = append(args, "-service")
+	}
+	if b.library == mixture {
+		args = append(args, "-compat")
 	}
 	if b.early {
 		args = append(args, "-early")

@@ -55,7 +55,7 @@ func (b *bed) verify(r *row, parentVersion int) {
 	if !b.chain.await(settleLimit, func() bool { return len(b.strays(pid)) == 0 }) {
 		r.breaks("there are other processes than %d, which is in charge: %v", pid, b.strays(pid))
 	}
-	if b.library != cloudflare {
+	if b.isOurs() {
 		b.verifyDescriptors(r, pid)
 	}
 }
@@ -80,7 +80,7 @@ func (b *bed) verifyFiles(r *row, pid int) {
 	}
 	for _, dir := range []string{filepath.Dir(b.pidFile()), filepath.Dir(b.target.unix)} {
 		entries, err := os.ReadDir(dir)
-		if len(entries) != 1 && b.library != cloudflare {
+		if len(entries) != 1 && b.isOurs() {
 			r.breaks("%s holds %v (%v), want one file", filepath.Base(dir), entries, err)
 		}
 	}

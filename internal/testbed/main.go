@@ -5,6 +5,7 @@
 //
 //	go run . -upgrades 50 -faults 20 -duration 3m
 //	go run . -library both -upgrades 25 -duration 90s
+//	go run . -library mixed -upgrades 20 -duration 90s
 //	go run . -upgrades 0 -duration 10s
 //	go run . -upgrades 20 -interleave 10s -duration 2m
 //	go run . -in-a-row 10000 -duration 1h -grace 1ms
@@ -41,6 +42,10 @@
 // acknowledgement may take. If the new process dies right after it has acknowledged, that
 // is a crash in charge: the test-bed starts the service again, as a service manager would.
 //
+// In a mixed chain (-library mixed), versions of tableflip and of cloudflare/tableflip take
+// turns. Nothing is promised after an upgrade in which the latter drains, and nothing of the
+// descriptors and files that are left.
+//
 // The seed (-seed) repeats the plan: which faults, and when. It does not repeat
 // what the scheduler makes of it.
 package main
@@ -60,7 +65,7 @@ func main() { os.Exit(realMain()) }
 
 func realMain() int {
 	cfg := config{}
-	flag.StringVar(&cfg.library, "library", tableflip, "`what` the server uses: tableflip, service, cloudflare or both")
+	flag.StringVar(&cfg.library, "library", tableflip, "`what` the server uses: tableflip, service, cloudflare, both or mixed")
 	flag.Uint64Var(&cfg.seed, "seed", 0, "seed of all that is random; 0 takes a new one")
 	flag.IntVar(&cfg.upgrades, "upgrades", 10, "`number` of upgrades without a fault; 0, without faults, is a control run")
 	flag.IntVar(&cfg.faults, "faults", 0, fmt.Sprintf("`number` of upgrades with a fault, of which there are %d", len(faults(tableflip))))
@@ -86,7 +91,7 @@ func realMain() int {
 	switch cfg.library {
 	case "both":
 		libraries = []string{tableflip, cloudflare}
-	case tableflip, service, cloudflare:
+	case tableflip, service, cloudflare, mixture:
 	default:
 		fmt.Fprintf(os.Stderr, "testbed: there is no library %q\n", cfg.library)
 		return 2

@@ -22,6 +22,7 @@ func (b *bed) report(w io.Writer) (bad int) {
 	b.record.mu.Lock()
 	defer b.record.mu.Unlock()
 	fmt.Fprintf(w, "\n%s, seed %d: %v\n\n", b.library, b.seed, b.took.Round(time.Millisecond))
+	b.excuseTheirs()
 	b.reportUpgrades(w)
 	byKind := make(map[string][3]int)
 	for _, f := range b.record.failures {
@@ -43,6 +44,15 @@ func (b *bed) report(w io.Writer) (bad int) {
 	fmt.Fprintf(w, "%s: %d lost, %d promises broken otherwise, in %d upgrades and faults\n",
 		b.library, total, bad-total, len(b.rows))
 	return bad
+}
+
+// excuseTheirs promises nothing for an upgrade after which cloudflare/tableflip drains.
+func (b *bed) excuseTheirs() {
+	for i, f := range b.record.failures {
+		if n := b.upgradeBefore(f.Ended); n > 0 && b.rows[n-1].theirs {
+			b.record.failures[i].unpromised = "cloudflare/tableflip drained"
+		}
+	}
 }
 
 // reportBroken writes which other promises were broken, a lasting problem only once, and
@@ -119,6 +129,9 @@ func (b *bed) reportUpgrades(w io.Writer) {
 			drained = r.drained.Round(time.Millisecond).String()
 		}
 		result := string(r.outcome)
+		if r.theirs {
+			result += ", cloudflare/tableflip drained"
+		}
 		if r.err != "" {
 			result += ": " + brief(r.err)
 		}

@@ -30,6 +30,7 @@ type row struct {
 	took    time.Duration // from the signal until somebody is in charge
 	drained time.Duration // from then until the old process has exited
 	broken  []string      // promises
+	theirs  bool          // cloudflare/tableflip drains, in a mixed chain
 
 	killed time.Time // when the fault killed, or began to
 }
@@ -47,6 +48,7 @@ func (b *bed) perform(a attempt) *row {
 		b.restart(r)
 		return r
 	}
+	r.theirs = b.library == mixture && b.libraryOf(parentVersion) == cloudflare
 	b.version++
 	b.chain.forget(parent)
 	undo, err := b.prepare(a.fault, parent)
@@ -103,7 +105,7 @@ func (b *bed) conclude(r *row, parent int) {
 
 // prepare installs the next version and arranges the fault.
 func (b *bed) prepare(f fault, parent int) (undo func(), err error) {
-	if err := install(b.binary, b.path("server"), b.version); err != nil {
+	if err := b.install(b.version); err != nil {
 		return nil, err
 	}
 	away := func(name string) func() {
@@ -345,7 +347,7 @@ func (b *bed) restart(r *row) {
 	}
 	os.Remove(b.target.unix)
 	b.version++
-	err := install(b.binary, b.path("server"), b.version)
+	err := b.install(b.version)
 	if err == nil {
 		err = b.chain.start()
 	}

@@ -34,7 +34,7 @@ type config struct {
 	pidFile, faultFile             string
 	upgradeTimeout, grace, drain   time.Duration
 	acknowledgeTimeout             time.Duration
-	early                          bool
+	early, compat                  bool
 }
 
 func main() {
@@ -54,6 +54,7 @@ func main() {
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 30*time.Second, "drain deadline")
 	flag.BoolVar(&cfg.early, "early", earlyByCustom, "accept before Ready")
+	flag.BoolVar(&cfg.compat, "compat", false, "upgrade to servers with cloudflare/tableflip, too")
 	oneCall := flag.Bool("service", false, "use package service for HTTP")
 	flag.Parse()
 

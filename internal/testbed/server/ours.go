@@ -22,6 +22,7 @@ func newUpgrader(cfg config) (*upgrader, error) {
 	return tableflip.New(tableflip.Options{
 		PIDFile:        cfg.pidFile,
 		UpgradeTimeout: cfg.upgradeTimeout,
+		Compat:         cfg.compat,
 		Logger:         slog.Default(),
 	})
 }

@@ -1,0 +1,341 @@
+package handovertest
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/inherit"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+)
+
+// Both sides of cloudflare/tableflip's handover, from what package upstream documents. The
+// tests in benchmarks/compat have the module itself in their place.
+
+const upstreamReady = "*"
+
+// A foreigner is a child of a parent with the other library, which is the test.
+type foreigner struct {
+	*proctest.Service
+	cmd     *exec.Cmd
+	ready   *os.File // read end
+	names   *os.File // write end
+	pidFile string
+}
+
+// startUnderUpstream starts a child, which is told the names of files.
+func startUnderUpstream(t *testing.T, role string, names any, files ...*os.File) foreigner {
+	t.Helper()
+	f := foreigner{Service: proctest.NewService(t), pidFile: filepath.Join(t.TempDir(), "pid")}
+	readyRead, readyWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	namesRead, namesWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	f.ready, f.names = readyRead, namesWrite
+	t.Cleanup(func() {
+		readyRead.Close()
+		namesWrite.Close()
+	})
+	f.cmd = f.Command(role, inherit.Upstream+"=yes", proctest.WithArg(f.pidFile))
+	f.cmd.ExtraFiles = append([]*os.File{readyWrite, namesRead}, files...)
+	f.Start(f.cmd)
+	readyWrite.Close()
+	namesRead.Close()
+	switch names := names.(type) {
+	case [][]string:
+		proctest.OK(t, gob.NewEncoder(namesWrite).Encode(names))
+	case string:
+		_, err := io.WriteString(namesWrite, names)
+		proctest.OK(t, err)
+		namesWrite.Close()
+	}
+	return f
+}
+
+func TestUpstreamParent(t *testing.T) {
+	listener, addr := listenerFile(t)
+	file := proctest.Opened[*os.File](t)(os.Open(os.DevNull))
+	f := startUnderUpstream(t, "under-upstream", [][]string{{"listener", "tcp", "127.0.0.1:0"}, {"fd", "a;b", ""}}, listener, file)
+	if m := f.Await("found"); m.Text != "" {
+		t.Error("New leaves behind:", m.Text)
+	}
+	if m, want := f.Await("generations"), fmt.Sprintf("[%d:1:in charge %d:2:starting]", os.Getpid(), f.cmd.Process.Pid); m.Text != want {
+		t.Errorf("the generations are %s, want %s", m.Text, want)
+	}
+
+	said := make([]byte, 10)
+	n, err := f.ready.Read(said)
+	if string(said[:n]) != upstreamReady || err != nil {
+		t.Fatalf("the child said %q, %v", said[:n], err)
+	}
+	// The parent may exit at once, and nobody then looks at an older PID.
+	content, err := os.ReadFile(f.pidFile)
+	proctest.OK(t, err)
+	if string(content) != strconv.Itoa(f.cmd.Process.Pid) {
+		t.Errorf("the PID file has %q, and the child is %d", content, f.cmd.Process.Pid)
+	}
+	f.Await("ready")
+	if got := proctest.Answer(t, "tcp", addr); got != strconv.Itoa(f.cmd.Process.Pid) {
+		t.Errorf("the answer is %q", got)
+	}
+	if m := f.Await("upgraded"); m.Text != tableflip.ErrParentRunning.Error() {
+		t.Errorf("while the parent drains, Upgrade returned %q", m.Text)
+	}
+	f.names.Close()
+	f.Await("alone")
+	if n, err := f.ready.Read(said); n != 0 || err != io.EOF {
+		t.Errorf("the child also said %q, %v", said[:n], err)
+	}
+	f.AwaitEnd()
+}
+
+// A parent that dies in the last moment leaves the child in charge.
+func TestUpstreamParentDies(t *testing.T) {
+	t.Run("before Ready", func(t *testing.T) {
+		listener, addr := listenerFile(t)
+		f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+		child := f.Await("new")
+		f.ready.Close()
+		f.names.Close()
+		proctest.Terminate(t, child.PID)
+		f.Await("ready")
+		proctest.Answer(t, "tcp", addr)
+		f.Await("alone")
+	})
+	t.Run("while it is told", func(t *testing.T) {
+		listener, addr := listenerFile(t)
+		f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+		child := f.Await("new")
+		f.ready.Close()
+		proctest.Terminate(t, child.PID)
+		proctest.AwaitThat(t, "the PID file", func() bool {
+			content, _ := os.ReadFile(f.pidFile)
+			return string(content) == strconv.Itoa(child.PID)
+		})
+		f.names.Close()
+		f.Await("ready")
+		proctest.Answer(t, "tcp", addr)
+	})
+}
+
+func TestUpstreamParentGarbled(t *testing.T) {
+	for _, names := range []string{"", "\x05gar", "garbled"} {
+		t.Run(fmt.Sprintf("%q", names), func(t *testing.T) {
+			f := startUnderUpstream(t, "under-upstream-garbled", names)
+			first, again := f.Await("new").Text, f.Await("new").Text
+			if !strings.Contains(first, "can't read what the parent, which uses cloudflare/tableflip, passes on") || again != first {
+				t.Errorf("New: %s\nand again: %s", first, again)
+			}
+			f.AwaitEnd()
+		})
+	}
+}
+
+func init() {
+	under := func(upg *tableflip.Upgrader) {
+		ln := proctest.Must(upg.Listener("tcp", "127.0.0.1:0"))
+		MustBeReady(upg)
+		proctest.Report("ready")
+		conn := proctest.Must(ln.Accept())
+		proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+		conn.Close()
+		proctest.Report("upgraded", upg.Upgrade())
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		proctest.Report("alone")
+	}
+	open := func() *tableflip.Upgrader {
+		return proctest.Must(tableflip.New(tableflip.Options{PIDFile: proctest.Arg(), Command: proctest.Unstartable}))
+	}
+	proctest.Role("under-upstream", func() {
+		var found []string
+		if value, ok := os.LookupEnv(inherit.Upstream); ok {
+			found = append(found, "the variable, with "+value)
+		}
+		for fd := uintptr(3); fd < 7; fd++ {
+			if !proctest.Must(descriptor.IsCloseOnExec(fd)) {
+				found = append(found, fmt.Sprintf("descriptor %d, open on exec", fd))
+			}
+		}
+		upg := open()
+		proctest.Report("found", strings.Join(found, ", "))
+		proctest.Must(upg.File("a;b")).Close()
+		var generations []string
+		for _, g := range upg.Generations() {
+			generations = append(generations, fmt.Sprintf("%d:%d:%s", g.PID, g.Number, g.State))
+		}
+		proctest.Report("generations", generations)
+		under(upg)
+	})
+	proctest.Role("under-upstream-later", func() {
+		terminated := proctest.Terminated()
+		upg := open()
+		proctest.Report("new")
+		<-terminated
+		under(upg)
+	})
+	proctest.Role("under-upstream-garbled", func() {
+		for range 2 {
+			proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{})))
+		}
+	})
+}
+
+func TestUpstreamChild(t *testing.T) {
+	for _, status := range []string{"0", "7"} {
+		t.Run("exits with "+status, func(t *testing.T) {
+			upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg(status))
+			ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
+			proctest.OK(t, upg.AddFile("a;b", os.Stderr))
+			Upgrade(t, upg)
+			if !upg.Replaced() {
+				t.Error("Replaced returns false")
+			}
+			child := s.Await("named")
+			if want := "[[listener tcp 127.0.0.1:0] [fd a;b ]]"; child.Text != want {
+				t.Errorf("the child was told %s, want %s", child.Text, want)
+			}
+			if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
+				t.Errorf("the answer is %q, want %d", got, child.PID)
+			}
+			proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)
+			if g := upg.Generations(); len(g) != 2 || g[1].PID != child.PID {
+				t.Errorf("the generations are %v", g)
+			}
+			if proctest.IsClosed(upg.Hurry()) {
+				t.Error("this process is to hurry because the child has closed its pipe")
+			}
+
+			proctest.Terminate(t, child.PID)
+			if m := s.Await("heard"); m.Text != "" {
+				t.Errorf("behind the names, the child heard %q", m.Text)
+			}
+			proctest.AwaitThat(t, "the child's end", func() bool { return len(upg.Generations()) == 1 })
+			if got, want := proctest.IsClosed(upg.Hurry()), status != "0"; got != want {
+				t.Errorf("this process is to hurry: %t, want %t", got, want)
+			}
+		})
+	}
+}
+
+// A rehearsal ends a child with the other library, which takes itself to be in charge.
+func TestUpstreamRehearse(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg("0"))
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.Rehearse(t.Context()))
+	child := s.Await("named")
+	if !proctest.IsReaped(child.PID) {
+		t.Errorf("the child, %d, is still there", child.PID)
+	}
+	if upg.Replaced() {
+		t.Error("Replaced returns true")
+	}
+	Upgrade(t, upg)
+	s.Await("named")
+}
+
+// The names of many descriptors do not fit into a pipe, and a child of ours never reads
+// them.
+func TestUpstreamManyNames(t *testing.T) {
+	proctest.WithoutGC(t)
+	role := "succeed"
+	upg, s := NewParent(t, tableflip.Options{Compat: true, Command: func(cmd *exec.Cmd) {
+		if role == "hang" {
+			cmd.Env = append(cmd.Env, proctest.Environment(role))
+		}
+	}}, role)
+	for i := range 100 {
+		proctest.OK(t, upg.AddFile(strings.Repeat("name", 250)+strconv.Itoa(i), os.Stderr))
+	}
+	proctest.OK(t, upg.Ready())
+	before := proctest.OpenDescriptors()
+	role = "hang"
+	ctx, cancel := context.WithCancel(t.Context())
+	restore := proctest.When(step.ChildStarted, cancel)
+	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	restore()
+	if after := proctest.OpenDescriptors(); after != before {
+		t.Errorf("after a failed upgrade %d descriptors are open, %d before", after, before)
+	}
+	role = "succeed"
+	proctest.OK(t, upg.Upgrade())
+	s.Await("ready")
+}
+
+// With Options.Compat no token can tell pipes apart.
+func TestUpstreamAnonymous(t *testing.T) {
+	anonymousPipes(t)
+	upg, s := NewParent(t, tableflip.Options{Compat: true}, "anonymous-compat")
+	Upgrade(t, upg)
+	if m := s.Await("anonymous-compat"); m.Text != "true" {
+		t.Errorf("HasParent returned %s", m.Text)
+	}
+	if m := s.Await("anonymous-compat"); m.Text != "false" {
+		t.Errorf("in a process that the table leaked to, with other pipes, HasParent returned %s", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("upstream-child", func() {
+		terminated := proctest.Terminated()
+		if value := startingEnvironment()[inherit.Upstream]; value != "yes" {
+			panic("the variable is " + value)
+		}
+		var names [][]string
+		proctest.Must(0, gob.NewDecoder(os.NewFile(4, "names")).Decode(&names))
+		proctest.Report("named", names)
+		ready := os.NewFile(3, "ready")
+		proctest.Must(io.WriteString(ready, upstreamReady))
+		ready.Close()
+		if len(names) > 0 {
+			conn := proctest.Must(proctest.Must(net.FileListener(os.NewFile(5, "listener"))).Accept())
+			proctest.Must(io.WriteString(conn, strconv.Itoa(os.Getpid())))
+			conn.Close()
+		}
+		<-terminated
+		syscall.SetNonblock(4, true)
+		heard := make([]byte, 100)
+		n, err := syscall.Read(4, heard)
+		if !errors.Is(err, syscall.EAGAIN) {
+			panic(fmt.Sprintf("read %d, %v", n, err))
+		}
+		proctest.Report("heard", string(heard[:max(n, 0)]))
+		os.Exit(proctest.Must(strconv.Atoi(proctest.Arg())))
+	})
+	proctest.Role("anonymous-compat", func() {
+		descriptor.AnonymousPipes = true
+		variables := inherit.Variables()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		proctest.Report("anonymous-compat", upg.HasParent())
+		read, write, err := os.Pipe()
+		proctest.Must(0, err)
+		leaked := exec.Command(os.Args[0])
+		leaked.Env = append(os.Environ(), proctest.Environment("anonymous-compat-leaked"))
+		for name, value := range variables {
+			leaked.Env = append(leaked.Env, name+"="+late.ReplaceAllString(value, "until=1"))
+		}
+		leaked.Stdout, leaked.Stderr = os.Stdout, os.Stderr
+		leaked.ExtraFiles = []*os.File{write, read}
+		leaked.ExtraFiles = append(leaked.ExtraFiles, slices.Repeat([]*os.File{read}, 2)...)
+		proctest.Must(0, leaked.Run())
+	})
+	proctest.Role("anonymous-compat-leaked", func() {
+		descriptor.AnonymousPipes = true
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("anonymous-compat", upg.HasParent())
+	})
+}
