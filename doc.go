@@ -174,7 +174,7 @@
 // binary understand an upgrade to it. examples/deploy/from-tableflip.md has the order of
 // steps.
 //
-// A process with the other library knows of no acknowledgement, trial, generation number
+// A process with the other library knows of no acknowledgement, generation number
 // or sibling. If it is the parent, it drains as soon as this process is ready. Ready then
 // writes the PID file, and tells a service manager that listens (NotifyAccess=all) the new
 // main process, before it says so. If it is the child, it is in charge as soon as it is
