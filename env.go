@@ -45,6 +45,7 @@ func takeOver(opts Options, notifier *systemd.Notifier) (*registry.Registry, *pa
 		return r, inherited, err
 	}
 
+	inherit.ForgetUpstream()
 	t, err := findTable()
 	if err != nil {
 		return nil, nil, err

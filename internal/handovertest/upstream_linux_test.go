@@ -162,15 +162,15 @@ func init() {
 	}
 	proctest.Role("under-upstream", func() {
 		var found []string
-		if value, ok := os.LookupEnv(inherit.Upstream); ok {
-			found = append(found, "the variable, with "+value)
-		}
 		for fd := uintptr(3); fd < 7; fd++ {
 			if !proctest.Must(descriptor.IsCloseOnExec(fd)) {
 				found = append(found, fmt.Sprintf("descriptor %d, open on exec", fd))
 			}
 		}
 		upg := open()
+		if value, ok := os.LookupEnv(inherit.Upstream); ok {
+			found = append(found, "the variable, with "+value)
+		}
 		proctest.Report("found", strings.Join(found, ", "))
 		proctest.Must(upg.File("a;b")).Close()
 		var generations []string

@@ -55,8 +55,7 @@ func take(environ []string) (f found) {
 			f.lost = value == pid
 			syscall.Unsetenv(name)
 		case name == Upstream:
-			f.upstream = true
-			syscall.Unsetenv(name)
+			f.upstream = true // which stays, for programs that link both libraries
 		case IsVariable(name):
 			if f.variables == nil {
 				f.variables = make(map[string]string)
@@ -90,8 +89,11 @@ func Variables() map[string]string { return taken.variables }
 // not inherit the table.
 func Lost() bool { return taken.lost }
 
-// HasUpstream reports whether this process had the variable of that name.
+// HasUpstream reports whether this process was started with the variable of that name.
 func HasUpstream() bool { return taken.upstream }
+
+// ForgetUpstream removes that variable. It is called once this library is used.
+func ForgetUpstream() { syscall.Unsetenv(Upstream) }
 
 // Forget is called once the table has been used. It is safe to call twice.
 func Forget() {

@@ -54,6 +54,10 @@ func TestTakeUpstream(t *testing.T) {
 	if !got.upstream || got.variables != nil {
 		t.Errorf("took %v", got)
 	}
+	if _, ok := os.LookupEnv(Upstream); !ok {
+		t.Error("the variable is gone before anybody has used this library")
+	}
+	ForgetUpstream()
 	if _, ok := os.LookupEnv(Upstream); ok {
 		t.Error("the variable is still there")
 	}
