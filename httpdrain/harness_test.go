@@ -299,3 +299,17 @@ func (g *gate) open() { close(g.opened) }
 
 // hello answers every request.
 func hello(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }
+
+// holdNew has a server send to busy for each new connection, and then accept no other
+// until resume is closed.
+func holdNew(busy chan<- struct{}, resume <-chan struct{}) func(*http.Server) {
+	return func(s *http.Server) {
+		s.ConnState = func(_ net.Conn, state http.ConnState) {
+			// The server calls this before it accepts another connection.
+			if state == http.StateNew {
+				busy <- struct{}{}
+				<-resume
+			}
+		}
+	}
+}

@@ -165,15 +165,7 @@ func TestReplacedAcceptsNothing(t *testing.T) {
 	old := start(t, config{
 		handler: name("old"),
 		listen:  func() net.Listener { return ln },
-		server: func(s *http.Server) {
-			s.ConnState = func(_ net.Conn, state http.ConnState) {
-				// The server calls this before it accepts another connection.
-				if state == http.StateNew {
-					busy <- struct{}{}
-					<-resume
-				}
-			}
-		},
+		server:  holdNew(busy, resume),
 	})
 	old.Replaced = true
 	first := dial(t, old.addr)

@@ -40,15 +40,7 @@ func TestQueueOnStallingMachine(t *testing.T) {
 	s := start(t, config{
 		handler: http.HandlerFunc(hello),
 		listen:  func() net.Listener { return ln },
-		server: func(s *http.Server) {
-			s.ConnState = func(_ net.Conn, state http.ConnState) {
-				// The server calls this before it accepts another connection.
-				if state == http.StateNew {
-					busy <- struct{}{}
-					<-resume
-				}
-			}
-		},
+		server:  holdNew(busy, resume),
 	})
 	clients := []*client{dial(t, s.addr)}
 	wait(t, busy, "the first connection")

@@ -69,14 +69,21 @@ func TestStreamDrains(t *testing.T) {
 	r := startServers(t, quiet(), service.Stream("tcp", socket, serveLines, nil))
 	r.socket = socket
 	client := dialLines(t, "unix", socket)
+	r.drainsFor(client)
+}
+
+// drainsFor checks that Run, once replaced, serves a client until that leaves, and accepts
+// no other.
+func (r *run) drainsFor(client *lineClient) {
+	r.t.Helper()
 	r.upg.end()
-	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	proctest.AwaitThat(r.t, "it accepts no more", func() bool { return !r.accepts() })
 	for range 20 {
 		client.ask("still")
 	}
 	r.waits()
 	client.conn.Close()
-	proctest.OK(t, r.returns())
+	proctest.OK(r.t, r.returns())
 }
 
 // waits checks that Run has not returned.
@@ -330,14 +337,7 @@ func TestWaitHijacked(t *testing.T) {
 	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: service\r\n\r\n")
 	client := &lineClient{t, conn, bufio.NewScanner(conn)}
 	client.ask("hello")
-	r.upg.end()
-	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
-	for range 20 {
-		client.ask("still")
-	}
-	r.waits()
-	client.conn.Close()
-	proctest.OK(t, r.returns())
+	r.drainsFor(client)
 }
 
 // job is what a test sees of a Background.
