@@ -14,7 +14,7 @@ func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
 
 func Replace(target, fd uintptr) error { return errors.ErrUnsupported }
 
-func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
+func SetCloseOnExec(first uintptr, n int) (uintptr, error) { return first, errors.ErrUnsupported }
 
 func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
 

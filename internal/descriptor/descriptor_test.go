@@ -123,3 +123,29 @@ func TestScratchAgain(t *testing.T) {
 	}
 	ok(t, s.Close())
 }
+
+func TestSetCloseOnExec(t *testing.T) {
+	const first, n = 200, 5
+	for fd := first; fd < first+n; fd++ {
+		if _, err := unix.FcntlInt(1, unix.F_DUPFD, fd); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+	if closed, err := descriptor.SetCloseOnExec(first, n); err != nil {
+		t.Errorf("of %d: %v", closed, err)
+	}
+	for fd := uintptr(first); fd < first+n; fd++ {
+		if closes, err := descriptor.IsCloseOnExec(fd); !closes || err != nil {
+			t.Errorf("descriptor %d stays open on exec: %v", fd, err)
+		}
+	}
+
+	ok(t, unix.Close(first+3))
+	if closed, err := descriptor.SetCloseOnExec(first, n); closed != first+3 || !errors.Is(err, unix.EBADF) {
+		t.Errorf("without descriptor %d: %d, %v", first+3, closed, err)
+	}
+	if _, err := descriptor.SetCloseOnExec(first, 0); err != nil {
+		t.Errorf("of no descriptors: %v", err)
+	}
+}

@@ -26,10 +26,18 @@ func Duplicate(fd uintptr) (uintptr, error) {
 	return uintptr(dup), nil
 }
 
-// SetCloseOnExec fails if fd is not open.
-func SetCloseOnExec(fd uintptr) error {
-	_, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC)
-	return os.NewSyscallError("fcntl F_SETFD", err)
+// SetCloseOnExec sets close-on-exec on n descriptors from first on. With an error, it
+// returns the first that is not open.
+func SetCloseOnExec(first uintptr, n int) (closed uintptr, err error) {
+	if setCloseOnExecAtOnce(first, n) {
+		return 0, nil
+	}
+	for fd := first; fd < first+uintptr(n); fd++ {
+		if _, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return fd, os.NewSyscallError("fcntl F_SETFD", err)
+		}
+	}
+	return 0, nil
 }
 
 // IsCloseOnExec fails if fd is not open.

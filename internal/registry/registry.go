@@ -78,13 +78,13 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 	current.Store(r)
 	r.mu.Lock()
 	defer r.unlock()
+	if closed, err := descriptor.SetCloseOnExec(first, len(inherited)); err != nil {
+		return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", closed, inherited[closed-first].Name, err)
+	}
 	entries := make([]entry, len(inherited))
 	for i, table := range inherited {
 		e := &entries[i]
 		*e = entry{Entry: table, fd: first + uintptr(i), inherited: true}
-		if err := descriptor.SetCloseOnExec(e.fd); err != nil {
-			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, e.Name, err)
-		}
 		e.file = r.files.inherit(e.Path, e.FileID)
 		r.warnIfLost(e)
 		r.index.insert(e)

@@ -1,0 +1,5 @@
+//go:build unix && !linux
+
+package descriptor
+
+func setCloseOnExecAtOnce(first uintptr, n int) bool { return false }
