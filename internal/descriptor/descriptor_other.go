@@ -24,6 +24,8 @@ func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }
 
+func CloseAll([]uintptr) error { return errors.ErrUnsupported }
+
 func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
 var UniquePipes = false
@@ -44,7 +46,9 @@ func IsClosed(error) bool { return false }
 
 func IsAddrInUse(error) bool { return false }
 
-func Pipe() (r, w *os.File, err error) { return nil, nil, errors.ErrUnsupported }
+func Pipe() (r, w uintptr, err error) { return 0, 0, errors.ErrUnsupported }
+
+func PolledFile(uintptr, string) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func IsDead(string) bool { return false }
 
