@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -148,4 +149,28 @@ func TestSetCloseOnExec(t *testing.T) {
 	if _, err := descriptor.SetCloseOnExec(first, 0); err != nil {
 		t.Errorf("of no descriptors: %v", err)
 	}
+}
+
+func TestCloseAll(t *testing.T) {
+	fds := []uintptr{204, 300, 202, 203}
+	for _, fd := range append(slices.Clone(fds), 201, 205) {
+		if _, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, int(fd)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ok(t, descriptor.CloseAll(slices.Clone(fds)))
+	for _, fd := range fds {
+		if isOpen(fd) {
+			t.Errorf("descriptor %d is still open", fd)
+		}
+	}
+	if err := descriptor.CloseAll([]uintptr{205, 300, 201}); !errors.Is(err, unix.EBADF) {
+		t.Errorf("of one that is closed: %v", err)
+	}
+	for _, fd := range []uintptr{201, 205} {
+		if isOpen(fd) {
+			t.Errorf("descriptor %d is still open", fd)
+		}
+	}
+	ok(t, descriptor.CloseAll(nil))
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +61,25 @@ func SetNonblock(fd uintptr, nonblocking bool) error {
 // Close closes fd.
 func Close(fd uintptr) error {
 	return os.NewSyscallError("close", unix.Close(int(fd)))
+}
+
+// CloseAll closes fds, which it sorts.
+func CloseAll(fds []uintptr) error {
+	slices.Sort(fds)
+	var errs []error
+	for len(fds) > 0 {
+		n := 1
+		for n < len(fds) && fds[n] == fds[n-1]+1 {
+			n++
+		}
+		if n == 1 || !closeAtOnce(fds[0], n) {
+			for _, fd := range fds[:n] {
+				errs = append(errs, Close(fd))
+			}
+		}
+		fds = fds[n:]
+	}
+	return errors.Join(errs...)
 }
 
 // Poll reports, without waiting, whether something can be read from fd, and whether

@@ -459,12 +459,16 @@ func (r *Registry) Stop(inCharge bool, reason error) {
 }
 
 func (r *Registry) closeAll(reason error, unlink bool) {
+	var fds []uintptr
 	for _, e := range r.index.clear() {
 		if r.files.release(e.file) && unlink {
 			r.log(e.file.unlink())
 		}
-		r.log(e.close())
+		if e.conn == nil {
+			fds = append(fds, e.fd)
+		}
 	}
+	r.log(descriptor.CloseAll(fds))
 	r.log(r.scratch.Close())
 	r.expired = index{}
 	r.closed = reason
