@@ -61,9 +61,6 @@ func mainPID(pid int) string { return fmt.Sprintf("MAINPID=%d", pid) }
 
 // Reloading tells the manager that an upgrade begins.
 func (n *Notifier) Reloading() {
-	if n == nil {
-		return
-	}
 	fields := []string{"RELOADING=1"}
 	// By this time, Type=notify-reload knows which SIGHUP is answered.
 	if now, err := monotonicClock(); err == nil {
