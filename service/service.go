@@ -163,7 +163,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	p := &process{
 		upg:    upg,
 		opts:   opts,
-		told:   hear(opts.UpgradeSignals),
+		told:   hear(opts.UpgradeSignals, opts.Logger),
 		asked:  queue.Asked(),
 		failed: make(chan struct{}, len(servers)),
 		asks:   make(chan ask),
