@@ -136,6 +136,9 @@ func report(w io.Writer, n int, measure string, contenders []contender, samples 
 	}
 }
 
+// renewEvery is after how many rounds the binaries are copied anew.
+const renewEvery = 5
+
 // measure takes cfg.pairs samples of each contender and measure with n listeners. In
 // each round, everybody has one turn, in random order.
 func measure(ctx context.Context, cfg config, contenders []contender, n int) (samples map[string][][]float64, err error) {
@@ -160,7 +163,12 @@ func measure(ctx context.Context, cfg config, contenders []contender, n int) (sa
 		}
 	}
 
-	for range cfg.pairs {
+	for round := range cfg.pairs {
+		if round%renewEvery == 0 {
+			if err := renew(contenders); err != nil {
+				return nil, err
+			}
+		}
 		for _, i := range rand.Perm(len(chains)) {
 			if err := awaitIdle(ctx, chains); err != nil {
 				return nil, err
