@@ -136,6 +136,9 @@ func (b *bench) observeHandovers(p *peer, round int, tr *traffic, upgrades []tim
 			}
 		}
 		b.add(handover, p.name, "", "old answers last", "ms", round, max(0, milliseconds(last-begin)))
+		if p.inProcess {
+			continue
+		}
 		b.add(handover, p.name, "", "old remains", "", round, remains)
 		if remains == 0 {
 			b.add(handover, p.name, "", "old exits", "ms", round, milliseconds(exit-begin))
