@@ -68,16 +68,19 @@ func (f fault) String() string {
 // faults returns all the faults that there are for a library.
 func faults(library string) []fault {
 	var list []fault
-	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
-	if os.Geteuid() == 0 { // it takes a mount
-		environments = append(environments, diskFull)
+	environments := []string{noBinary, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
+	if library != mixture { // with which a child would end by Stop
+		environments = append(environments, noPIDDirectory, fileForDirectory)
+		if os.Geteuid() == 0 { // it takes a mount
+			environments = append(environments, diskFull)
+		}
 	}
 	for _, environment := range environments {
 		list = append(list, fault{environment: environment})
 	}
 
 	steps := slices.Clone(wire.ProgramSteps)
-	if library != cloudflare {
+	if library != cloudflare && library != mixture {
 		for _, s := range step.All {
 			steps = append(steps, s.String())
 		}
@@ -91,8 +94,9 @@ func faults(library string) []fault {
 		}
 	}
 	for _, at := range wire.ProgramSteps {
-		for _, action := range []string{wire.Crash, wire.ExitZero} {
-			list = append(list, fault{injected: wire.Fault{Action: action, Victim: wire.Child, Step: at}})
+		list = append(list, fault{injected: wire.Fault{Action: wire.ExitZero, Victim: wire.Child, Step: at}})
+		if library != mixture { // see above
+			list = append(list, fault{injected: wire.Fault{Action: wire.Crash, Victim: wire.Child, Step: at}})
 		}
 	}
 	return list
@@ -140,8 +144,16 @@ func momentOf(at string) moment {
 	return beforeReady
 }
 
-// outcomes returns those that an upgrade with the fault may have.
-func (f fault) outcomes() []outcome {
+// outcomes returns those that an upgrade with the fault may have from one library to
+// another.
+func (f fault) outcomes(from, to string) []outcome {
+	switch {
+	case from == to || !f.endsParent():
+	case to == cloudflare, f.injected.Step == wire.BeforeNew:
+		// It does not carry on if its parent dies before it is ready, and ours not if
+		// its parent, with cloudflare/tableflip, dies before it has said what it passes on.
+		return []outcome{tookOver, outage}
+	}
 	switch f.environment {
 	case "":
 	case parentKilled:
