@@ -61,15 +61,19 @@ func mainPID(pid int) string { return fmt.Sprintf("MAINPID=%d", pid) }
 
 // Reloading tells the manager that an upgrade begins.
 func (n *Notifier) Reloading() {
-	if n == nil {
-		return
-	}
 	fields := []string{"RELOADING=1"}
 	// By this time, Type=notify-reload knows which SIGHUP is answered.
 	if now, err := monotonicClock(); err == nil {
 		fields = append(fields, fmt.Sprintf("MONOTONIC_USEC=%d", now.Microseconds()))
 	}
 	n.notify(fields...)
+}
+
+// OnTrial tells the manager that a new process is on trial, after which the answer to the
+// reload takes no longer than patience.
+func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (trial+patience).Microseconds()),
+		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
 }
 
 // ReloadFailed tells the manager that an upgrade has left this process in charge.
