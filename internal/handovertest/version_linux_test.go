@@ -46,7 +46,7 @@ func testVersionParent(t *testing.T, arg, heard string) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
-	if m := s.Await("offers"); m.Text != "reload,upgrade,earlier" {
+	if m := s.Await("offers"); m.Text != "reload,upgrade,earlier,trial" {
 		t.Errorf("the parent offers %q", m.Text)
 	}
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrUpgraded)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -86,6 +87,7 @@ func (b *bed) conclude(r *row, parent int) {
 	killed := cmp.Or(r.killed, b.injected().At, r.began)
 	switch r.outcome {
 	case refused:
+		b.concludeTrial(r, killed)
 	case succeeded:
 		b.awaitExit(r, parent)
 		if r.fault.environment == drainKilled {
@@ -100,6 +102,21 @@ func (b *bed) conclude(r *row, parent int) {
 	case outage, endless:
 		b.restart(r)
 		b.record.crashed(window{from: killed, to: time.Now()})
+	}
+}
+
+// concludeTrial waits for the end of a new process whose trial was undone.
+func (b *bed) concludeTrial(r *row, killed time.Time) {
+	b.chain.mu.Lock()
+	child := b.child()
+	b.chain.mu.Unlock()
+	switch {
+	case !r.fault.hasTrial || child == nil:
+	case r.fault.leavesDraining():
+		b.awaitExit(r, child.entry.PID)
+	case b.chain.await(settleLimit, func() bool { return !child.lives() }):
+		now := time.Now()
+		b.record.crashed(window{killed, now, now})
 	}
 }
 
@@ -160,6 +177,25 @@ func (b *bed) fillDisk() (undo func(), err error) {
 // disturb does the test-bed's part of a fault.
 func (b *bed) disturb(r *row, parent, parentVersion int) {
 	f := r.fault
+	if f.cancels() || slices.Contains(trialEnvironments, f.environment) {
+		child := b.awaitOnTrial(r, parent)
+		if child == 0 {
+			return
+		}
+		time.Sleep(f.delay)
+		switch {
+		case f.cancels():
+			syscall.Kill(parent, syscall.SIGUSR1)
+		case f.environment == childStopsOnTrial:
+			syscall.Kill(child, syscall.SIGTERM)
+		case f.environment == childFailsOnTrial:
+			syscall.Kill(child, syscall.SIGUSR2)
+		case f.environment == childKilledOnTrial:
+			b.kill(r, child)
+		case f.environment == parentKilledOnTrial:
+			b.kill(r, parent)
+		}
+	}
 	switch f.environment {
 	case parentSuspended:
 		time.Sleep(f.delay)
@@ -196,7 +232,9 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 }
 
 // limit bounds an upgrade.
-func (b *bed) limit() time.Duration { return b.upgradeTimeout + b.acknowledgeTimeout + startLimit }
+func (b *bed) limit() time.Duration {
+	return b.upgradeTimeout + b.trial + b.acknowledgeTimeout + startLimit
+}
 
 // resume has a process that is told to stop go on, some time after it has stopped.
 func (b *bed) resume(pid int, length time.Duration) {
@@ -230,6 +268,25 @@ func (b *bed) awaitChild(parent int) (child int) {
 		p := b.chain.processes[parent]
 		return p.reported(wire.UpgradeFailed) || !p.lives()
 	})
+	return child
+}
+
+// awaitOnTrial returns the process that is on trial, or 0 if none comes to be.
+func (b *bed) awaitOnTrial(r *row, parent int) (child int) {
+	b.chain.await(b.limit(), func() bool {
+		if c := b.child(); c != nil && c.reported(wire.OnTrial) {
+			child = c.entry.PID
+		}
+		p := b.chain.processes[parent]
+		return child != 0 || p.reported(wire.UpgradeFailed) || p.reported(wire.Upgraded) || !p.lives()
+	})
+	if child == 0 {
+		r.breaks("no process is on trial")
+		return 0
+	}
+	if text, err := os.ReadFile(b.pidFile()); strings.TrimSpace(string(text)) != strconv.Itoa(parent) {
+		r.breaks("in a trial, the PID file says %q (%v), not %d", text, err, parent)
+	}
 	return child
 }
 
