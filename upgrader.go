@@ -560,7 +560,6 @@ func (u *Upgrader) endTrial(end func(undone bool)) {
 	}
 	u.stopFor(nil) // waits for another that has begun
 	end(true)
-	step.Reached(step.TrialUndone)
 	go u.hurryUndone()
 }
 
@@ -978,6 +977,7 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 	if u.maxDraining > 0 {
 		_ = c.say(wordHurry)
 	}
+	step.Reached(step.UndoneAwaited)
 	select {
 	case <-c.ended:
 		return nil
