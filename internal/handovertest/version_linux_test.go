@@ -85,7 +85,7 @@ func init() {
 			pid = "-"
 		}
 		accepts := "fly later"
-		for _, word := range []string{"reload", "upgrade"} {
+		for _, word := range []string{"reload", "upgrade", "trial"} {
 			if strings.Contains(proctest.Arg(), word) {
 				accepts += " " + word
 			}
@@ -118,7 +118,7 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
-		case "rehearsed":
+		case "rehearsed", "rehearsed, trial":
 			word, _, _ := strings.Cut(verdict, " ")
 			proctest.Report("verdict", word)
 		case "late", "late and known":
@@ -188,7 +188,7 @@ func TestUnkillableAcknowledgesStop(t *testing.T) {
 	}
 	parent.Order("stop")
 	proctest.Continue(t, parent.PID)
-	parent.AwaitEnd() // it may have heard the child before it could stop
+	parent.AwaitEnd()     // it may have heard the child before it could stop
 	c.wantFiles("socket") // the child has written no PID file
 }
 

@@ -78,9 +78,7 @@ func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
 
 // ReloadFailed tells the manager that an upgrade has left this process in charge.
 func (n *Notifier) ReloadFailed(err error) {
-	if n != nil {
-		n.notify("READY=1", "STATUS="+status(err))
-	}
+	n.notify("READY=1", "STATUS="+status(err))
 }
 
 // ReloadQueued answers a reload whose upgrade has to wait.

@@ -29,6 +29,9 @@ func manager(t *testing.T) (*Notifier, *net.UnixConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	return &Notifier{addr: addr}, conn
 }
 
