@@ -32,10 +32,6 @@ func asksForSibling(cmd *exec.Cmd) bool {
 
 // startSibling starts a child of this process's parent.
 func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
-	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
-	if os.Getpid() == 1 {
-		return startChild(cmd, fds)
-	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
@@ -61,11 +57,17 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	return control{
 		wait: func() error {
 			err := waitPidfd(pidfd)
-			_ = cmd.Wait() // fails, but releases what cmd holds
+			forget(cmd)
 			return err
 		},
 		kill: cmd.Process.Kill,
 	}, nil
+}
+
+// forget closes what cmd holds of a sibling, which it can't wait for.
+func forget(cmd *exec.Cmd) {
+	_ = cmd.Wait() // the goroutines that copy its output
+	_ = cmd.Process.Release()
 }
 
 // hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
@@ -91,7 +93,7 @@ func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
 			for isAlive(pid, started) {
 				time.Sleep(pollInterval)
 			}
-			_ = cmd.Wait() // as above
+			forget(cmd)
 			return ErrStatusUnknown
 		},
 		kill: func() error {
