@@ -188,7 +188,7 @@ func TestUnkillableAcknowledgesStop(t *testing.T) {
 	}
 	parent.Order("stop")
 	proctest.Continue(t, parent.PID)
-	parent.AwaitEnd() // it may have heard the child before it could stop
+	parent.AwaitEnd()     // it may have heard the child before it could stop
 	c.wantFiles("socket") // the child has written no PID file
 }
 
