@@ -560,7 +560,6 @@ func (u *Upgrader) endTrial(end func(undone bool)) {
 	}
 	u.stopFor(nil) // waits for another that has begun
 	end(true)
-	step.Reached(step.TrialUndone)
 	go u.hurryUndone()
 }
 
@@ -614,12 +613,10 @@ func (u *Upgrader) takeCharge() error {
 		if err := u.pidFile.Write(); err != nil {
 			return err
 		}
-		process.Prepare()
 	}
 	u.registry.TakeCharge()
 
 	if asks {
-		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
 		go u.speak()
 		go u.afterParent()
 		return nil
@@ -679,6 +676,7 @@ func (u *Upgrader) afterParent() {
 	<-u.parent.exited
 	u.registry.ForgetUnclaimed()
 	u.noteEnd(&u.parent.elder)
+	process.PIDNamespace() // which the next upgrade needs, and which takes a while
 }
 
 // noteEnd publishes the end of an earlier generation, unless the parent, which was still in
@@ -766,11 +764,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	if err := u.parent.wait(ctx); err != nil {
-		return err
-	}
-	process.Prepare() // which Ready has begun
-	return nil
+	return u.parent.wait(ctx)
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -983,6 +977,7 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 	if u.maxDraining > 0 {
 		_ = c.say(wordHurry)
 	}
+	step.Reached(step.UndoneAwaited)
 	select {
 	case <-c.ended:
 		return nil
@@ -1445,7 +1440,6 @@ func (u *Upgrader) endStop(why error) {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
-		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

@@ -224,13 +224,16 @@ func answerPackets(conn net.PacketConn) {
 // obeyUntilExit returns when Exit is closed, and all that has been received is answered.
 func (g *generation) obeyUntilExit() {
 	var obeying sync.WaitGroup
-	for {
+	var answered <-chan bool
+	for exit := g.upg.Exit(); ; {
 		select {
-		case <-g.upg.Exit():
+		case <-exit:
+			exit = nil
 			g.tcp.Close()
 			g.unix.Close()
 			g.udp.SetReadDeadline(time.Unix(1, 0))
-			g.serving.Wait()
+			answered = proctest.Waited(&g.serving)
+		case <-answered:
 			obeying.Wait()
 			return
 		case o := <-g.wire.Orders():
@@ -249,6 +252,7 @@ func (g *generation) obey(o proctest.Order) {
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
 	case "cancel":
 		g.cancel.Load().(context.CancelFunc)()
+		g.wire.Report("cancelled")
 	case "upgrade patiently": // whatever the timeouts are
 		step.AcknowledgeTimeout, step.MaxTrial = proctest.Patience, time.Millisecond
 		g.childEnv.Store(o.Arguments)
@@ -268,6 +272,7 @@ func (g *generation) obey(o proctest.Order) {
 		g.cancel.Store(cancel)
 		g.wire.ReportError("rehearsed", g.upg.Rehearse(ctx))
 	case "stop":
+		g.wire.Report("stopping")
 		g.upg.Stop()
 		g.wire.Report("stopped")
 	case "fail":

@@ -15,10 +15,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
+	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 )
@@ -130,6 +133,20 @@ func TestUpstreamParentDies(t *testing.T) {
 		f.Await("ready")
 		proctest.Answer(t, "tcp", addr)
 	})
+}
+
+// A parent with the other library leaks the table that it was started with by one of ours,
+// whose process may not have ended yet.
+func TestUpstreamParentLeaks(t *testing.T) {
+	leaked := nametable.Table{PID: os.Getpid(), PIDNamespace: process.PIDNamespace(), Until: time.Now().Add(time.Hour)}
+	for _, variable := range leaked.Encode() {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
+	}
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	proctest.Terminate(t, f.Await("new").PID)
+	f.Await("ready")
 }
 
 func TestUpstreamParentGarbled(t *testing.T) {

@@ -34,17 +34,17 @@ var (
 	Acknowledged    = Step{"acknowledged"}
 )
 
-// The steps of a trial, which Options.Trial puts before BeforeCommit. The first two are the
-// parent's, and the others the child's.
+// The steps of a trial: the parent's, of which the first two come before BeforeCommit, and
+// the child's, which comes before VerdictReceived.
 var (
-	TrialBegun  = Step{"trial begun"}
-	TrialOver   = Step{"trial over"}
-	OnTrial     = Step{"on trial"}
-	TrialUndone = Step{"trial undone"}
+	TrialBegun    = Step{"trial begun"}
+	TrialOver     = Step{"trial over"}
+	UndoneAwaited = Step{"undone awaited"} // by the next upgrade
+	OnTrial       = Step{"on trial"}
 )
 
 // Trial are the steps of a trial.
-var Trial = []Step{TrialBegun, TrialOver, OnTrial, TrialUndone}
+var Trial = []Step{TrialBegun, TrialOver, UndoneAwaited, OnTrial}
 
 // All are the steps of a handover without a trial.
 var All = []Step{
