@@ -32,10 +32,6 @@ func asksForSibling(cmd *exec.Cmd) bool {
 
 // startSibling starts a child of this process's parent.
 func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
-	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
-	if os.Getpid() == 1 {
-		return startChild(cmd, fds)
-	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
