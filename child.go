@@ -61,7 +61,10 @@ type child struct {
 	isHere     atomic.Bool     // the process that was started said so itself
 	pid        int             // of the process that was started, or of the one that said it is here, which a wrapper has started
 	accepts    []string        // the words, of those offered, that the child understands
+	onTrial    bool            // it serves beside this process
+	leaves     bool            // it has said that it drains, on trial
 	committed  bool            // it may take charge
+	ended      chan struct{}   // closed when a child whose trial was undone has ended
 	announced  *process.Handle // of pid, if it is another process than the one that was started
 	hereHeard  func()          // called when the child says that it is here
 	cause      string          // what it did wrong, if it said so
@@ -87,6 +90,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 		ready:   readyRead,
 		lines:   bufio.NewReaderSize(readyRead, maxLine),
 		verdict: verdictWrite,
+		ended:   make(chan struct{}),
 	}
 	table.PID = os.Getpid()
 	table.PIDNamespace = process.PIDNamespace()
@@ -270,7 +274,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 			step.Reached(step.ReadyReceived)
 			return nil
 		case wordFailed:
-			return c.failed(ctx, words[1:])
+			return c.left(ctx, words)
 		}
 	}
 }
@@ -345,6 +349,20 @@ func (c *child) named(err error) error {
 	return fmt.Errorf("%w; the new process was %d", err, c.pid)
 }
 
+// left returns why a child leaves, or nil if these words do not say that it does.
+func (c *child) left(ctx context.Context, words []string) error {
+	switch {
+	case len(words) == 0:
+	case words[0] == wordFailed:
+		c.leaves = c.onTrial
+		return c.failed(ctx, words[1:])
+	case words[0] == wordStopping && c.onTrial:
+		c.leaves = true
+		return fmt.Errorf("tableflip: the new process, %d, was stopped during its trial", c.pid)
+	}
+	return nil
+}
+
 // failed is the error of a child that has said why it leaves. It gets the time for that.
 func (c *child) failed(ctx context.Context, reason []string) error {
 	c.cause = causeReason
@@ -372,8 +390,8 @@ func (c *child) checkAlive(ctx context.Context) error {
 // orReason returns what the child has said when it left, or err.
 func (c *child) orReason(ctx context.Context, err error) error {
 	for words := range c.unheard {
-		if len(words) > 0 && words[0] == wordFailed {
-			return c.failed(ctx, words[1:])
+		if reason := c.left(ctx, words); reason != nil {
+			return reason
 		}
 	}
 	return err
@@ -454,7 +472,81 @@ func (c *child) exitError() error {
 	if c.here {
 		hint = c.process.Hint()
 	}
-	return fmt.Errorf("tableflip: the new process, %d, exited before it was ready: %w%s", c.process.PID(), err, hint)
+	when := "before it was ready"
+	if c.onTrial {
+		when = "during its trial"
+	}
+	return fmt.Errorf("tableflip: the new process, %d, exited %s: %w%s", c.process.PID(), when, err, hint)
+}
+
+// knowsTrials reports whether the child can serve beside this process.
+func (c *child) knowsTrials() bool { return slices.Contains(c.accepts, wordTrial) }
+
+var errTrialOver = errors.New("the trial is over")
+
+// tryOut has the child serve beside this process, and returns nil when it has done so for
+// long enough. After an error, undo tells what becomes of it.
+func (c *child) tryOut(ctx context.Context, trial time.Duration) error {
+	if err := c.say(wordTrial); err != nil {
+		return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped: %w", c.pid, err))
+	}
+	c.onTrial = true
+	step.Reached(step.TrialBegun)
+	limited, cancel := context.WithTimeoutCause(ctx, trial, errTrialOver)
+	defer cancel()
+	limited, stop := c.watch(limited)
+	defer stop()
+	for {
+		words, err := c.next(limited)
+		switch {
+		case err == errTrialOver:
+			step.Reached(step.TrialOver)
+			return nil
+		case errors.Is(err, io.EOF):
+			return c.waitExit(ctx)
+		case err != nil:
+			return err
+		}
+		if err := c.left(ctx, words); err != nil {
+			return err
+		}
+	}
+}
+
+// undo tells a child on trial that it will not be put in charge, and reports whether it has
+// heard that, and drains. Otherwise it is to be aborted.
+func (c *child) undo() (drains bool) {
+	if !c.onTrial || c.committed && !c.leaves {
+		return false // it does not serve, or does not react
+	}
+	_ = c.say(wordAbort)
+	ctx, cancel := context.WithTimeout(context.Background(), step.AcknowledgeTimeout)
+	defer cancel()
+	ctx, stop := c.watch(ctx)
+	defer stop()
+	for !c.leaves {
+		words, err := c.next(ctx)
+		if err != nil {
+			return false
+		}
+		_ = c.left(ctx, words)
+	}
+	return !c.isHere.Load() || !isClosed(c.process.Exited())
+}
+
+// awaitEnd returns when a child that drains, because its trial was undone, has ended.
+func (c *child) awaitEnd() {
+	ctx, stop := c.watch(context.Background())
+	defer stop()
+	for {
+		if _, err := c.next(ctx); err != nil {
+			break
+		}
+	}
+	c.leave(context.Background())
+	if c.abort() != nil {
+		c.close()
+	}
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort
@@ -473,6 +565,9 @@ func (c *child) commit(ctx context.Context) error {
 	}
 	c.committed = true
 	step.Reached(step.AfterCommit)
+	if c.onTrial { // it has accepted, and must not be killed because of a Stop in this moment
+		ctx = context.WithoutCancel(ctx)
+	}
 
 	ctx, cancel := context.WithTimeoutCause(ctx, step.AcknowledgeTimeout,
 		fmt.Errorf("tableflip: the new process, %d, did not take charge in %v: %w", c.pid, step.AcknowledgeTimeout, os.ErrDeadlineExceeded))
@@ -506,11 +601,11 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 			return fmt.Errorf("tableflip: the new process, %d, was ready, and died or was stopped before it took charge", c.pid)
 		case err != nil:
 			return err
-		case len(words) == 0:
-		case words[0] == wordAcknowledged:
+		case len(words) > 0 && words[0] == wordAcknowledged:
 			return nil
-		case words[0] == wordFailed:
-			return c.failed(ctx, words[1:])
+		}
+		if err := c.left(ctx, words); err != nil {
+			return err
 		}
 	}
 }

@@ -123,14 +123,17 @@
 //	tableflip: here       it has called New; if a wrapper started it, process.pid is now
 //	                      its own
 //	tableflip: ready      it has called Ready
+//	tableflip: on trial   it serves beside this process or, in its own log, beside its
+//	                      parent (Options.Trial)
 //	tableflip: committed  it is in charge; took: how long the upgrade took
 //	tableflip: failed     the upgrade failed; error, cause, took
 //	tableflip: in charge  this process is; process.version and process.revision: those of
 //	                      the program, as far as the go command recorded them
-//	tableflip: draining   this process has been in charge; replaced: true after an
-//	                      upgrade, false after Stop
-//	tableflip: ended      another process has ended: an earlier one, after it has drained
-//	                      (took: for how long), or the one in charge after this process
+//	tableflip: draining   this process has been in charge, or on trial; replaced: true
+//	                      after an upgrade, false after Stop, and if a trial was undone
+//	tableflip: ended      another process has ended: an earlier one, or one whose trial was
+//	                      undone, after it has drained (took: for how long), or the one
+//	                      in charge after this process
 //	tableflip: rehearsed  a rehearsal has succeeded; took
 //
 // Those of a rehearsal also have rehearsal: true. The cause of a failure is one of

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -33,7 +34,7 @@ const (
 	wordReady        = "ready"        // Ready was called
 	wordAcknowledged = "acknowledged" // the child is in charge
 	wordFailed       = "failed"       // REASON: it leaves
-	wordStopping     = "stopping"     // in charge, it was told to stop: its end is no crash
+	wordStopping     = "stopping"     // in charge, it was told to stop: its end is no crash; on trial, it drains
 )
 
 // wordUpstream stands for what a child with the other library says when it is ready.
@@ -49,16 +50,20 @@ const (
 // The parent's words, on the verdict pipe.
 const (
 	wordCommit   = "commit"   // the child is to take charge
+	wordTrial    = "trial"    // the child is to serve beside the parent, which stays in charge
 	wordAbort    = "abort"    // WORD…: it is not, and must leave
 	wordNotified = "notified" // the service manager knows the child
 	wordReload   = "reload"   // the manager asked the parent for a reload after the commit
 	wordUpgrade  = "upgrade"  // so did somebody for an upgrade, which the child is to make
 )
 
+// To a child whose trial it has undone, and that drains, the parent also says wordHurry and
+// wordStopping.
+
 // offers are the words beyond the handover itself that this version knows. A parent
 // offers them in the table, and a child accepts what it knows of them when it says that
 // it is here. Neither says a word that was not accepted.
-var offers = []string{wordReload, wordUpgrade, wordEarlier}
+var offers = []string{wordReload, wordUpgrade, wordEarlier, wordTrial}
 
 // wordEarlier is accepted by a child that watches the earlier generations that its parent
 // passes on, and speaks to them once it is in charge.
@@ -94,6 +99,11 @@ type parent struct {
 	refusal error         // the parent stays in charge
 	orphan  bool          // the parent died before it decided
 
+	trial   chan struct{} // closed once the parent has said wordTrial
+	onTrial atomic.Bool   // Ready has returned because of that
+	hurried chan struct{} // closed if the trial was undone, and the parent needs the place of this process
+	stopped bool          // the parent has undone the trial and was stopped; valid once exited is closed
+
 	isReady   chan struct{} // nil unless the parent uses the other library: closed by sayReady
 	readyOnce sync.Once     // for isReady
 
@@ -102,8 +112,9 @@ type parent struct {
 	changed  chan struct{} // receives when notified was closed, or an earlier generation has ended
 
 	mu        sync.Mutex
-	inCharge  bool  // this process has acknowledged the commit, or is an orphan
-	abandoned error // why it never will be
+	inCharge  bool          // this process has acknowledged the commit, or is an orphan
+	abandoned error         // why it never will be
+	leaves    chan struct{} // closed when it has abandoned
 }
 
 // newParent adopts the ends of the pipes, and says that New was called.
@@ -142,6 +153,9 @@ func adoptPipes(verdict *os.File) *parent {
 			exited:       make(chan struct{}),
 		},
 		decided:  make(chan struct{}),
+		trial:    make(chan struct{}),
+		hurried:  make(chan struct{}),
+		leaves:   make(chan struct{}),
 		aborted:  make(chan struct{}),
 		notified: make(chan struct{}),
 		changed:  make(chan struct{}, 1),
@@ -258,10 +272,15 @@ func (p *parent) hear(words []string) {
 	switch word := words[0]; {
 	case word == wordCommit && !decided:
 		p.commit = true // watch closes decided
+	case word == wordTrial && !decided && !isClosed(p.trial):
+		close(p.trial)
 	case word == wordAbort && !decided:
-		if slices.Contains(words, wordRehearsal) {
+		switch {
+		case slices.Contains(words, wordRehearsal):
 			p.refuse(errRehearsal)
-		} else {
+		case p.onTrial.Load():
+			p.refuse(errUndone)
+		default:
 			p.refuse(errAborted)
 		}
 	case word == wordAbort && p.commit && !isClosed(p.aborted):
@@ -271,6 +290,10 @@ func (p *parent) hear(words []string) {
 			close(p.notified)
 			p.change()
 		}
+	case word == wordHurry && !isClosed(p.hurried):
+		close(p.hurried)
+	case word == wordStopping:
+		p.stopped = true
 	case word == wordReload || word == wordUpgrade:
 		p.asked(word)
 	}
@@ -283,6 +306,8 @@ const wordRehearsal = "rehearsal"
 var errRehearsal = errors.New("tableflip: the parent has only rehearsed an upgrade: exit, and leave alone what is shared")
 
 var errAborted = errors.New("tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared")
+
+var errUndone = errors.New("tableflip: the parent has undone the trial of this process: drain, exit, and leave alone what is shared")
 
 // refuse notes that the parent stays in charge.
 func (p *parent) refuse(why error) {
@@ -311,7 +336,7 @@ func (p *parent) hearEnd(err error) {
 	case !isClosed(p.decided):
 		p.refuse(fmt.Errorf("tableflip: can't read the parent's verdict: %w", err))
 	}
-	if p.refusal == nil {
+	if p.refusal == nil || p.onTrial.Load() {
 		p.end()
 		p.change()
 	} else if p.handle != nil {
@@ -406,8 +431,13 @@ func (p *parent) abandon(why error) (inCharge bool) {
 	if p.inCharge || p.diedUndecided() {
 		return true
 	}
-	if why != nil {
+	switch {
+	case p.abandoned != nil:
+		return false
+	case why != nil:
 		_ = p.say(wordFailed, oneLine(why))
+	case p.onTrial.Load():
+		_ = p.say(wordStopping)
 	}
 	p.abandonLocked(errAbandoned)
 	return false
@@ -418,7 +448,11 @@ func (p *parent) diedUndecided() bool { return isClosed(p.decided) && p.orphan }
 
 func (p *parent) abandonLocked(why error) {
 	p.abandoned = why
+	close(p.leaves)
 	p.leaveElders()
+	if p.onTrial.Load() {
+		return // it drains, and the parent waits for its end
+	}
 	p.hangUp()
 	p.verdict.Close()
 }
@@ -433,6 +467,8 @@ func (p *parent) wait(ctx context.Context) error {
 	for _, event := range events {
 		select {
 		case <-event:
+		case <-p.leaves:
+			return p.abandonment()
 		case <-ctx.Done():
 			return fmt.Errorf("tableflip: wait for the parent: %w", context.Cause(ctx))
 		}

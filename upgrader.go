@@ -23,6 +23,7 @@ import (
 	"example.com/tableflip/internal/queue"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
+	"example.com/tableflip/internal/trial"
 )
 
 // This file owns the states of an Upgrader and the transitions between them.
@@ -128,6 +129,38 @@ type Options struct {
 	// have, see [Upgrader.WaitForParent].
 	MaxDraining int
 
+	// Trial is for how long a new process serves beside this one before it is put in charge.
+	// If zero or negative, it is put in charge as soon as it is ready.
+	//
+	// A trial is for a new version that becomes ready and then fails. It begins when the new
+	// process is ready, whose Ready then returns nil, and both accept from the same sockets.
+	// This process stays in charge: it keeps the PID file, the files of Unix sockets and the
+	// service manager's main PID. Upgrade returns nil once the new process is in charge.
+	//
+	// If the new process ends, or calls Stop or Fail, or the context of UpgradeContext ends,
+	// or Stop is called in this process, the trial is undone. Upgrade returns an error, and
+	// this process goes on. A new process that lives then has its Exit closed, is not
+	// Replaced, and drains, so that nothing is lost. It does not count against MaxDraining.
+	// The next upgrade waits for its end: until the deadline of its context or, without one,
+	// for UpgradeTimeout, and then returns [ErrUpgradeInProgress]. If MaxDraining is positive,
+	// its Hurry channel is closed for that. If it does not react in 10 seconds, it is killed.
+	// If this process dies during a trial, the new one is in charge.
+	//
+	// The new process need not have the option. One with a version of this package, or with
+	// another library, that does not know trials is put in charge at once, and the Logger
+	// receives a warning. A rehearsal has no trial.
+	//
+	// During a trial, methods that add or remove descriptors of this process block. The new
+	// process can't upgrade ([ErrUpgradeInProgress]), and has nothing for itself alone before
+	// WaitForParent returns. What waits in the queues of sockets that the new process has
+	// created itself, SO_REUSEPORT included, is lost if it is undone.
+	//
+	// Do not use a trial if old and new must not answer side by side: because a client's next
+	// request, also on a new connection, may reach the other version; because the new one
+	// changes data (a schema, a cache, files) so that the old one can't use it, which no
+	// undoing brings back; or because only one process may write.
+	Trial time.Duration
+
 	// Logger, if not nil, receives the steps of upgrades, whose messages and attributes
 	// the package documentation lists under "The log", and warnings: inherited
 	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
@@ -146,7 +179,8 @@ type state int
 
 const (
 	starting  state = iota // New has returned, Ready has not
-	accepting              // Ready is taking charge
+	onTrial                // Ready has returned, and the parent is in charge
+	accepting              // this process is taking charge
 	ready                  // in charge
 	upgrading              // in charge, with a child that is starting
 	upgraded               // the child is in charge
@@ -160,6 +194,7 @@ type Upgrader struct {
 
 	upgradeTimeout time.Duration
 	maxDraining    int
+	trial          time.Duration
 	pidFile        pidfile.File
 	command        func(*exec.Cmd)
 	compat         bool
@@ -183,7 +218,8 @@ type Upgrader struct {
 	since     time.Time     // when this generation's State began
 	accepted  chan struct{} // from accepting on: closed at its end
 	attempt   *attempt      // while upgrading
-	successor *Generation   // the child that is starting, or has taken charge, while it lives
+	successor *Generation   // the child that is starting, or has taken charge, or was undone, while it lives
+	undone    *child        // whose trial was undone, and that drains, while it lives
 	child     *child        // once upgraded
 }
 
@@ -196,6 +232,7 @@ type attempt struct {
 	stop     context.CancelCauseFunc
 	began    time.Time
 	unfollow func() bool   // lets go of caller
+	timer    *time.Timer   // ends the attempt unless the child is ready before, or nil
 	returned chan struct{} // closed when Upgrade returns
 	cause    string        // what ended it, as far as that is known
 
@@ -251,6 +288,7 @@ func New(opts Options) (*Upgrader, error) {
 		Fds:            &Fds{registry},
 		upgradeTimeout: timeout,
 		maxDraining:    max(opts.MaxDraining, 0),
+		trial:          opts.Trial,
 		pidFile:        pidfile.New(path),
 		command:        opts.Command,
 		compat:         opts.Compat,
@@ -311,14 +349,15 @@ type Generation struct {
 	PID    int       // 0 if it has none here, because it is in another PID namespace
 	Number int       // counted from the first generation, which is 1
 	Since  time.Time // when State began, or zero if that is not known
-	State  string    // "starting", "in charge" or "draining"
+	State  string    // "starting", "on trial", "in charge" or "draining"
 }
 
 // The states of a Generation.
 const (
 	stateStarting = "starting"  // Ready has not returned
+	stateOnTrial  = "on trial"  // it serves, and its parent is in charge
 	stateInCharge = "in charge" // it may be upgraded
-	stateDraining = "draining"  // it was replaced or stopped
+	stateDraining = "draining"  // it was replaced or stopped, or its trial was undone
 )
 
 // attrs names a generation in the log.
@@ -370,6 +409,8 @@ func (u *Upgrader) earlier() []*elder {
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
 	switch u.state {
+	case onTrial:
+		self.State = stateOnTrial
 	case ready, upgrading:
 		self.State = stateInCharge
 	case upgraded, stopped:
@@ -413,15 +454,25 @@ func (u *Upgrader) Ready() error {
 	}
 
 	if u.parent != nil && !u.parent.isInCharge() {
-		if err := u.askParent(); err != nil {
+		isTried, err := u.askParent()
+		if err != nil {
 			return err
 		}
+		if isTried {
+			return u.beginTrial()
+		}
 	}
+	return u.enterCharge()
+}
+
+// enterCharge leaves the states starting and onTrial, unless it returns an error.
+func (u *Upgrader) enterCharge() error {
 	u.mu.Lock()
 	if isClosed(u.stop) {
 		u.mu.Unlock()
 		return ErrStopped
 	}
+	before := u.state
 	u.state = accepting
 	u.accepted = make(chan struct{})
 	u.mu.Unlock()
@@ -431,7 +482,7 @@ func (u *Upgrader) Ready() error {
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.state = starting
+	u.state = before
 	if err == nil {
 		u.state, u.since = ready, time.Now()
 		if u.parent != nil && u.parent.generation.State == stateInCharge {
@@ -445,31 +496,101 @@ func (u *Upgrader) Ready() error {
 }
 
 // askParent asks to be put in charge, and returns nil once the parent has done so, or
-// has died.
-func (u *Upgrader) askParent() error {
+// has died, or wants a trial.
+func (u *Upgrader) askParent() (isTried bool, err error) {
 	if err := u.parent.abandonment(); err != nil {
-		return err
+		return false, err
 	}
 	if isClosed(u.parent.decided) && u.parent.refusal != nil {
-		return u.parent.refusal
+		return false, u.parent.refusal
 	}
 	if err := u.pidFile.Prepare(); err != nil {
-		return err
+		return false, err
 	}
 	u.parent.sayReady()
 
 	select {
 	case <-u.parent.decided:
+	case <-u.parent.trial:
 	case <-u.stop:
 	}
 	if isClosed(u.stop) {
 		if u.parent.diedUndecided() {
 			u.pidFile.Abandon() // which the parent would do
 		}
-		return ErrStopped
+		return false, ErrStopped
+	}
+	if !isClosed(u.parent.decided) {
+		return true, nil
 	}
 	step.Reached(step.VerdictReceived)
-	return u.parent.refusal
+	return false, u.parent.refusal
+}
+
+// beginTrial enters the state onTrial.
+func (u *Upgrader) beginTrial() error {
+	u.mu.Lock()
+	if isClosed(u.stop) {
+		u.mu.Unlock()
+		return ErrStopped
+	}
+	u.parent.onTrial.Store(true)
+	u.state, u.since = onTrial, time.Now()
+	attrs := u.selfLocked().attrs()
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.OnTrial, attrs...)
+	end := trial.Begin(u.undoTrial)
+	step.Reached(step.OnTrial)
+	go u.endTrial(end)
+	return nil
+}
+
+// endTrial waits for the end of the trial that this process is on, and calls end when it
+// is in charge, or has stopped.
+func (u *Upgrader) endTrial(end func(undone bool)) {
+	defer u.logs.Hold()()
+	select {
+	case <-u.parent.decided:
+		step.Reached(step.VerdictReceived)
+	case <-u.stop:
+	}
+	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
+		end(false)
+		return
+	}
+	u.stopFor(nil) // waits for another that has begun
+	end(true)
+	go u.hurryUndone()
+}
+
+// hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs
+// its place, or has died.
+func (u *Upgrader) hurryUndone() {
+	select {
+	case <-u.parent.hurried:
+	case <-u.parent.exited:
+		if u.parent.stopped {
+			return
+		}
+	}
+	close(u.hurry)
+}
+
+// undoTrial does what stopFor does if this process is on trial, and otherwise nothing, which
+// it reports.
+func (u *Upgrader) undoTrial(why error) bool {
+	defer u.logs.Hold()()
+	u.mu.Lock()
+	undoes := u.state == onTrial && !isClosed(u.stop) && !u.parent.diedUndecided()
+	if undoes {
+		close(u.stop)
+	}
+	u.mu.Unlock()
+	if undoes {
+		u.logFailure(why)
+		u.endStop(why)
+	}
+	return undoes
 }
 
 // takeCharge makes this the process in charge. What it does after the
@@ -479,8 +600,11 @@ func (u *Upgrader) takeCharge() error {
 	asks := u.parent != nil && !u.parent.isInCharge()
 	if asks {
 		prepare := u.pidFile.Commit
-		if u.parent.isUpstream() {
+		switch {
+		case u.parent.isUpstream():
 			prepare = u.prepareUnderUpstream
+		case u.parent.onTrial.Load() && u.parent.diedUndecided():
+			prepare = u.prepareAlone
 		}
 		if err := u.parent.takeCharge(prepare); err != nil {
 			return err
@@ -515,6 +639,15 @@ func (u *Upgrader) prepareUnderUpstream() error {
 		u.notifyMainPID()
 	}
 	return err
+}
+
+// prepareAlone is for an orphan on trial: nobody else serves, and no Ready can return what
+// went wrong.
+func (u *Upgrader) prepareAlone() error {
+	if err := u.pidFile.Commit(); err != nil && u.logger != nil {
+		u.logger.Error("tableflip: the PID file names a process that has died", "error", err)
+	}
+	return nil
 }
 
 // speak tells the manager what it may know once it listens to this process: when the
@@ -729,6 +862,15 @@ func (u *Upgrader) upgrade(ctx context.Context, rehearsal bool) (err error) {
 		return nil
 	}
 
+	if c.undo() {
+		u.restorePIDFile(before)
+		u.mu.Lock()
+		u.undone = c
+		u.successor.State, u.successor.Since = stateDraining, time.Now()
+		u.mu.Unlock()
+		go u.loseUndone(a, c)
+		return err
+	}
 	if abortErr := c.abort(); abortErr != nil {
 		u.mu.Lock()
 		a.undecided = make(chan struct{})
@@ -763,6 +905,8 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
+	case onTrial:
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:
@@ -815,11 +959,52 @@ func (u *Upgrader) awaitPlace(a *attempt) error {
 		defer cancel()
 	}
 	err := u.await(ctx, u.isHeard, "have not told the service manager that this process is in charge")
-	if err != nil || a.rehearsal {
+	if err != nil {
 		return err
 	}
-	u.notifier.Reloading()
+	if !a.rehearsal {
+		u.notifier.Reloading()
+	}
+	if err := u.awaitUndone(ctx); err != nil || a.rehearsal {
+		return err
+	}
 	return u.await(ctx, u.hasPlace, "still drain")
+}
+
+// awaitUndone returns once the child whose trial was undone, if there was one, has ended.
+func (u *Upgrader) awaitUndone(ctx context.Context) error {
+	u.mu.Lock()
+	c := u.undone
+	u.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	if u.maxDraining > 0 {
+		_ = c.say(wordHurry)
+	}
+	step.Reached(step.UndoneAwaited)
+	select {
+	case <-c.ended:
+		return nil
+	case <-ctx.Done():
+	}
+	err, timedOut := timeout(ctx)
+	if timedOut {
+		err = fmt.Errorf("%w: process %d, whose trial was undone, still drains: %w", ErrUpgradeInProgress, c.pid, err)
+	}
+	return err
+}
+
+// loseUndone waits for the end of a child whose trial was undone.
+func (u *Upgrader) loseUndone(a *attempt, c *child) {
+	<-a.returned
+	c.awaitEnd()
+	u.mu.Lock()
+	attrs := append(u.successor.attrs(), took(u.successor.Since))
+	u.undone, u.successor = nil, nil
+	u.mu.Unlock()
+	event.Publish(u.logger, slog.LevelInfo, event.Ended, attrs...)
+	close(c.ended)
 }
 
 // await returns once a condition holds that depends on earlier generations. If there is no
@@ -831,12 +1016,8 @@ func (u *Upgrader) await(ctx context.Context, condition func() bool, they string
 			continue
 		case <-ctx.Done():
 		}
-		err := context.Cause(ctx)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-		case errors.Is(err, context.DeadlineExceeded):
-			err = fmt.Errorf("%w (%w)", os.ErrDeadlineExceeded, err)
-		default:
+		err, timedOut := timeout(ctx)
+		if !timedOut {
 			return err
 		}
 		var pids []int
@@ -846,6 +1027,18 @@ func (u *Upgrader) await(ctx context.Context, condition func() bool, they string
 		return fmt.Errorf("%w: the processes %v %s: %w", ErrParentRunning, pids, they, err)
 	}
 	return nil
+}
+
+// timeout returns the cause of ctx's end, and whether that is the time.
+func timeout(ctx context.Context) (cause error, timedOut bool) {
+	switch err := context.Cause(ctx); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err, true
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w (%w)", os.ErrDeadlineExceeded, err), true
+	default:
+		return err, false
+	}
 }
 
 // hasPlace reports whether no more earlier generations drain than may. If more do, it
@@ -881,10 +1074,10 @@ func (a *attempt) limit(timeout time.Duration) time.Time {
 	if deadline, ok := a.caller.Deadline(); ok {
 		return deadline
 	}
-	timer := time.AfterFunc(timeout, func() {
+	a.timer = time.AfterFunc(timeout, func() {
 		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
-	context.AfterFunc(a.ctx, func() { timer.Stop() })
+	context.AfterFunc(a.ctx, func() { a.timer.Stop() })
 	return time.Now().Add(timeout)
 }
 
@@ -918,16 +1111,48 @@ func (u *Upgrader) rehearse(a *attempt, c *child) error {
 	return err
 }
 
+// tryOut has the child serve beside this process for the time of a trial, if there is one.
+func (u *Upgrader) tryOut(a *attempt, c *child) error {
+	if u.trial <= 0 || a.rehearsal {
+		return nil
+	}
+	if !c.knowsTrials() {
+		if u.logger != nil {
+			u.logger.Warn("tableflip: the new version does not know trials, and is put in charge at once", "pid", c.pid)
+		}
+		return nil
+	}
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+	if err := a.err(); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.successor.State, u.successor.Since = stateOnTrial, time.Now()
+	u.mu.Unlock()
+	u.tell(a, slog.LevelInfo, event.OnTrial)
+	u.notifier.OnTrial(c.pid, u.trial, trialPatience)
+	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
+}
+
+// trialPatience is longer than what follows a trial until the service manager has an answer.
+const trialPatience = time.Minute
+
 // prepareHandOver returns once nothing but the commit is missing.
 func (u *Upgrader) prepareHandOver(a *attempt, c *child) (*systemd.MainPIDUpdate, error) {
-	if err := c.awaitReady(a.ctx); err != nil {
+	err := c.awaitReady(a.ctx)
+	if err == nil {
+		u.tell(a, slog.LevelInfo, event.Ready)
+		err = u.tryOut(a, c)
+	}
+	if err != nil {
 		a.cause = cmp.Or(c.cause, causeChild)
 		if a.err() != nil {
 			err = c.named(err)
 		}
 		return nil, err
 	}
-	u.tell(a, slog.LevelInfo, event.Ready)
 	mainPID, err := u.notifier.PrepareMainPID()
 	if err != nil {
 		return nil, fmt.Errorf("tableflip: prepare to tell the service manager: %w%s", err, process.LimitHint(err))
@@ -1106,7 +1331,9 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 	if u.state == upgrading {
 		u.state = ready
 		u.attempt = nil
-		u.successor = nil
+		if u.undone == nil {
+			u.successor = nil
+		}
 	}
 }
 
@@ -1175,12 +1402,15 @@ func (u *Upgrader) Stop() {
 
 // stopFor stops because of an error, which may be nil.
 func (u *Upgrader) stopFor(why error) {
-	if !u.beginStop() {
-		<-u.ended
-		return
+	if u.beginStop() {
+		u.endStop(why)
 	}
-	defer close(u.ended)
+	<-u.ended
+}
 
+// endStop does what must be done once.
+func (u *Upgrader) endStop(why error) {
+	defer close(u.ended)
 	u.mu.Lock()
 	if u.state == upgraded {
 		u.mu.Unlock()
@@ -1190,12 +1420,21 @@ func (u *Upgrader) stopFor(why error) {
 	// A first generation that was never ready leaves what systemd has stored
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
-	wasReady := u.state != starting
+	wasTried, undone := u.state == onTrial, u.undone
+	wasReady := u.state != starting && !wasTried
 	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
-	if inCharge {
+	if wasTried {
+		u.pidFile.Abandon() // which is not the parent's if that has died, or has another path
+	}
+	if undone != nil {
+		_ = undone.say(wordStopping)
+	}
+	if inCharge || wasTried {
 		u.tellDraining(false)
+	}
+	if inCharge {
 		u.notifier.Stopping()
 		if u.parent != nil {
 			for _, e := range u.earlier() {
@@ -1224,10 +1463,14 @@ func (u *Upgrader) stopFor(why error) {
 func (u *Upgrader) Fail(err error) {
 	defer u.logs.Hold()()
 	err = cmp.Or(err, errors.New("it gave no reason"))
-	if u.logger != nil {
+	u.logFailure(err)
+	u.stopFor(err)
+}
+
+func (u *Upgrader) logFailure(err error) {
+	if err != nil && u.logger != nil {
 		u.logger.Error("tableflip: this process stops because it has failed", "error", err)
 	}
-	u.stopFor(err)
 }
 
 // beginStop returns once neither Ready nor Upgrade are at work, and can be no more. It

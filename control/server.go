@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/trial"
 )
 
 // This file owns the life of the socket: claimed or created before Ready, served while
@@ -123,8 +124,12 @@ func New(upg Upgrader, path string, opts Options) (*Server, error) {
 
 // Serve serves until the Exit of the Upgrader is closed, or Close is called. Call it
 // once, after Ready has returned nil: what a child accepts before is lost if its parent
-// refuses it.
+// refuses it. In a process on trial (Options.Trial of package tableflip), Serve begins when
+// that is in charge, because only the process in charge answers.
 func (s *Server) Serve() {
+	if !s.awaitCharge() {
+		return
+	}
 	if !s.beginServing() {
 		return
 	}
@@ -137,6 +142,16 @@ func (s *Server) Serve() {
 	if err := s.http.Serve(s.ln); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 		s.opts.Logger.Error("control: the control socket is not served any more", "error", err)
 	}
+}
+
+// awaitCharge reports whether this process is in charge, or has been.
+func (s *Server) awaitCharge() bool {
+	select {
+	case <-trial.Ended():
+	case <-s.closing:
+		return false
+	}
+	return !trial.WasUndone()
 }
 
 // beginServing reports whether Close was not called before.

@@ -40,7 +40,7 @@ func TestUnrepeatableStreams(t *testing.T) {
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case *deadline == patience || rand.N(2) == 0:
-			case rand.N(10) > 0:
+			case rand.N(10) > 0: // the work that a request is
 				time.Sleep(rand.N(20 * time.Millisecond))
 			default:
 				time.Sleep(rand.N(max(*deadline-*rtt-30*time.Millisecond, time.Millisecond)))
@@ -102,18 +102,18 @@ func TestUnrepeatableStreams(t *testing.T) {
 				})
 			}
 		}
-		time.Sleep(3 * *rtt)
+		time.Sleep(3 * *rtt) // for clients to have connected
 		begin := time.Now()
 		for range *drains {
 			if *noDrain {
-				time.Sleep(300*time.Millisecond + 3**rtt)
+				time.Sleep(300*time.Millisecond + 3**rtt) // the pace
 				continue
 			}
 			next := start(t, c)
 			result := current.drain(t.Context())
 			current.finished(result)
 			current = next
-			time.Sleep(200*time.Millisecond + 3**rtt)
+			time.Sleep(200*time.Millisecond + 3**rtt) // the pace
 		}
 		stop.Store(true)
 		busy.Wait()

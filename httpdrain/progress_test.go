@@ -45,7 +45,7 @@ func TestProgress(t *testing.T) {
 		s := start(t, c)
 		expect := func(want httpdrain.Progress) {
 			t.Helper()
-			for begin := time.Now(); s.Progress() != want; time.Sleep(time.Millisecond) {
+			for begin := time.Now(); s.Progress() != want; time.Sleep(time.Millisecond) { // a poll
 				if time.Since(begin) > patience {
 					t.Fatalf("%+v, want %+v", s.Progress(), want)
 				}

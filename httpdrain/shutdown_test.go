@@ -297,7 +297,7 @@ func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		t.Skip(err)
+		t.Skip("no Unix sockets on this system: ", err)
 	}
 	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return ln }})
 	nc, err := net.Dial("unix", path)

@@ -134,7 +134,7 @@ func (c *jobChain) upgrade() {
 	next := c.begin("")
 	awaitCharge(c.t, c.directory, next)
 	c.current.Await("told to end")
-	time.Sleep(time.Millisecond) // for a process that does not wait to show itself
+	time.Sleep(time.Millisecond) // in which a process that does not wait shows itself: no correct one fails for it
 	c.current.Order("end")
 	c.current.AwaitEnd()
 	next.Await("working")

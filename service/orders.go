@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -18,7 +19,7 @@ type orders struct {
 	forget  func()            // gives the signals back, and ends both
 }
 
-func hear(upgrades []os.Signal) *orders {
+func hear(upgrades []os.Signal, logger *slog.Logger) *orders {
 	if len(upgrades) == 0 {
 		upgrades = []os.Signal{hangup}
 	}
@@ -36,7 +37,9 @@ func hear(upgrades []os.Signal) *orders {
 			case sig := <-terminate:
 				tellStop(fmt.Errorf("service: stopped by %v", sig))
 			case sig := <-interrupt:
-				interrupts++
+				if interrupts++; interrupts == 1 {
+					go logger.Info("interrupted", "again", "cuts what is in progress") // A log can be stuck.
+				}
 				tellStop(fmt.Errorf("service: stopped by %v", sig))
 			case <-now.Done():
 				return

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"example.com/tableflip/internal/trial"
 )
 
 // This file owns what a server is to a process: how it is opened, serves and ends.
@@ -135,6 +137,10 @@ func Background(run func(context.Context) error) Server {
 		return &front{
 			name: "what runs in the background",
 			serve: func() error {
+				<-trial.Ended()
+				if trial.WasUndone() {
+					return nil
+				}
 				if err := p.upg.WaitForParent(ctx); err != nil {
 					return err
 				}

@@ -124,7 +124,7 @@ func TestShutdownDrains(t *testing.T) {
 				}
 				close(told)
 				<-returns
-				time.Sleep(10 * time.Millisecond) // for Run to have its error
+				time.Sleep(10 * time.Millisecond) // in which a Run that takes it for a failure shows that: no correct one fails for it
 				return want
 			}
 			r := startServers(t, quiet(), service.Stream("tcp", "localhost:0", serve, shutdown))

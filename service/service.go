@@ -20,6 +20,7 @@ import (
 	"example.com/tableflip/control"
 	"example.com/tableflip/httpdrain"
 	"example.com/tableflip/internal/queue"
+	"example.com/tableflip/internal/trial"
 	stub "example.com/tableflip/testing"
 )
 
@@ -52,6 +53,15 @@ type Options struct {
 	// upgrade that is tried again later, nor for a rehearsal.
 	UpgradeFailed func(error)
 
+	// Healthy, if not nil, is asked in a new process while that is on trial, as the Trial of
+	// [tableflip.Options] has it: once it serves, and again a second after each answer. If it
+	// returns an error, the trial is undone. The parent's UpgradeContext then returns the
+	// reason, with which its UpgradeFailed is called, and this process drains, and Run returns
+	// the error. The context ends when the trial does, and after that an answer does not
+	// count. So Healthy may also watch until then, and return nil. It is called neither in a
+	// process in charge nor without a trial.
+	Healthy func(context.Context) error
+
 	// DrainTimeout limits how long the process may take to finish its requests
 	// once it has been replaced or stopped. What is left then is cut. If zero or
 	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
@@ -78,7 +88,7 @@ type Options struct {
 	// Stopping, if not nil, is called when the process in charge is told to stop.
 	// DrainDelay begins when it returns, which should be soon. It is for health checks
 	// that are not HTTP's, such as gRPC's, and for registries of services. It is not
-	// called in a process that was replaced, because the service goes on.
+	// called in a process that was replaced, or is on trial, because the service goes on.
 	Stopping func()
 
 	// IdleGrace is how long a connection of an HTTP server must have been silent before
@@ -153,7 +163,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	p := &process{
 		upg:    upg,
 		opts:   opts,
-		told:   hear(opts.UpgradeSignals),
+		told:   hear(opts.UpgradeSignals, opts.Logger),
 		asked:  queue.Asked(),
 		failed: make(chan struct{}, len(servers)),
 		asks:   make(chan ask),
@@ -161,7 +171,11 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	defer p.upg.Stop()
 	defer p.told.forget()
 	defer p.closeControl() // last, because whoever has asked for an upgrade waits for the answer
-	context.AfterFunc(p.told.stop, opts.Health.fail)
+	context.AfterFunc(p.told.stop, func() {
+		if !trial.IsOn() { // or the parent serves
+			opts.Health.fail()
+		}
+	})
 
 	if err := p.start(servers); err != nil {
 		if p.told.stop.Err() != nil && errors.Is(err, tableflip.ErrStopped) {
@@ -175,6 +189,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Health.succeed()
 
 	p.serve()
+	go p.checkHealth()
 	if p.untilExit() && p.upg.Replaced() {
 		// The signal that came during the upgrade may be about a binary that is newer
 		// than the one that was started.
@@ -182,9 +197,14 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		opts.Logger.Info("upgrade passed on")
 	}
 
+	<-trial.Ended() // now that Exit is closed
+
 	opts.Logger.Info("draining")
 	begin := time.Now()
 	err := p.drain()
+	if unhealthy := p.unhealthy.Load(); unhealthy != nil {
+		err = errors.Join(*unhealthy, err)
+	}
 	opts.Logger.Info("drained", "took", time.Since(begin), "error", err)
 	return err
 }
@@ -198,6 +218,8 @@ type process struct {
 	fronts []*front
 	failed chan struct{} // has an element for each server that has failed
 	asks   chan ask
+
+	unhealthy atomic.Pointer[error] // why the trial of this process was undone
 
 	control  *control.Server // nil if there is none
 	cut      atomic.Int64    // connections, by the drain
@@ -247,6 +269,36 @@ func (p *process) fail(err error) {
 	}
 }
 
+// healthInterval is the time between an answer of Options.Healthy and the next question.
+const healthInterval = time.Second
+
+// checkHealth undoes the trial that this process is on, if it is, when it is not healthy.
+func (p *process) checkHealth() {
+	if p.opts.Healthy == nil || !trial.IsOn() {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		<-trial.Ended()
+		cancel()
+	}()
+	for ctx.Err() == nil {
+		if err := p.opts.Healthy(ctx); err != nil {
+			err = fmt.Errorf("service: not healthy: %w", err)
+			p.unhealthy.Store(&err) // first, because Exit is closed next
+			if !trial.Undo(err) {
+				p.unhealthy.Store(nil)
+			}
+			return
+		}
+		select {
+		case <-time.After(healthInterval):
+		case <-ctx.Done():
+		}
+	}
+}
+
 func (p *process) serve() {
 	if p.control != nil {
 		go p.control.Serve()
@@ -285,14 +337,16 @@ func (p *process) untilExit() (wanted bool) {
 		}
 	}
 	var retry <-chan struct{} // alone if an upgrade is remembered that was too early
-	stop := p.told.stop.Done()
+	stop, untried := p.told.stop.Done(), trial.Ended()
 	for {
 		// After the end it is for the new process.
-		if wanted && !trying && !hasEnded(p.upg) {
+		if wanted && untried == nil && !trying && !hasEnded(p.upg) {
 			wanted, retry = false, nil
 			begin(func() bool { return isTooEarly(p.upgrade(queue.Keeping(p.told.stop))) })
 		}
 		select {
+		case <-untried:
+			untried = nil
 		case <-p.upg.Exit():
 			return wanted || len(p.told.upgrade) > 0 || len(p.asked) > 0
 		case <-p.failed:
@@ -317,7 +371,9 @@ func (p *process) untilExit() (wanted bool) {
 		case <-stop:
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
 			stop = nil
-			go p.delay(delayed)
+			if !trial.Undo(nil) {
+				go p.delay(delayed)
+			}
 		case <-delayed:
 			p.upg.Stop()
 		case <-p.told.now.Done():
@@ -443,9 +499,12 @@ func (p *process) limitDrain(ctx context.Context, cut context.CancelCauseFunc) {
 	}
 
 	stop, hurry := p.told.stop.Done(), p.upg.Hurry()
-	if p.upg.Replaced() {
+	switch {
+	case p.upg.Replaced():
 		cutAfter(timeout, "it was replaced")
-	} else {
+	case trial.WasUndone():
+		cutAfter(timeout, "its trial was undone")
+	default:
 		stop = nil
 		cutAfter(stopTimeout, "it was stopped")
 	}

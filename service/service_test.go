@@ -22,6 +22,7 @@ import (
 	"example.com/tableflip"
 	"example.com/tableflip/internal/load"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
 	"example.com/tableflip/service"
 	stub "example.com/tableflip/testing"
 )
@@ -33,12 +34,21 @@ func init() { proctest.Role("serve", serveRole) }
 // maxDrainingVariable is for Options.MaxDraining of the generations.
 const maxDrainingVariable = "SERVICETEST_MAXDRAINING"
 
+// trialVariable is for Options.Trial of the generations. A file "short" makes it short.
+const trialVariable = "SERVICETEST_TRIAL"
+
 // serveRole is a server whose Arg is the directory of its socket and PID file.
 func serveRole() {
 	proctest.OpenWire()
 	directory := proctest.Arg()
 	maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
-	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid"), MaxDraining: maxDraining})
+	trial, _ := time.ParseDuration(os.Getenv(trialVariable))
+	proctest.When(step.ReadyReceived, func() {
+		if proctest.Exists(filepath.Join(directory, "short")) {
+			step.MaxTrial = time.Millisecond
+		}
+	})
+	upg, err := tableflip.New(tableflip.Options{PIDFile: filepath.Join(directory, "pid"), MaxDraining: maxDraining, Trial: trial})
 	if err == nil {
 		server := &http.Server{
 			Addr: filepath.Join(directory, "socket"),
@@ -60,6 +70,13 @@ func serveRole() {
 			DrainTimeout: 2 * proctest.Patience,
 			WaitHijacked: true,
 			Control:      filepath.Join(directory, "ctl"),
+			Healthy: func(context.Context) error {
+				if proctest.Exists(filepath.Join(directory, "unhealthy")) {
+					return errors.New("out of order")
+				}
+				proctest.Report("healthy")
+				return nil
+			},
 		}, service.HTTP(server))
 	}
 	if err != nil {

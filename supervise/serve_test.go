@@ -46,7 +46,7 @@ func serveRole() {
 	maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
 	upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(dir, "pid"), MaxDraining: maxDraining}))
 	for proctest.Exists(filepath.Join(dir, "hold")) {
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // a poll
 	}
 	opts := service.Options{IdleGrace: proctest.Patience, WaitHijacked: true, DrainTimeout: 2 * proctest.Patience}
 	err := service.Run(upg, opts, service.HTTP(&http.Server{

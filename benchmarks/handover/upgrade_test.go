@@ -24,7 +24,7 @@ func BenchmarkUpgrade(b *testing.B) {
 			} else if n > most {
 				// The testing package shows this only to those who ask, by -v.
 				fmt.Fprintf(os.Stderr, "%s: skipped: a process needs %d descriptors; see ulimit -n\n", b.Name(), DescriptorsFor(n))
-				b.SkipNow()
+				b.SkipNow() // as it says above
 			}
 			chains := make([]*Chain, len(Contenders))
 			for i, c := range Contenders {

@@ -60,7 +60,7 @@ type demo struct {
 func startDemo(t *testing.T, args ...string) *demo {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip(err)
+		t.Skip("the demo builds programs: ", err)
 	}
 	d := &demo{t: t, folder: t.TempDir()}
 	d.cmd = exec.Command(os.Args[0], args...)

@@ -25,7 +25,7 @@ const patience = 30 * time.Second
 
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); !done(); time.Sleep(10 * time.Millisecond) { // a poll
 		if time.Now().After(end) {
 			t.Fatalf("waited too long until %s", what)
 		}

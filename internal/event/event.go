@@ -17,6 +17,7 @@ const (
 	Started   = "started"
 	Here      = "here"
 	Ready     = "ready"
+	OnTrial   = "on trial"
 	Committed = "committed"
 	Failed    = "failed"
 	Refused   = "refused"
@@ -34,7 +35,7 @@ type Event struct {
 	Attrs []slog.Attr // not to be changed: all subscribers share them
 }
 
-// backlog is how many events a subscriber may be behind. An upgrade has five.
+// backlog is how many events a subscriber may be behind. An upgrade has six.
 const backlog = 64
 
 var (

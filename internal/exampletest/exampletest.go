@@ -207,7 +207,7 @@ func (s *Service) Signal(pid int, signal syscall.Signal) {
 // unless the platform keeps it from us.
 func (s *Service) AwaitEnd(pid, status int) {
 	s.t.Helper()
-	got, known := s.awaitEnd(pid, nil)
+	got, known := s.awaitEnd(pid)
 	if known && (!got.Exited() || got.ExitStatus() != status) {
 		s.t.Errorf("process %d ended with wait status %#x, want exit status %d", pid, int(got), status)
 	}
@@ -216,36 +216,16 @@ func (s *Service) AwaitEnd(pid, status int) {
 // AwaitKilled waits until a process of the service has ended by this signal.
 func (s *Service) AwaitKilled(pid int, signal syscall.Signal) {
 	s.t.Helper()
-	got, known := s.awaitEnd(pid, nil)
+	got, known := s.awaitEnd(pid)
 	if known && (!got.Signaled() || got.Signal() != signal) {
 		s.t.Errorf("process %d ended with wait status %#x, want %v", pid, int(got), signal)
 	}
 }
 
-// Interrupt waits until a process that drains, and would not end by itself, has cut what
-// was left and ended with status 1, by a SIGINT that is not the first. Before that it
-// gets SIGTERMs, which must not end it.
-func (s *Service) Interrupt(pid int) {
-	s.t.Helper()
-	for range 3 {
-		s.Signal(pid, syscall.SIGTERM)
-	}
-	// Again and again: the kernel makes one of two that it has not delivered yet.
-	got, known := s.awaitEnd(pid, func() { syscall.Kill(pid, syscall.SIGINT) })
-	if known && (!got.Exited() || got.ExitStatus() != 1) {
-		s.t.Errorf("process %d ended with wait status %#x, want exit status 1", pid, int(got))
-	}
-	s.Await(pid, "exiting")
-}
-
-// awaitEnd calls meanwhile, if it is not nil, again and again.
-func (s *Service) awaitEnd(pid int, meanwhile func()) (status syscall.WaitStatus, known bool) {
+func (s *Service) awaitEnd(pid int) (status syscall.WaitStatus, known bool) {
 	s.t.Helper()
 	proctest.AwaitThat(s.t, fmt.Sprintf("process %d has ended", pid), func() (ended bool) {
 		status, known, ended = proctest.Ended(pid)
-		if !ended && meanwhile != nil {
-			meanwhile()
-		}
 		return ended
 	})
 	s.ended[pid] = true
@@ -256,6 +236,21 @@ func (s *Service) awaitEnd(pid int, meanwhile func()) (status syscall.WaitStatus
 		}
 	}
 	return status, known
+}
+
+// Interrupt waits until a process that drains, and would not end by itself, has cut what
+// was left and ended with status 1, by the second SIGINT. Before that it gets SIGTERMs,
+// which must not end it.
+func (s *Service) Interrupt(pid int) {
+	s.t.Helper()
+	for range 3 {
+		s.Signal(pid, syscall.SIGTERM)
+	}
+	s.Signal(pid, syscall.SIGINT)
+	s.Await(pid, "interrupted") // The kernel makes one of two that it has not delivered yet.
+	s.Signal(pid, syscall.SIGINT)
+	s.AwaitEnd(pid, 1)
+	s.Await(pid, "exiting")
 }
 
 // A record is a line of the log.

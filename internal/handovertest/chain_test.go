@@ -5,6 +5,7 @@ package handovertest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -24,6 +25,7 @@ import (
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/trial"
 )
 
 // A chain is a service whose processes, its generations, all play the role
@@ -35,8 +37,11 @@ const (
 	dirVariable     = "HANDOVERTEST_DIR"     // directory of the PID file and the Unix socket
 	mishapVariable  = "HANDOVERTEST_MISHAP"  // a name in mishaps, for one generation
 	timeoutVariable = "HANDOVERTEST_TIMEOUT" // UpgradeTimeout, for one generation
+	trialVariable   = "HANDOVERTEST_TRIAL"   // Trial, for one generation
 	linkVariable    = "HANDOVERTEST_LINK"    // where the first generation dials a connection to pass on
 
+	// For all generations.
+	maxDrainingVariable = "HANDOVERTEST_MAXDRAINING"
 	// For one generation, how long it waits for a child's acknowledgement.
 	acknowledgeVariable = "HANDOVERTEST_ACKNOWLEDGE"
 	// For one generation, which user its children belong to.
@@ -74,6 +79,8 @@ func init() {
 
 		g := &generation{wire: w}
 		timeout, _ := time.ParseDuration(proctest.Take(timeoutVariable))
+		trialTime, _ := time.ParseDuration(proctest.Take(trialVariable))
+		maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
 		if text := proctest.Take(acknowledgeVariable); text != "" {
 			step.AcknowledgeTimeout = proctest.Must(time.ParseDuration(text))
 		}
@@ -91,6 +98,8 @@ func init() {
 		g.upg = proctest.Must(tableflip.New(tableflip.Options{
 			PIDFile:        pidFile,
 			UpgradeTimeout: timeout,
+			Trial:          trialTime,
+			MaxDraining:    maxDraining,
 			Command: func(cmd *exec.Cmd) {
 				cmd.Env = append(cmd.Env, g.childEnv.Load().([]string)...)
 				if childUser != "" {
@@ -115,8 +124,12 @@ func init() {
 		}
 		step.Reached(readyReturns)
 		g.serve()
-		proctest.Must(0, g.upg.WaitForParent(context.Background()))
-		step.Reached(alone)
+		if trial.IsOn() {
+			go g.waitOnTrial()
+		} else {
+			proctest.Must(0, g.upg.WaitForParent(context.Background()))
+			step.Reached(alone)
+		}
 		g.obeyUntilExit()
 	})
 }
@@ -132,6 +145,14 @@ type generation struct {
 	udp       net.PacketConn
 	link      net.Conn // to the test, if it asked for that
 	serving   sync.WaitGroup
+}
+
+func (g *generation) waitOnTrial() {
+	if err := g.upg.WaitForParent(context.Background()); err != nil {
+		g.wire.ReportError("never alone", err)
+		return
+	}
+	step.Reached(alone)
 }
 
 func (g *generation) claim(dir string) {
@@ -203,13 +224,16 @@ func answerPackets(conn net.PacketConn) {
 // obeyUntilExit returns when Exit is closed, and all that has been received is answered.
 func (g *generation) obeyUntilExit() {
 	var obeying sync.WaitGroup
-	for {
+	var answered <-chan bool
+	for exit := g.upg.Exit(); ; {
 		select {
-		case <-g.upg.Exit():
+		case <-exit:
+			exit = nil
 			g.tcp.Close()
 			g.unix.Close()
 			g.udp.SetReadDeadline(time.Unix(1, 0))
-			g.serving.Wait()
+			answered = proctest.Waited(&g.serving)
+		case <-answered:
 			obeying.Wait()
 			return
 		case o := <-g.wire.Orders():
@@ -228,10 +252,17 @@ func (g *generation) obey(o proctest.Order) {
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
 	case "cancel":
 		g.cancel.Load().(context.CancelFunc)()
+		g.wire.Report("cancelled")
 	case "upgrade patiently": // whatever the timeouts are
-		step.AcknowledgeTimeout = proctest.Patience
+		step.AcknowledgeTimeout, step.MaxTrial = proctest.Patience, time.Millisecond
 		g.childEnv.Store(o.Arguments)
 		ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
+		defer cancel()
+		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
+	case "upgrade until": // a deadline
+		timeout := proctest.Must(time.ParseDuration(o.Arguments[0]))
+		g.childEnv.Store(o.Arguments[1:])
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
 	case "rehearse":
@@ -241,8 +272,29 @@ func (g *generation) obey(o proctest.Order) {
 		g.cancel.Store(cancel)
 		g.wire.ReportError("rehearsed", g.upg.Rehearse(ctx))
 	case "stop":
+		g.wire.Report("stopping")
 		g.upg.Stop()
 		g.wire.Report("stopped")
+	case "fail":
+		g.upg.Fail(errors.New("no disk"))
+		g.wire.Report("failed")
+	case "exit":
+		os.Exit(7)
+	case "look":
+		text := lineage(g.upg)
+		for _, is := range []struct {
+			name string
+			is   bool
+		}{
+			{"exit", proctest.IsClosed(g.upg.Exit())},
+			{"replaced", g.upg.Replaced()},
+			{"hurry", proctest.IsClosed(g.upg.Hurry())},
+		} {
+			if is.is {
+				text += ", " + is.name
+			}
+		}
+		g.wire.Report("look", text)
 	}
 }
 

@@ -202,7 +202,7 @@ func TestLatency(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		content, _ := io.ReadAll(r.Body)
 		w.(http.Flusher).Flush()
-		time.Sleep(hold)
+		time.Sleep(hold) // what is measured
 		w.Write(content)
 	}))
 	defer server.Close()
@@ -243,7 +243,7 @@ func TestSlownessIsNotOmitted(t *testing.T) {
 			New: func() Exchanger {
 				return func(_ context.Context, w *Worker, began time.Time) {
 					if n++; n == 5 {
-						time.Sleep(stall)
+						time.Sleep(stall) // in the bubble's time
 					}
 					w.Record(Exchange{Began: began, Latency: time.Since(began)})
 				}
@@ -278,7 +278,7 @@ func TestExchangesAreFinished(t *testing.T) {
 				mu.Lock()
 				begun++
 				mu.Unlock()
-				time.Sleep(time.Second)
+				time.Sleep(time.Second) // in the bubble's time
 				w.Record(Exchange{Began: began})
 			}
 		}}}, 1, x.record)
@@ -286,7 +286,7 @@ func TestExchangesAreFinished(t *testing.T) {
 		if n := x.count(); n != 3 {
 			t.Errorf("%d exchanges, want the first of each of 3 workers", n)
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // in the bubble's time
 		cancel()
 		l.Wait()
 		if len(x.all) != begun || begun < 6 {
@@ -344,7 +344,7 @@ func TestIdleOfSpareConnection(t *testing.T) {
 	all.Wait()
 	began := time.Now()
 	hold(1)
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // what is measured
 	release <- true
 	all.Wait()
 	busy := time.Since(began)

@@ -172,7 +172,7 @@ func TestHint(t *testing.T) {
 func needsRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("not root")
+		t.Skip("only root can mount, chroot and become another user")
 	}
 }
 
@@ -193,7 +193,7 @@ func moveToNoexec(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", unix.MS_NOEXEC, "size=1m"); err != nil {
-		t.Skip("can't mount:", err)
+		t.Skip("root may not mount here, as in most containers:", err)
 	}
 	t.Cleanup(func() { proctest.OK(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	cmd.Path = filepath.Join(dir, "program")

@@ -25,13 +25,13 @@ type listenAddr struct {
 type addrKey struct {
 	network string // tcp, udp, unix, unixgram or unixpacket
 	port    uint16
-	host    netip.Addr // 0.0.0.0 for all addresses, 127.0.0.1 for the host's own
+	host    netip.Addr // 0.0.0.0 for all addresses, 127.0.0.1 for those of "localhost"
 	path    string     // canonical
 }
 
 var (
-	anyHost  = netip.IPv4Unspecified()
-	thisHost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	anyHost   = netip.IPv4Unspecified()
+	localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 )
 
 // parseListenAddr returns the address that a listener or packet conn of this name is to be
@@ -60,7 +60,7 @@ func parseListenAddr(n nametable.Name) (want listenAddr, ok bool) {
 	case "", "*":
 		want.wildcard, want.host = true, anyHost
 	case "localhost":
-		want.host = thisHost
+		want.host = localhost
 	default:
 		ip, _ := netip.ParseAddr(host) // invalid for a name
 		want.ip = withNamedZone(ip.Unmap())
@@ -91,11 +91,11 @@ func withNamedZone(ip netip.Addr) netip.Addr {
 }
 
 func hostKey(ip netip.Addr) netip.Addr {
-	switch {
-	case ip.IsUnspecified():
+	switch ip {
+	case netip.IPv6Unspecified():
 		return anyHost
-	case ip.IsLoopback():
-		return thisHost
+	case netip.IPv6Loopback():
+		return localhost
 	}
 	return ip
 }

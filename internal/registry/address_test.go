@@ -116,6 +116,7 @@ func TestOtherAddresses(t *testing.T) {
 		{address{"tcp6", "[::]:PORT"}, address{"tcp4", ":PORT"}},
 		{address{"udp4", "127.0.0.1:PORT"}, address{"udp6", "localhost:PORT"}},
 		{address{"tcp", "127.0.0.2:PORT"}, address{"tcp", "127.0.0.1:PORT"}},
+		{address{"tcp", "127.0.0.2:PORT"}, address{"tcp", "localhost:PORT"}},
 		{address{"tcp", "[::1]:PORT"}, address{"tcp4", "localhost:PORT"}},
 		{address{"tcp", "127.0.0.1:PORT"}, address{"tcp", ""}},
 		{address{"tcp", "127.0.0.1:PORT"}, address{"systemd", ""}},

@@ -4,6 +4,7 @@ package step
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,19 @@ var (
 	Acknowledged    = Step{"acknowledged"}
 )
 
-// All are the steps of a handover.
+// The steps of a trial: the parent's, of which the first two come before BeforeCommit, and
+// the child's, which comes before VerdictReceived.
+var (
+	TrialBegun    = Step{"trial begun"}
+	TrialOver     = Step{"trial over"}
+	UndoneAwaited = Step{"undone awaited"} // by the next upgrade
+	OnTrial       = Step{"on trial"}
+)
+
+// Trial are the steps of a trial.
+var Trial = []Step{TrialBegun, TrialOver, UndoneAwaited, OnTrial}
+
+// All are the steps of a handover without a trial.
 var All = []Step{
 	ChildStarted, ReadyReceived, BeforeCommit, AfterCommit, AcknowledgementReceived, ManagerNotified,
 	HereSaid, PIDFilePrepared, ReadySaid, VerdictReceived, PIDFileWritten, Acknowledged,
@@ -42,6 +55,9 @@ var All = []Step{
 // AcknowledgeTimeout is how long a child may take to acknowledge a commit, which it
 // does at once unless it is suspended. Tests make it shorter.
 var AcknowledgeTimeout = 10 * time.Second
+
+// MaxTrial bounds Options.Trial. Tests make it shorter.
+var MaxTrial time.Duration = math.MaxInt64
 
 func (s Step) String() string { return s.name }
 
@@ -62,7 +78,7 @@ func New(name string) Step {
 // Parse returns the step of this name, for a test's process that finds the name in its
 // environment.
 func Parse(name string) (Step, error) {
-	for _, s := range slices.Concat(All, added) {
+	for _, s := range slices.Concat(All, Trial, added) {
 		if s.name == name {
 			return s, nil
 		}

@@ -72,6 +72,13 @@ func (n *Notifier) Reloading() {
 	n.notify(fields...)
 }
 
+// OnTrial tells the manager that a new process is on trial, after which the answer to the
+// reload takes no longer than patience.
+func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (trial+patience).Microseconds()),
+		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
+}
+
 // ReloadFailed tells the manager that an upgrade has left this process in charge.
 func (n *Notifier) ReloadFailed(err error) {
 	if n != nil {

@@ -38,7 +38,7 @@ const longerThanHurry = 1500 * time.Millisecond
 // expectStays fails the test if a process ends within this time.
 func (s *service) expectStays(pid int, while time.Duration) {
 	s.t.Helper()
-	for end := time.Now().Add(while); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(while); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { // a poll
 		if !isRunning(pid) {
 			s.t.Errorf("process %d has ended", pid)
 			return
@@ -56,7 +56,7 @@ func isRunning(pid int) bool {
 func leaveToLong(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("left to .ci/run long")
+		t.Skip("takes minutes: left to .ci/run long")
 	}
 }
 

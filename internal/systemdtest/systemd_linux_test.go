@@ -178,7 +178,7 @@ func (s *service) reloadDeaf() {
 	proctest.Kill(s.t, managerPID, syscall.SIGSTOP)
 	proctest.Kill(s.t, old, syscall.SIGHUP)
 	proctest.AwaitThat(s.t, "two processes run", func() bool { return len(processes()) == 2 })
-	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { // a poll
 		if proctest.IsZombie(old) { // it is systemd that reaps
 			s.t.Error("the old process has ended")
 			break

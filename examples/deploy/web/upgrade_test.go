@@ -56,7 +56,7 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		// this one drains.
 		until(t, "the process is replaced", func() bool {
 			syscall.Kill(old, syscall.SIGHUP)
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(50 * time.Millisecond) // a poll
 			return c.pid() != old
 		})
 	}
@@ -145,7 +145,7 @@ func exchange(client *http.Client, body string) error {
 
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) { // a poll
 		if time.Now().After(end) {
 			t.Fatalf("waited too long until %s", what)
 		}

@@ -29,7 +29,7 @@ type server struct {
 }
 
 func (s *server) UnaryCall(_ context.Context, r *pb.SimpleRequest) (*pb.SimpleResponse, error) {
-	time.Sleep(s.delay())
+	time.Sleep(s.delay()) // in a bubble's time, as in all of this file
 	return &pb.SimpleResponse{Payload: r.Payload}, nil
 }
 
