@@ -60,12 +60,18 @@ const (
 var rows = []row{
 	{under: shell, title: "tableflip 1.2.3", program: "tableflip"},
 	{under: shell, title: "this, no trial", program: "ours"},
+	{under: shell, title: "this, with a trial", program: "ours", args: onTrial},
 	{under: superior, title: "this, no trial", program: "ours"},
+	{under: superior, title: "this, with a trial", program: "ours", args: onTrial},
 	{under: systemd, title: "net/http, `systemctl restart`", program: "nethttp", unit: "Type=exec\n", deploy: "restart"},
 	{under: systemd, title: "the same, with a socket unit", program: "nethttp", unit: "Type=exec\n", socket: "ListenStream=" + machineAddr + "\n", deploy: "restart"},
 	{under: systemd, title: "tableflip 1.2.3", program: "tableflip", args: []string{"-pid-file", "/run/server.pid"}, unit: pidFileUnit, deploy: "reload"},
 	{under: systemd, title: "this, no trial", program: "ours", unit: notifyUnit, deploy: "reload"},
+	{under: systemd, title: "this, with a trial", program: "ours", args: onTrial, unit: notifyUnit, deploy: "reload"},
 }
+
+// onTrial is longer than crashAfter.
+var onTrial = []string{"-trial", "3s"}
 
 func main() {
 	if content := os.Getenv(taskVariable); content != "" {

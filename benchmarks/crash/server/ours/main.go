@@ -11,8 +11,9 @@ import (
 )
 
 func main() {
+	trial := flag.Duration("trial", 0, "how long a new process serves beside the old one before it is in charge")
 	flag.Parse()
-	upg, err := tableflip.New(tableflip.Options{PIDFile: *server.PIDFile})
+	upg, err := tableflip.New(tableflip.Options{PIDFile: *server.PIDFile, Trial: *trial})
 	if err != nil {
 		log.Fatal(err)
 	}
