@@ -28,13 +28,13 @@ var turns = []string{cloudflare, tableflip, tableflip, cloudflare, tableflip}
 type config struct {
 	library                      string
 	seed                         uint64
-	upgrades, faults             int
+	upgrades, faultCount         int
 	duration, interleave         time.Duration
 	clients                      int
 	kinds                        string
 	pace                         time.Duration
 	grace, drain, upgradeTimeout time.Duration
-	acknowledgeTimeout           time.Duration
+	acknowledgeTimeout, trial    time.Duration
 	early                        bool
 	inARow                       int
 	only                         string // these faults
@@ -153,7 +153,7 @@ func (b *bed) arguments(ctx context.Context) ([]string, error) {
 		"-cert", b.path(load.CertFile), "-key", b.path(load.KeyFile),
 		"-pid-file", b.pidFile(), "-fault-file", b.path("fault"),
 		"-upgrade-timeout", b.upgradeTimeout.String(), "-acknowledge-timeout", b.acknowledgeTimeout.String(),
-		"-grace", b.grace.String(), "-drain", b.drain.String(),
+		"-trial", b.trial.String(), "-grace", b.grace.String(), "-drain", b.drain.String(),
 	}
 	if b.library == service {
 		args = append(args, "-service")
@@ -205,7 +205,7 @@ func (b *bed) work(ctx context.Context) {
 // phaseAt returns the phase at a time since the beginning, and when it ends.
 func (b *bed) phaseAt(t time.Duration) (p phase, end time.Duration) {
 	if b.interleave == 0 {
-		if b.upgrades+b.faults == 0 {
+		if b.upgrades+b.faultCount == 0 {
 			return control, b.duration
 		}
 		return upgraded, b.duration

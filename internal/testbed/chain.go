@@ -41,7 +41,7 @@ type chain struct {
 	changed   chan struct{} // closed, and replaced, when what follows changes
 	processes map[int]*process
 	inCharge  int          // PID, or 0
-	served    map[int]bool // versions that were ever in charge
+	served    map[int]bool // versions that were ever in charge, or on trial
 	injected  wire.Event   // the last fault that a process reported
 }
 
@@ -138,6 +138,8 @@ func (c *chain) listen(events *os.File) {
 		switch e.Step {
 		case wire.Injecting:
 			c.injected = e
+		case wire.OnTrial:
+			c.served[e.Version] = true
 		case wire.Ready:
 			c.served[e.Version] = true
 			if p.lives() {
@@ -178,6 +180,7 @@ func (c *chain) process(pid int) *process {
 	if p == nil {
 		p = &process{steps: make(map[string]string)}
 		p.entry, _ = proc.Find(pid)
+		p.entry.PID = pid // also if it is gone
 		c.processes[pid] = p
 	}
 	return p

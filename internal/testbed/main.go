@@ -6,6 +6,7 @@
 //	go run . -upgrades 50 -faults 20 -duration 3m
 //	go run . -library both -upgrades 25 -duration 90s
 //	go run . -library mixed -upgrades 20 -duration 90s
+//	go run . -trial 2s -acknowledge-timeout 500ms -only trial -upgrades 5 -faults 40
 //	go run . -upgrades 0 -duration 10s
 //	go run . -upgrades 20 -interleave 10s -duration 2m
 //	go run . -in-a-row 10000 -duration 1h -grace 1ms
@@ -42,6 +43,11 @@
 // acknowledgement may take. If the new process dies right after it has acknowledged, that
 // is a crash in charge: the test-bed starts the service again, as a service manager would.
 //
+// With -trial, old and new serve side by side before the new one is in charge. Then a new
+// process also fails, is stopped or killed meanwhile, or the upgrade is cancelled. The old one
+// serves on, and a new one that lives drains, loses nothing, and exits. What a process that
+// was killed on trial had begun is lost in a crash.
+//
 // In a mixed chain (-library mixed), versions of tableflip and of cloudflare/tableflip take
 // turns. Nothing is promised after an upgrade in which the latter drains, and nothing of the
 // descriptors and files that are left.
@@ -68,7 +74,7 @@ func realMain() int {
 	flag.StringVar(&cfg.library, "library", tableflip, "`what` the server uses: tableflip, service, cloudflare, both or mixed")
 	flag.Uint64Var(&cfg.seed, "seed", 0, "seed of all that is random; 0 takes a new one")
 	flag.IntVar(&cfg.upgrades, "upgrades", 10, "`number` of upgrades without a fault; 0, without faults, is a control run")
-	flag.IntVar(&cfg.faults, "faults", 0, fmt.Sprintf("`number` of upgrades with a fault, of which there are %d", len(faults(tableflip))))
+	flag.IntVar(&cfg.faultCount, "faults", 0, fmt.Sprintf("`number` of upgrades with a fault, of which there are %d", len((&config{library: tableflip}).faults())))
 	flag.DurationVar(&cfg.duration, "duration", 25*time.Second, "least length of the run, over which the upgrades are spread")
 	flag.DurationVar(&cfg.interleave, "interleave", 0, "length of phases without and with upgrades, which take turns; 0 is without")
 	flag.IntVar(&cfg.clients, "clients", 1, "`number` of clients of each kind")
@@ -78,6 +84,7 @@ func realMain() int {
 	flag.DurationVar(&cfg.drain, "drain", 20*time.Second, "drain deadline")
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", 4*time.Second, "how long a new process may take")
 	flag.DurationVar(&cfg.acknowledgeTimeout, "acknowledge-timeout", time.Second, "how long a new process may take to acknowledge that it is in charge; less than half of -upgrade-timeout")
+	flag.DurationVar(&cfg.trial, "trial", 0, "how long old and new serve side by side; more than two and a half -acknowledge-timeout")
 	flag.IntVar(&cfg.inARow, "in-a-row", 0, "`number` of upgrades without clients and pauses, every other one with a kill at random, for -duration at most")
 	flag.StringVar(&cfg.only, "only", "", "`text` that is in the name of all faults")
 	flag.BoolVar(&cfg.early, "early", false, "with tableflip, too, accept before Ready, so that a fault after that may lose connections")
@@ -85,6 +92,10 @@ func realMain() int {
 	flag.Parse()
 	if cfg.acknowledgeTimeout > cfg.upgradeTimeout/2 {
 		fmt.Fprintln(os.Stderr, "testbed: -acknowledge-timeout is more than half of -upgrade-timeout")
+		return 2
+	}
+	if cfg.trial != 0 && cfg.trial < cfg.acknowledgeTimeout*5/2 {
+		fmt.Fprintln(os.Stderr, "testbed: -trial is less than two and a half -acknowledge-timeout")
 		return 2
 	}
 	libraries := []string{cfg.library}
@@ -130,7 +141,7 @@ func runOnce(ctx context.Context, cfg config, keep bool) (bad int, err error) {
 	if cfg.inARow > 0 {
 		fmt.Printf("%s, seed %d: %d upgrades in a row, for at most %v\n", cfg.library, cfg.seed, cfg.inARow, cfg.duration)
 	} else {
-		fmt.Printf("%s, seed %d: %d upgrades and %d faults in at least %v\n", cfg.library, cfg.seed, cfg.upgrades, cfg.faults, cfg.duration)
+		fmt.Printf("%s, seed %d: %d upgrades and %d faults in at least %v\n", cfg.library, cfg.seed, cfg.upgrades, cfg.faultCount, cfg.duration)
 	}
 	b, err := run(ctx, cfg, dir)
 	if b != nil && b.took > 0 {

@@ -25,6 +25,8 @@ type fault struct {
 	injected    wire.Fault    // what one of the processes does at a step
 	environment string        // or what happens around them
 	isLong      bool          // of a suspension: longer than a commit may stay unacknowledged
+	hasTrial    bool          // the upgrade
+	isCancelled bool          // the upgrade, on trial, before the step
 	delay       time.Duration // until the test-bed does something
 	length      time.Duration // of what it does
 }
@@ -44,13 +46,39 @@ const (
 	impatience       = "three signals" // to upgrade, instead of one
 )
 
+// What can happen at some moment of a trial.
+const (
+	cancelledOnTrial    = "cancelled on trial"
+	childStopsOnTrial   = "child stopped on trial" // by SIGTERM
+	childFailsOnTrial   = "child fails on trial"
+	childKilledOnTrial  = "child killed on trial"
+	parentKilledOnTrial = "parent killed on trial"
+)
+
+var trialEnvironments = []string{cancelledOnTrial, childStopsOnTrial, childFailsOnTrial, childKilledOnTrial, parentKilledOnTrial}
+
+// cancels reports whether the test-bed cancels the upgrade during the trial.
+func (f fault) cancels() bool {
+	return f.environment == cancelledOnTrial || f.isCancelled
+}
+
+// leavesDraining reports whether the new process lives when its trial is undone.
+func (f fault) leavesDraining() bool {
+	switch f.environment {
+	case cancelledOnTrial, childStopsOnTrial, childFailsOnTrial:
+		return true
+	}
+	isChildKilled := f.injected.Victim == wire.Child && (f.isLong || f.injected.Action != wire.Suspend)
+	return f.isCancelled && !isChildKilled && !f.endsParent()
+}
+
 func (f fault) none() bool { return f.injected == wire.Fault{} && f.environment == "" }
 
 // endsParent reports whether the old process is killed before it can say how the upgrade
 // went.
 func (f fault) endsParent() bool {
 	ends := f.injected.Action == wire.Kill || f.injected.Action == wire.Hang
-	return f.environment == parentKilled || f.injected.Victim == wire.Parent && ends
+	return f.environment == parentKilled || f.environment == parentKilledOnTrial || f.injected.Victim == wire.Parent && ends
 }
 
 func (f fault) String() string {
@@ -59,49 +87,76 @@ func (f fault) String() string {
 		return "none"
 	case f.environment != "":
 		return f.environment
-	case f.isLong:
-		return "long " + f.injected.String()
 	}
-	return f.injected.String()
+	text := f.injected.String()
+	if f.isLong {
+		text = "long " + text
+	}
+	if f.isCancelled {
+		text += ", " + cancelledOnTrial
+	}
+	return text
 }
 
-// faults returns all the faults that there are for a library.
-func faults(library string) []fault {
+// faults returns all the faults that there are.
+func (cfg *config) faults() []fault {
 	var list []fault
 	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
 	if os.Geteuid() == 0 { // it takes a mount
 		environments = append(environments, diskFull)
+	}
+	if cfg.trial > 0 {
+		environments = append(environments, trialEnvironments...)
 	}
 	for _, environment := range environments {
 		list = append(list, fault{environment: environment})
 	}
 
 	steps := slices.Clone(wire.ProgramSteps)
-	if library != cloudflare {
+	if cfg.library != cloudflare {
 		for _, s := range step.All {
 			steps = append(steps, s.String())
 		}
 	}
-	for _, at := range steps {
-		for _, victim := range []string{wire.Child, wire.Parent} {
-			for _, action := range []string{wire.Kill, wire.Hang, wire.Suspend} {
-				list = append(list, fault{injected: wire.Fault{Action: action, Victim: victim, Step: at}})
-			}
-			list = append(list, fault{injected: wire.Fault{Action: wire.Suspend, Victim: victim, Step: at}, isLong: true})
+	crashing := wire.ProgramSteps
+	if cfg.trial > 0 {
+		steps = append(steps, step.TrialBegun.String(), step.TrialOver.String(), step.OnTrial.String())
+		crashing = append(slices.Clone(crashing), step.OnTrial.String())
+		for _, f := range faultsAt(step.VerdictReceived.String()) {
+			f.isCancelled = true
+			list = append(list, f)
 		}
 	}
-	for _, at := range wire.ProgramSteps {
+	for _, at := range steps {
+		list = append(list, faultsAt(at)...)
+	}
+	for _, at := range crashing {
 		for _, action := range []string{wire.Crash, wire.ExitZero} {
 			list = append(list, fault{injected: wire.Fault{Action: action, Victim: wire.Child, Step: at}})
 		}
+	}
+	for i := range list {
+		list[i].hasTrial = cfg.trial > 0
+	}
+	return list
+}
+
+// faultsAt returns what can happen at a step of an upgrade.
+func faultsAt(step string) (list []fault) {
+	for _, victim := range []string{wire.Child, wire.Parent} {
+		for _, action := range []string{wire.Kill, wire.Hang, wire.Suspend} {
+			list = append(list, fault{injected: wire.Fault{Action: action, Victim: victim, Step: step}})
+		}
+		list = append(list, fault{injected: wire.Fault{Action: wire.Suspend, Victim: victim, Step: step}, isLong: true})
 	}
 	return list
 }
 
 // kills returns those of the faults that only kill.
-func kills(library string) []fault {
-	return slices.DeleteFunc(faults(library), func(f fault) bool {
-		return f.injected.Action != wire.Kill && f.environment != parentKilled && f.environment != childKilled
+func (cfg *config) kills() []fault {
+	environments := []string{parentKilled, childKilled, parentKilledOnTrial, childKilledOnTrial}
+	return slices.DeleteFunc(cfg.faults(), func(f fault) bool {
+		return f.injected.Action != wire.Kill && !slices.Contains(environments, f.environment)
 	})
 }
 
@@ -122,14 +177,21 @@ type moment int
 
 const (
 	beforeReady moment = iota
+	tried              // both serve, and it will be some time until the commit
 	uncommitted        // the child is ready, and has not acknowledged
 	racing             // the child may or may not have acknowledged
 	inCharge
 )
 
-func momentOf(at string) moment {
-	switch at {
-	case step.ReadySaid.String(), step.ReadyReceived.String(), step.BeforeCommit.String(),
+func (f fault) moment() moment {
+	if f.hasTrial {
+		switch f.injected.Step {
+		case step.ReadySaid.String(), step.ReadyReceived.String(), step.TrialBegun.String(), step.OnTrial.String():
+			return tried
+		}
+	}
+	switch f.injected.Step {
+	case step.ReadySaid.String(), step.ReadyReceived.String(), step.TrialOver.String(), step.BeforeCommit.String(),
 		step.VerdictReceived.String(), step.PIDFileWritten.String():
 		return uncommitted
 	case step.AfterCommit.String():
@@ -148,16 +210,22 @@ func (f fault) outcomes() []outcome {
 		return []outcome{tookOver, outage}
 	case childKilled:
 		return []outcome{refused, crashed}
+	case parentKilledOnTrial:
+		return []outcome{tookOver}
 	case parentSuspended, drainKilled, impatience:
 		return []outcome{succeeded}
 	default:
 		return []outcome{refused}
 	}
 
-	at, isChild := momentOf(f.injected.Step), f.injected.Victim == wire.Child
+	at, isChild := f.moment(), f.injected.Victim == wire.Child
 	switch {
 	case f.none():
 		return []outcome{succeeded}
+	case f.cancels() && f.endsParent():
+		return []outcome{outage}
+	case f.cancels():
+		return []outcome{refused}
 	case f.endsParent():
 		return []outcome{tookOver}
 	case f.injected.Action == wire.Suspend && f.isLong && isChild && at == uncommitted:
@@ -178,8 +246,8 @@ func (f fault) outcomes() []outcome {
 // faults take turns in random order. The last attempt has no fault if there is one
 // such, so that the recovery from each fault is seen.
 func (cfg *config) plan(random *rand.Rand) []attempt {
-	attempts := make([]attempt, cfg.upgrades+cfg.faults)
-	for i, f := range cfg.draw(random, faults(cfg.library), cfg.faults) {
+	attempts := make([]attempt, cfg.upgrades+cfg.faultCount)
+	for i, f := range cfg.draw(random, cfg.faults(), cfg.faultCount) {
 		attempts[i].fault = f
 	}
 	if cfg.upgrades > 0 {
@@ -200,7 +268,7 @@ func (cfg *config) plan(random *rand.Rand) []attempt {
 // planInARow has as many upgrades with a kill as without, mixed, without pauses.
 func (cfg *config) planInARow(random *rand.Rand) []attempt {
 	attempts := make([]attempt, cfg.inARow)
-	for i, f := range cfg.draw(random, kills(cfg.library), cfg.inARow/2) {
+	for i, f := range cfg.draw(random, cfg.kills(), cfg.inARow/2) {
 		attempts[i].fault = f
 	}
 	random.Shuffle(len(attempts), func(i, j int) { attempts[i], attempts[j] = attempts[j], attempts[i] })
@@ -223,6 +291,9 @@ func (cfg *config) draw(random *rand.Rand, from []fault, n int) []fault {
 		deck = deck[1:]
 		f.delay = time.Duration(random.IntN(20_000)) * time.Microsecond
 		f.length = time.Duration(200+random.IntN(300)) * time.Millisecond
+		if f.cancels() || slices.Contains(trialEnvironments, f.environment) {
+			f.delay = time.Duration(random.Float64() * float64(cfg.trial) / 2)
+		}
 		switch {
 		case f.isLong:
 			f.length += cfg.acknowledgeTimeout

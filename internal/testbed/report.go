@@ -183,7 +183,7 @@ func (b *bed) reportLatency(w io.Writer) {
 	}
 	fmt.Fprintln(t, header)
 	main := upgraded
-	if b.interleave == 0 && b.upgrades+b.faults == 0 {
+	if b.interleave == 0 && b.upgrades+b.faultCount == 0 {
 		main = control
 	}
 	for _, kind := range b.kindNames {

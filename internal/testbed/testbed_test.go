@@ -16,7 +16,7 @@ func TestShort(t *testing.T) {
 	}
 	cfg := config{
 		library: tableflip, seed: uint64(time.Now().UnixNano()) % 1e9,
-		upgrades: 8, faults: 4, duration: 20 * time.Second,
+		upgrades: 8, faultCount: 4, duration: 20 * time.Second,
 		clients: 1, pace: 10 * time.Millisecond,
 		grace: 500 * time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second, acknowledgeTimeout: time.Second,
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -86,6 +87,7 @@ func (b *bed) conclude(r *row, parent int) {
 	killed := cmp.Or(r.killed, b.injected().At, r.began)
 	switch r.outcome {
 	case refused:
+		b.concludeTrial(r, killed)
 	case succeeded:
 		b.awaitExit(r, parent)
 		if r.fault.environment == drainKilled {
@@ -100,6 +102,26 @@ func (b *bed) conclude(r *row, parent int) {
 	case outage, endless:
 		b.restart(r)
 		b.record.crashed(window{from: killed, to: time.Now()})
+	}
+}
+
+// concludeTrial waits for the end of a new process whose trial was undone.
+func (b *bed) concludeTrial(r *row, killed time.Time) {
+	b.chain.mu.Lock()
+	child := b.child()
+	b.chain.mu.Unlock()
+	switch {
+	case !r.fault.hasTrial || child == nil:
+	case r.fault.leavesDraining():
+		// The old process waits for it, so that its status is not known.
+		if !b.chain.await(b.drain+10*time.Second, func() bool { return !child.lives() }) {
+			r.breaks("the new process, PID %d, does not exit", child.entry.PID)
+		} else if !b.chain.await(2*time.Second, func() bool { return child.reported(wire.Drained) }) {
+			r.breaks("the new process, PID %d, was not drained", child.entry.PID)
+		}
+	case b.chain.await(settleLimit, func() bool { return !child.lives() }):
+		now := time.Now()
+		b.record.crashed(window{killed, now, now})
 	}
 }
 
@@ -160,6 +182,25 @@ func (b *bed) fillDisk() (undo func(), err error) {
 // disturb does the test-bed's part of a fault.
 func (b *bed) disturb(r *row, parent, parentVersion int) {
 	f := r.fault
+	if f.cancels() || slices.Contains(trialEnvironments, f.environment) {
+		child := b.awaitOnTrial(r, parent)
+		if child == 0 {
+			return
+		}
+		time.Sleep(f.delay)
+		switch {
+		case f.cancels():
+			syscall.Kill(parent, syscall.SIGUSR1)
+		case f.environment == childStopsOnTrial:
+			syscall.Kill(child, syscall.SIGTERM)
+		case f.environment == childFailsOnTrial:
+			syscall.Kill(child, syscall.SIGUSR2)
+		case f.environment == childKilledOnTrial:
+			b.kill(r, child)
+		case f.environment == parentKilledOnTrial:
+			b.kill(r, parent)
+		}
+	}
 	switch f.environment {
 	case parentSuspended:
 		time.Sleep(f.delay)
@@ -181,11 +222,11 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	}
 	switch f.injected.Action {
 	case wire.Suspend:
-		if victim := b.awaitInjected(parent); victim != 0 {
+		if victim := b.awaitInjected(f, parent); victim != 0 {
 			b.resume(victim, f.length)
 		}
 	case wire.Hang:
-		victim := b.awaitInjected(parent)
+		victim := b.awaitInjected(f, parent)
 		if f.injected.Victim == wire.Child && !b.awaitUpgraded(parent) || victim == 0 {
 			return // the old process must lose its patience
 		}
@@ -196,7 +237,9 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 }
 
 // limit bounds an upgrade.
-func (b *bed) limit() time.Duration { return b.upgradeTimeout + b.acknowledgeTimeout + startLimit }
+func (b *bed) limit() time.Duration {
+	return b.upgradeTimeout + b.trial + b.acknowledgeTimeout + startLimit
+}
 
 // resume has a process that is told to stop go on, some time after it has stopped.
 func (b *bed) resume(pid int, length time.Duration) {
@@ -233,13 +276,33 @@ func (b *bed) awaitChild(parent int) (child int) {
 	return child
 }
 
+// awaitOnTrial returns the process that is on trial, or 0 if none comes to be.
+func (b *bed) awaitOnTrial(r *row, parent int) (child int) {
+	b.chain.await(b.limit(), func() bool {
+		if c := b.child(); c != nil && c.reported(wire.OnTrial) {
+			child = c.entry.PID
+		}
+		p := b.chain.processes[parent]
+		return child != 0 || p.reported(wire.UpgradeFailed) || p.reported(wire.Upgraded) || !p.lives()
+	})
+	if child == 0 {
+		r.breaks("no process is on trial")
+		return 0
+	}
+	if text, err := os.ReadFile(b.pidFile()); strings.TrimSpace(string(text)) != strconv.Itoa(parent) {
+		r.breaks("in a trial, the PID file says %q (%v), not %d", text, err, parent)
+	}
+	return child
+}
+
 // awaitInjected returns the process that the fault has happened to, or 0 if none has come
-// to its step. The old process may report before that the upgrade has succeeded.
-func (b *bed) awaitInjected(parent int) (victim int) {
+// to its step. The old process may report before that the upgrade has succeeded, and that it
+// has failed before the new one comes to the end of its trial.
+func (b *bed) awaitInjected(f fault, parent int) (victim int) {
 	b.chain.await(b.limit(), func() bool {
 		victim = b.chain.injected.Victim
 		p := b.chain.processes[parent]
-		return victim != 0 || p.reported(wire.UpgradeFailed) || !p.lives()
+		return victim != 0 || p.reported(wire.UpgradeFailed) && !f.cancels() || !p.lives()
 	})
 	return victim
 }

@@ -19,6 +19,19 @@ func newUpgrader(cfg config) (*upgrader, error) {
 	return tableflip.New(tableflip.Options{PIDFile: cfg.pidFile, UpgradeTimeout: cfg.upgradeTimeout})
 }
 
+func upgradeContext(_ context.Context, upg *upgrader) error { return upg.Upgrade() }
+
+// That library has no trials.
+func fail(*upgrader) {}
+
+func trialEnded() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+func wasUndone() bool { return false }
+
 type httpService struct {
 	srv *http.Server
 	ln  net.Listener

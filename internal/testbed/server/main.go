@@ -34,6 +34,7 @@ type config struct {
 	pidFile, faultFile             string
 	upgradeTimeout, grace, drain   time.Duration
 	acknowledgeTimeout             time.Duration
+	trial                          time.Duration
 	early, compat                  bool
 }
 
@@ -51,6 +52,7 @@ func main() {
 	flag.StringVar(&cfg.faultFile, "fault-file", "", "`file` that says which fault an upgrade has")
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", time.Minute, "how long a new process may take")
 	flag.DurationVar(&cfg.acknowledgeTimeout, "acknowledge-timeout", 10*time.Second, "how long a new process may take to acknowledge that it is in charge")
+	flag.DurationVar(&cfg.trial, "trial", 0, "how long a new process serves beside the old one before it is in charge")
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 30*time.Second, "drain deadline")
 	flag.BoolVar(&cfg.early, "early", earlyByCustom, "accept before Ready")
@@ -58,6 +60,7 @@ func main() {
 	oneCall := flag.Bool("service", false, "use package service for HTTP")
 	flag.Parse()
 
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1, syscall.SIGUSR2) // they may come too late
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("version", version, "pid", os.Getpid()))
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
@@ -135,13 +138,17 @@ func run(cfg config) error {
 	if err := upg.Ready(); err != nil {
 		return fmt.Errorf("ready: %w", err)
 	}
-	disarm()
 	if !cfg.early {
 		accept()
 	}
-	report(wire.Ready, nil)
+	go reportCharge()
 
+	hook := make(chan os.Signal, 1)
+	signal.Notify(hook, syscall.SIGUSR2)
 	select {
+	case <-hook:
+		fail(upg)
+		<-upg.Exit()
 	case <-upg.Exit():
 	case err := <-failed:
 		return err
@@ -149,9 +156,33 @@ func run(cfg config) error {
 	return drain(services, cfg.drain)
 }
 
+// reportCharge is called once Ready has returned nil.
+func reportCharge() {
+	if ended := trialEnded(); !isClosed(ended) {
+		report(wire.OnTrial, nil)
+		<-ended
+	}
+	if !wasUndone() {
+		disarm()
+		report(wire.Ready, nil)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// upgrade is cancelled by SIGUSR1.
 func upgrade(upg *upgrader, cfg config) {
 	armParent(cfg.faultFile)
-	if err := upg.Upgrade(); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGUSR1)
+	defer stop()
+	if err := upgradeContext(ctx, upg); err != nil {
 		slog.Error("upgrade failed", "error", err)
 		report(wire.UpgradeFailed, err)
 		return

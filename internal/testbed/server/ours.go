@@ -4,12 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 
 	"example.com/tableflip"
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/trial"
 )
 
 type upgrader = tableflip.Upgrader
@@ -23,9 +25,20 @@ func newUpgrader(cfg config) (*upgrader, error) {
 		PIDFile:        cfg.pidFile,
 		UpgradeTimeout: cfg.upgradeTimeout,
 		Compat:         cfg.compat,
+		Trial:          cfg.trial,
 		Logger:         slog.Default(),
 	})
 }
+
+func upgradeContext(ctx context.Context, upg *upgrader) error { return upg.UpgradeContext(ctx) }
+
+var errInjected = errors.New("injected failure")
+
+// fail is for a process on trial.
+func fail(upg *upgrader) { upg.Fail(errInjected) }
+
+func trialEnded() <-chan struct{} { return trial.Ended() }
+func wasUndone() bool             { return trial.WasUndone() }
 
 type httpService struct {
 	upg     *upgrader

@@ -5,9 +5,13 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"example.com/tableflip/internal/testbed/wire"
@@ -49,16 +53,29 @@ func runService(cfg config) error {
 		}
 		drained <- drain(watched.others, cfg.drain)
 	}()
-	err = oneCall.Run(watched, oneCall.Options{DrainTimeout: cfg.drain, IdleGrace: cfg.grace},
+	err = oneCall.Run(watched, oneCall.Options{DrainTimeout: cfg.drain, IdleGrace: cfg.grace, Healthy: healthy},
 		oneCall.HTTP(&http.Server{Addr: cfg.tcp, Handler: handler(), ReadHeaderTimeout: 20 * time.Second}),
 		oneCall.HTTP(&http.Server{Addr: cfg.unix, Handler: handler(), ReadHeaderTimeout: 20 * time.Second}),
 		oneCall.HTTP(&http.Server{Addr: cfg.h2c, Handler: handler(), Protocols: cleartext}),
 		oneCall.HTTP(&http.Server{Addr: cfg.tls, Handler: handler(), TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}),
 	)
-	if err != nil {
+	if err != nil && !errors.Is(err, errInjected) {
 		return err
 	}
 	return <-drained
+}
+
+// healthy is false once SIGUSR2 has come.
+func healthy(ctx context.Context) error {
+	hook := make(chan os.Signal, 1)
+	signal.Notify(hook, syscall.SIGUSR2)
+	defer signal.Stop(hook)
+	select {
+	case <-hook:
+		return errInjected
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // watchedUpgrader reports what it is called for, and has the fault's last steps.
@@ -85,18 +102,19 @@ func (u *watchedUpgrader) Ready() error {
 	if err := u.upgrader.Ready(); err != nil {
 		return err
 	}
-	disarm()
 	for _, s := range u.others {
 		go s.serve()
 	}
 	u.ready.Store(true)
-	report(wire.Ready, nil)
+	go reportCharge()
 	return nil
 }
 
-// UpgradeContext reports how it went, and may have the fault of a parent.
+// UpgradeContext reports how it went, and may have the fault of a parent. SIGUSR1 cancels it.
 func (u *watchedUpgrader) UpgradeContext(ctx context.Context) error {
 	armParent(u.faultFile)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGUSR1)
+	defer stop()
 	err := u.upgrader.UpgradeContext(ctx)
 	if err != nil {
 		report(wire.UpgradeFailed, err)

@@ -14,7 +14,7 @@ func hookSteps(cfg config) {
 }
 
 var parentSteps = []step.Step{
-	step.ChildStarted, step.ReadyReceived, step.BeforeCommit, step.AfterCommit,
+	step.ChildStarted, step.ReadyReceived, step.TrialBegun, step.TrialOver, step.BeforeCommit, step.AfterCommit,
 	step.AcknowledgementReceived, step.ManagerNotified,
 }
 

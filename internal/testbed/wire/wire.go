@@ -43,7 +43,8 @@ type Event struct {
 // What a server reports of its life, in order.
 const (
 	Created       = "created"        // New has returned
-	Ready         = "ready"          // Ready has returned nil
+	OnTrial       = "on-trial"       // Ready has returned nil, and the parent is in charge
+	Ready         = "ready"          // so it has, and the process is in charge
 	Upgraded      = "upgraded"       // Upgrade has returned nil
 	UpgradeFailed = "upgrade-failed" // with its error
 	Drained       = "drained"        // the next thing it does is to exit
