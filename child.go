@@ -387,16 +387,24 @@ func (c *child) failed(ctx context.Context, reason []string) error {
 
 // checkAlive returns an error if a child that was ready has gone.
 func (c *child) checkAlive(ctx context.Context) error {
-	if c.isUpstream {
-		if isClosed(c.process.Exited()) {
-			return c.exitError()
-		}
-		return nil
+	isGone := c.hasHungUp
+	if c.isUpstream { // it has closed its pipe
+		isGone = c.hasEnded
 	}
-	if !c.hasHungUp() {
+	if !isGone() {
 		return nil
 	}
 	return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+}
+
+// hasEnded reports whether the process is known to have ended, without waiting for it.
+func (c *child) hasEnded() bool {
+	handle, err := process.Open(c.pid)
+	if err != nil {
+		return errors.Is(err, os.ErrProcessDone)
+	}
+	defer handle.Close()
+	return handle.Ended()
 }
 
 // orReason returns what the child has said when it left, or err.

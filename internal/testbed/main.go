@@ -46,8 +46,8 @@
 //
 // With -trial, old and new serve side by side before the new one is in charge. Then a new
 // process also fails, is stopped or killed meanwhile, or the upgrade is cancelled. The old one
-// serves on, and a new one that lives drains, loses nothing, and exits with status 0. What a
-// process that was killed on trial had begun is lost in a crash.
+// serves on, and a new one that lives drains, loses nothing, and exits. What a process that
+// was killed on trial had begun is lost in a crash.
 //
 // In a mixed chain (-library mixed), versions of tableflip and of cloudflare/tableflip take
 // turns. Nothing is promised of the descriptors and files that are left, nor after an upgrade in
