@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	hand "example.com/tableflip/benchmarks/handover"
+	ratios "example.com/tableflip/benchmarks/ratio"
 	"github.com/jedib0t/go-pretty/v6/table"
 )
 
@@ -97,7 +98,8 @@ leave, until they have left or are silent: that is how it loses nothing.`
 
 In ms from the signal on: to the new process's call of ` + "`Ready`" + `; to the commit, when
 ` + "`Exit`" + ` is closed in the old one, which may drain from then on; to the return of ` + "`Ready`" + `,
-after which the new one serves. Medians, and ranges of the last two. The floor is a bare
+after which the new one serves. Medians, and ranges of the last two; ratios of medians, and
+their 95% intervals. The floor is a bare
 exec of the same binary with the same descriptors, whose child calls ` + "`net.FileListener`" + ` for each.`
 
 	latencyText = `## Latency under one upgrade per second
@@ -337,13 +339,20 @@ func (r *results) upgradeTable() string {
 				r.sample(upgrade, c, size, "serve").format("%.2f"))
 		}
 		for _, metric := range []string{"commit", "serve"} {
-			of := func(c string) float64 { return r.sample(upgrade, c, size, metric).median() }
-			row = append(row, ratio(of(contenderOurs), of(contenderTableflip)), ratio(of(contenderOurs), of(contenderFloor)))
+			for _, other := range []string{contenderTableflip, contenderFloor} {
+				row = append(row, r.ratioWithInterval(upgrade, contenderOurs, other, size, metric))
+			}
 		}
 		rows = append(rows, row)
 	}
 	return markdown([]any{"listeners", "this: ready", "commit", "serves", "tableflip: ready", "commit", "serves",
 		"floor: ready", "commit", "serves", "commit: this / tableflip", "this / floor", "serves: this / tableflip", "this / floor"}, rows)
+}
+
+// ratioWithInterval divides the medians of what was measured in turns.
+func (r *results) ratioWithInterval(measure, name, other, about, metric string) string {
+	of, low, high := ratios.OfMedians(values(r.of(measure, name, about, metric)), values(r.of(measure, other, about, metric)))
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", of, low, high)
 }
 
 func number(s string) int {
