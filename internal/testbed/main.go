@@ -100,6 +100,10 @@ func realMain() int {
 		fmt.Fprintln(os.Stderr, "testbed: -trial is less than two and a half -acknowledge-timeout")
 		return 2
 	}
+	if cfg.trial != 0 && cfg.library != tableflip && cfg.library != service {
+		fmt.Fprintf(os.Stderr, "testbed: there is no -trial with %s\n", cfg.library)
+		return 2
+	}
 	libraries := []string{cfg.library}
 	switch cfg.library {
 	case "both":
