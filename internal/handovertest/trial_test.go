@@ -435,7 +435,6 @@ func TestTrialOrphanStop(t *testing.T) {
 	tr.child.Order("stop")
 	tr.child.Await("stopped")
 	tr.wantFiles("pid") // of the parent, who was killed
-	tr.child.Resume()
 	tr.child.AwaitEnd()
 }
 
@@ -608,4 +607,46 @@ func TestTrialChain(t *testing.T) {
 			c.wantStop(g)
 		})
 	}
+}
+
+// Earlier generations that drain take a process on trial for a successor only once it is in
+// charge.
+func TestTrialDraining(t *testing.T) {
+	t.Parallel()
+	c, first, _ := startChain(t, maxDrainingVariable+"=1")
+	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh"))
+	c.wantAnswers(c.send(), first.PID)
+	first.Order("upgrade", longTrial)
+	tr := &trialRun{chain: c, parent: c.Next()}
+	tr.parent.AwaitStep(readyReturns)
+	first.Await("upgraded")
+
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	tr.wantLook(tr.child, "1 %d draining, 2 %d in charge, 3 %d on trial", first.PID, tr.parent.PID, tr.child.PID)
+	tr.child.Order("stop")
+	tr.wantUpgraded("was stopped", "")
+	tr.child.AwaitEnd()
+	tr.wantLook(first, "1 %d draining, 2 %d in charge, exit, replaced", first.PID, tr.parent.PID)
+
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	proctest.Kill(t, tr.parent.PID, syscall.SIGKILL)
+	for _, p := range []*proctest.Process{first, tr.child} {
+		want := fmt.Sprintf("1 %d draining, 3 %d in charge", first.PID, tr.child.PID)
+		if p == first {
+			want += ", exit, replaced"
+		}
+		proctest.AwaitThat(t, want, func() bool {
+			p.Order("look")
+			return p.Await("look").Text == want
+		})
+	}
+	proctest.Kill(t, tr.child.PID, syscall.SIGKILL)
+	proctest.AwaitThat(t, "the oldest hurries", func() bool {
+		first.Order("look")
+		return first.Await("look").Text == fmt.Sprintf("1 %d draining, exit, replaced, hurry", first.PID)
+	})
+	held.Close()
 }
