@@ -550,21 +550,28 @@ func (u *Upgrader) beginTrial() error {
 }
 
 // endTrial waits for the end of the trial that this process is on, and calls end when it
-// is in charge, or has stopped.
+// is in charge, or has stopped. It holds no records back while it waits: a process on trial
+// may crash, and a Fail that ends the trial logs before it returns.
 func (u *Upgrader) endTrial(end func(undone bool)) {
-	defer u.logs.Hold()()
 	select {
 	case <-u.parent.decided:
 		step.Reached(step.VerdictReceived)
 	case <-u.stop:
 	}
-	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
-		end(false)
-		return
+	if !isClosed(u.stop) {
+		defer u.logs.Hold()()
+		if u.parent.refusal == nil && u.enterCharge() == nil {
+			end(false)
+			return
+		}
 	}
 	u.stopFor(nil) // waits for another that has begun
-	end(true)
-	go u.hurryUndone()
+	// An orphan that was stopped first was in charge.
+	undone := u.parent.abandonment() != nil
+	end(undone)
+	if undone {
+		go u.hurryUndone()
+	}
 }
 
 // hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs

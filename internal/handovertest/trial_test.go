@@ -430,12 +430,18 @@ func TestTrialOrphanStop(t *testing.T) {
 	tr := &trialRun{chain: c, parent: parent}
 	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
 	tr.awaitTrial()
+	tr.hold()
 	proctest.Kill(t, parent.PID, syscall.SIGKILL)
 	tr.child.AwaitStep(step.VerdictReceived)
 	tr.child.Order("stop")
 	tr.child.Await("stopped")
 	tr.wantFiles("pid") // of the parent, who was killed
-	tr.child.AwaitEnd()
+	tr.child.Resume()
+	tr.child.Order("await the end of the trial")
+	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
+		t.Errorf("undone: %s", m.Text)
+	}
+	tr.wantDrained()
 }
 
 // What fails when the child takes charge undoes the trial.
