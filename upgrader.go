@@ -410,15 +410,20 @@ func (u *Upgrader) earlier() []*elder {
 // selfLocked returns what this process is.
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
-	switch u.state {
-	case onTrial:
+	switch {
+	case u.isOnTrialLocked():
 		self.State = stateOnTrial
-	case ready, upgrading:
+	case u.state == ready || u.state == upgrading:
 		self.State = stateInCharge
-	case upgraded, stopped:
+	case u.state == upgraded || u.state == stopped:
 		self.State = stateDraining
 	}
 	return self
+}
+
+// isOnTrialLocked reports whether this process serves, and is not in charge yet.
+func (u *Upgrader) isOnTrialLocked() bool {
+	return u.state == onTrial || u.state == accepting && u.parent != nil && u.parent.onTrial.Load()
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -910,11 +915,12 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.isOnTrialLocked() {
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
+	}
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
-	case onTrial:
-		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:
