@@ -410,15 +410,20 @@ func (u *Upgrader) earlier() []*elder {
 // selfLocked returns what this process is.
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
-	switch u.state {
-	case onTrial:
+	switch {
+	case u.isOnTrialLocked():
 		self.State = stateOnTrial
-	case ready, upgrading:
+	case u.state == ready || u.state == upgrading:
 		self.State = stateInCharge
-	case upgraded, stopped:
+	case u.state == upgraded || u.state == stopped:
 		self.State = stateDraining
 	}
 	return self
+}
+
+// isOnTrialLocked reports whether this process serves, and is not in charge yet.
+func (u *Upgrader) isOnTrialLocked() bool {
+	return u.state == onTrial || u.state == accepting && u.parent != nil && u.parent.onTrial.Load()
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -550,21 +555,28 @@ func (u *Upgrader) beginTrial() error {
 }
 
 // endTrial waits for the end of the trial that this process is on, and calls end when it
-// is in charge, or has stopped.
+// is in charge, or has stopped. It holds no records back while it waits: a process on trial
+// may crash, and a Fail that ends the trial logs before it returns.
 func (u *Upgrader) endTrial(end func(undone bool)) {
-	defer u.logs.Hold()()
 	select {
 	case <-u.parent.decided:
 		step.Reached(step.VerdictReceived)
 	case <-u.stop:
 	}
-	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
-		end(false)
-		return
+	if !isClosed(u.stop) {
+		defer u.logs.Hold()()
+		if u.parent.refusal == nil && u.enterCharge() == nil {
+			end(false)
+			return
+		}
 	}
 	u.stopFor(nil) // waits for another that has begun
-	end(true)
-	go u.hurryUndone()
+	// An orphan that was stopped first was in charge.
+	undone := u.parent.abandonment() != nil
+	end(undone)
+	if undone {
+		go u.hurryUndone()
+	}
 }
 
 // hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs
@@ -903,11 +915,12 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.isOnTrialLocked() {
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
+	}
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
-	case onTrial:
-		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:

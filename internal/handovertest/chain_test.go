@@ -281,6 +281,9 @@ func (g *generation) obey(o proctest.Order) {
 		g.wire.Report("failed")
 	case "exit":
 		os.Exit(7)
+	case "await the end of the trial":
+		<-trial.Ended()
+		g.wire.Report("trial ended", trial.WasUndone())
 	case "look":
 		text := lineage(g.upg)
 		for _, is := range []struct {
