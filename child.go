@@ -442,8 +442,9 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. A thread waits for the process only
-// after exitGrace, because most children are ready by then.
+// not tell if a descendant of the child has it open. It waits for the process only after
+// exitGrace, because most children are ready by then, and because that takes a thread on
+// systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {

@@ -153,6 +153,29 @@ func TestTrial(t *testing.T) {
 	c.wantStop(next)
 }
 
+// A trial goes on until the child is in charge.
+func TestTrialTakesCharge(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	parent, _ := c.start(shortTrial)
+	tr := &trialRun{chain: c, parent: parent}
+	parent.AwaitStep(alone)
+	parent.Order("upgrade", c.PauseAt(step.PIDFileWritten))
+	tr.awaitTrial()
+	tr.child.AwaitStep(step.PIDFileWritten)
+	tr.wantLook(tr.child, "1 %d in charge, 2 %d on trial", parent.PID, tr.child.PID)
+	tr.child.Order("upgrade")
+	if m := tr.child.Await("upgraded"); m.Text != "upgrade in progress" {
+		t.Errorf("Upgrade of a process on trial returned %q", m.Text)
+	}
+	tr.child.Resume()
+	tr.wantUpgraded("", "")
+	parent.AwaitEnd()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
+}
+
 // A trial is undone by its child, at any of its steps. One that lives drains.
 func TestTrialChildUndoes(t *testing.T) {
 	t.Parallel()
@@ -430,13 +453,18 @@ func TestTrialOrphanStop(t *testing.T) {
 	tr := &trialRun{chain: c, parent: parent}
 	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
 	tr.awaitTrial()
+	tr.hold()
 	proctest.Kill(t, parent.PID, syscall.SIGKILL)
 	tr.child.AwaitStep(step.VerdictReceived)
 	tr.child.Order("stop")
 	tr.child.Await("stopped")
 	tr.wantFiles("pid") // of the parent, who was killed
 	tr.child.Resume()
-	tr.child.AwaitEnd()
+	tr.child.Order("await the end of the trial")
+	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
+		t.Errorf("undone: %s", m.Text)
+	}
+	tr.wantDrained()
 }
 
 // What fails when the child takes charge undoes the trial.
@@ -608,4 +636,46 @@ func TestTrialChain(t *testing.T) {
 			c.wantStop(g)
 		})
 	}
+}
+
+// Earlier generations that drain take a process on trial for a successor only once it is in
+// charge.
+func TestTrialDraining(t *testing.T) {
+	t.Parallel()
+	c, first, _ := startChain(t, maxDrainingVariable+"=1")
+	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh"))
+	c.wantAnswers(c.send(), first.PID)
+	first.Order("upgrade", longTrial)
+	tr := &trialRun{chain: c, parent: c.Next()}
+	tr.parent.AwaitStep(readyReturns)
+	first.Await("upgraded")
+
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	tr.wantLook(tr.child, "1 %d draining, 2 %d in charge, 3 %d on trial", first.PID, tr.parent.PID, tr.child.PID)
+	tr.child.Order("stop")
+	tr.wantUpgraded("was stopped", "")
+	tr.child.AwaitEnd()
+	tr.wantLook(first, "1 %d draining, 2 %d in charge, exit, replaced", first.PID, tr.parent.PID)
+
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	proctest.Kill(t, tr.parent.PID, syscall.SIGKILL)
+	for _, p := range []*proctest.Process{first, tr.child} {
+		want := fmt.Sprintf("1 %d draining, 3 %d in charge", first.PID, tr.child.PID)
+		if p == first {
+			want += ", exit, replaced"
+		}
+		proctest.AwaitThat(t, want, func() bool {
+			p.Order("look")
+			return p.Await("look").Text == want
+		})
+	}
+	proctest.Kill(t, tr.child.PID, syscall.SIGKILL)
+	proctest.AwaitThat(t, "the oldest hurries", func() bool {
+		first.Order("look")
+		return first.Await("look").Text == fmt.Sprintf("1 %d draining, exit, replaced, hurry", first.PID)
+	})
+	held.Close()
 }

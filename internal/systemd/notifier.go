@@ -48,11 +48,12 @@ func (n *Notifier) Ready() { n.notify("READY=1") }
 // Stopping tells the manager that the service stops.
 func (n *Notifier) Stopping() { n.notify("STOPPING=1") }
 
-// MainPID tells the manager that pid is the main process, and whether it is ready.
+// MainPID tells the manager that pid is the main process, and whether it is ready. The status
+// was that of the process before it, which may have had a trial under way.
 func (n *Notifier) MainPID(pid int, ready bool) {
 	fields := []string{mainPID(pid)}
 	if ready {
-		fields = append(fields, "READY=1")
+		fields = append(fields, "READY=1", "STATUS=")
 	}
 	n.notify(fields...)
 }
@@ -72,7 +73,8 @@ func (n *Notifier) Reloading() {
 // OnTrial tells the manager that a new process is on trial, after which the answer to the
 // reload takes no longer than patience.
 func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (trial+patience).Microseconds()),
+	// The sum of the two may be no Duration.
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", trial.Microseconds()+patience.Microseconds()),
 		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
 }
 
