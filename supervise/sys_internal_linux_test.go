@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStatOfNobody(t *testing.T) {
@@ -15,9 +17,34 @@ func TestStatOfNobody(t *testing.T) {
 	if serves(1 << 30) {
 		t.Error("nobody serves")
 	}
+	if _, err := watchProcess(1 << 30); err == nil {
+		t.Error("nobody is watched")
+	}
 }
 
-// listening starts a process that has a socket.
+// A signal goes to nobody who is not the service's, and leaves nothing open.
+func TestSignalDescendant(t *testing.T) {
+	child := listening(t, nil)
+	opened := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := opened()
+	if err := signalDescendant(child, 0); err != nil {
+		t.Errorf("a child: %v", err)
+	}
+	if err := signalDescendant(os.Getppid(), 0); err != unix.ESRCH {
+		t.Errorf("the parent: %v", err)
+	}
+	if after := opened(); after != before {
+		t.Errorf("%d descriptors are open, and %d were", after, before)
+	}
+}
+
+// listening starts a process that has a socket, unless that is nil.
 func listening(t *testing.T, file *os.File) int {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
