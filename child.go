@@ -74,17 +74,23 @@ type child struct {
 // descriptors from 5 on. It completes the table, whose entries are fds. The caller keeps
 // fds. With compat, the child may use the other library.
 func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table nametable.Table, fds []uintptr, compat bool) (*child, error) {
-	readyRead, readyWrite, err := descriptor.Pipe()
+	r, readyWrite, err := openPipe()
 	if err != nil {
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
+		return nil, err
 	}
-	defer readyWrite.Close()
-	verdictRead, verdictWrite, err := descriptor.Pipe()
+	defer descriptor.Close(readyWrite)
+	readyRead, err := descriptor.PolledFile(r, "ready")
+	if err != nil {
+		return nil, err
+	}
+	verdictRead, w, err := openPipe()
 	if err != nil {
 		readyRead.Close()
-		return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
+		return nil, err
 	}
-	defer verdictRead.Close()
+	defer descriptor.Close(verdictRead)
+	// In blocking mode, because the pipe has room for all words.
+	verdictWrite := os.NewFile(w, "verdict")
 
 	c := &child{
 		ready:   readyRead,
@@ -96,7 +102,11 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	table.PIDNamespace = process.PIDNamespace()
 	table.Offers = offers
 	// Options.Command may have brought back what the package has removed.
-	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
+	environ := cmd.Env
+	if environ == nil {
+		environ = cmd.Environ()
+	}
+	cmd.Env = slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
 		return inherit.IsVariable(name) || name == inherit.Upstream
 	})
@@ -104,19 +114,22 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	var names []byte
 	if compat {
 		names = upstream.Encode(namesOf(table.Entries))
-		if fourth, c.names, err = descriptor.Pipe(); err != nil {
-			c.close()
-			return nil, fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
+		if fourth, w, err = openPipe(); err == nil {
+			defer descriptor.Close(fourth)
+			c.names, err = descriptor.PolledFile(w, "names")
 		}
-		defer fourth.Close()
+		if err != nil {
+			c.close()
+			return nil, err
+		}
 		cmd.Env = append(cmd.Env, inherit.Upstream+"=yes")
 		table.Entries = append(table.Entries, &nametable.Entry{Name: verdictPipe})
-		fds = append(fds, verdictRead.Fd())
+		fds = append(fds, verdictRead)
 	}
 	err = identifyPipes(&table, readyWrite, fourth, verdictWrite)
 	if err == nil {
 		cmd.Env = append(env.ForChild(cmd.Env), table.Encode()...)
-		fds = append([]uintptr{readyWrite.Fd(), fourth.Fd()}, fds...)
+		fds = append([]uintptr{readyWrite, fourth}, fds...)
 		c.process, err = process.Start(ctx, cmd, fds, env.IsParent())
 	}
 	if err != nil {
@@ -132,6 +145,13 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	return c, nil
 }
 
+func openPipe() (r, w uintptr, err error) {
+	if r, w, err = descriptor.Pipe(); err != nil {
+		err = fmt.Errorf("tableflip: can't start a new process: %w%s", err, process.LimitHint(err))
+	}
+	return r, w, err
+}
+
 // namesOf returns the names of the entries that belong to the registry.
 func namesOf(entries []*nametable.Entry) []nametable.Name {
 	var names []nametable.Name
@@ -143,10 +163,10 @@ func namesOf(entries []*nametable.Entry) []nametable.Name {
 
 // identifyPipes enters into the table what tells the child's ends of the pipes from
 // others.
-func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) error {
+func identifyPipes(t *nametable.Table, ready, verdict uintptr, verdictWrite *os.File) error {
 	var readyErr, verdictErr error
-	t.Ready, readyErr = identify(ready)
-	t.Verdict, verdictErr = identify(verdict)
+	t.Ready, readyErr = identifyPipe(ready)
+	t.Verdict, verdictErr = identifyPipe(verdict)
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return err
 	}
@@ -161,14 +181,6 @@ func identifyPipes(t *nametable.Table, ready, verdict, verdictWrite *os.File) er
 	t.Token = strconv.FormatUint(rand.Uint64(), 36) // to tell pipes apart, not to keep a secret
 	_, err := io.WriteString(verdictWrite, t.Token)
 	return err
-}
-
-func identify(pipe *os.File) (id nametable.PipeID, err error) {
-	err = descriptor.Control(pipe, func(fd uintptr) error {
-		id, err = identifyPipe(fd)
-		return err
-	})
-	return id, err
 }
 
 func (c *child) close() {
@@ -375,16 +387,24 @@ func (c *child) failed(ctx context.Context, reason []string) error {
 
 // checkAlive returns an error if a child that was ready has gone.
 func (c *child) checkAlive(ctx context.Context) error {
-	if c.isUpstream {
-		if isClosed(c.process.Exited()) {
-			return c.exitError()
-		}
-		return nil
+	isGone := c.hasHungUp
+	if c.isUpstream { // it has closed its pipe
+		isGone = c.hasEnded
 	}
-	if !c.hasHungUp() {
+	if !isGone() {
 		return nil
 	}
 	return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+}
+
+// hasEnded reports whether the process is known to have ended, without waiting for it.
+func (c *child) hasEnded() bool {
+	handle, err := process.Open(c.pid)
+	if err != nil {
+		return errors.Is(err, os.ErrProcessDone)
+	}
+	defer handle.Close()
+	return handle.Ended()
 }
 
 // orReason returns what the child has said when it left, or err.
@@ -422,8 +442,9 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. A thread waits for the process only
-// after exitGrace, because most children are ready by then.
+// not tell if a descendant of the child has it open. It waits for the process only after
+// exitGrace, because most children are ready by then, and because that takes a thread on
+// systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {

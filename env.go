@@ -174,7 +174,8 @@ func findTable() (*nametable.Table, error) {
 	if hasPipes(&t) {
 		return &t, err
 	}
-	if isAwaited(&t) {
+	// A parent with the other library leaks the table that one of ours has passed to it.
+	if theirs, _ := upstream.Find(); theirs == nil && isAwaited(&t) {
 		return nil, fmt.Errorf("tableflip: process %d waits for this one, and has passed %d descriptors on to it "+
 			"that did not arrive: have what starts the service (a shell script, sudo, a daemon tool) keep descriptors from %d on open, "+
 			"or name the binary itself by Options.Command", t.PID, len(t.Entries)+2, inherit.ReadyFD)

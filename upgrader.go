@@ -410,15 +410,20 @@ func (u *Upgrader) earlier() []*elder {
 // selfLocked returns what this process is.
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
-	switch u.state {
-	case onTrial:
+	switch {
+	case u.isOnTrialLocked():
 		self.State = stateOnTrial
-	case ready, upgrading:
+	case u.state == ready || u.state == upgrading:
 		self.State = stateInCharge
-	case upgraded, stopped:
+	case u.state == upgraded || u.state == stopped:
 		self.State = stateDraining
 	}
 	return self
+}
+
+// isOnTrialLocked reports whether this process serves, and is not in charge yet.
+func (u *Upgrader) isOnTrialLocked() bool {
+	return u.state == onTrial || u.state == accepting && u.parent != nil && u.parent.onTrial.Load()
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -550,21 +555,28 @@ func (u *Upgrader) beginTrial() error {
 }
 
 // endTrial waits for the end of the trial that this process is on, and calls end when it
-// is in charge, or has stopped.
+// is in charge, or has stopped. It holds no records back while it waits: a process on trial
+// may crash, and a Fail that ends the trial logs before it returns.
 func (u *Upgrader) endTrial(end func(undone bool)) {
-	defer u.logs.Hold()()
 	select {
 	case <-u.parent.decided:
 		step.Reached(step.VerdictReceived)
 	case <-u.stop:
 	}
-	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
-		end(false)
-		return
+	if !isClosed(u.stop) {
+		defer u.logs.Hold()()
+		if u.parent.refusal == nil && u.enterCharge() == nil {
+			end(false)
+			return
+		}
 	}
 	u.stopFor(nil) // waits for another that has begun
-	end(true)
-	go u.hurryUndone()
+	// An orphan that was stopped first was in charge.
+	undone := u.parent.abandonment() != nil
+	end(undone)
+	if undone {
+		go u.hurryUndone()
+	}
 }
 
 // hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs
@@ -617,12 +629,10 @@ func (u *Upgrader) takeCharge() error {
 		if err := u.pidFile.Write(); err != nil {
 			return err
 		}
-		process.Prepare()
 	}
 	u.registry.TakeCharge()
 
 	if asks {
-		go process.Prepare() // for the next upgrade; WaitForParent and Stop wait for its end
 		go u.speak()
 		go u.afterParent()
 		return nil
@@ -682,6 +692,7 @@ func (u *Upgrader) afterParent() {
 	<-u.parent.exited
 	u.registry.ForgetUnclaimed()
 	u.noteEnd(&u.parent.elder)
+	process.PIDNamespace() // which the next upgrade needs, and which takes a while
 }
 
 // noteEnd publishes the end of an earlier generation, unless the parent, which was still in
@@ -769,11 +780,7 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	if err := u.parent.wait(ctx); err != nil {
-		return err
-	}
-	process.Prepare() // which Ready has begun
-	return nil
+	return u.parent.wait(ctx)
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
@@ -908,11 +915,12 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.isOnTrialLocked() {
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
+	}
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
-	case onTrial:
-		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:
@@ -958,12 +966,15 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 // generations drain than may. A rehearsal, after which no generation more drains, needs no
 // place.
 func (u *Upgrader) awaitPlace(a *attempt) error {
-	ctx := a.ctx
-	if _, ok := a.caller.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
-		defer cancel()
-	}
+	// Mostly nobody has to wait, and no timer is needed.
+	ctx := sync.OnceValue(func() context.Context {
+		if _, ok := a.caller.Deadline(); ok {
+			return a.ctx
+		}
+		limited, cancel := context.WithTimeoutCause(a.ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
+		context.AfterFunc(a.ctx, cancel)
+		return limited
+	})
 	err := u.await(ctx, u.isHeard, "have not told the service manager that this process is in charge")
 	if err != nil {
 		return err
@@ -978,7 +989,7 @@ func (u *Upgrader) awaitPlace(a *attempt) error {
 }
 
 // awaitUndone returns once the child whose trial was undone, if there was one, has ended.
-func (u *Upgrader) awaitUndone(ctx context.Context) error {
+func (u *Upgrader) awaitUndone(ctx func() context.Context) error {
 	u.mu.Lock()
 	c := u.undone
 	u.mu.Unlock()
@@ -992,9 +1003,9 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 	select {
 	case <-c.ended:
 		return nil
-	case <-ctx.Done():
+	case <-ctx().Done():
 	}
-	err, timedOut := timeout(ctx)
+	err, timedOut := timeout(ctx())
 	if timedOut {
 		err = fmt.Errorf("%w: process %d, whose trial was undone, still drains: %w", ErrUpgradeInProgress, c.pid, err)
 	}
@@ -1015,14 +1026,14 @@ func (u *Upgrader) loseUndone(a *attempt, c *child) {
 
 // await returns once a condition holds that depends on earlier generations. If there is no
 // more time, its error says what they did not do.
-func (u *Upgrader) await(ctx context.Context, condition func() bool, they string) error {
+func (u *Upgrader) await(ctx func() context.Context, condition func() bool, they string) error {
 	for !condition() {
 		select {
 		case <-u.parent.changed:
 			continue
-		case <-ctx.Done():
+		case <-ctx().Done():
 		}
-		err, timedOut := timeout(ctx)
+		err, timedOut := timeout(ctx())
 		if !timedOut {
 			return err
 		}
@@ -1074,17 +1085,24 @@ func (a *attempt) err() error {
 	return nil
 }
 
-// limit ends the attempt after timeout, unless its caller has a deadline, and returns
-// when it will end.
-func (a *attempt) limit(timeout time.Duration) time.Time {
+// until returns when the attempt must have a child that is ready: timeout from now, unless
+// its caller has a deadline.
+func (a *attempt) until(timeout time.Duration) time.Time {
 	if deadline, ok := a.caller.Deadline(); ok {
 		return deadline
 	}
-	a.timer = time.AfterFunc(timeout, func() {
+	return time.Now().Add(timeout)
+}
+
+// limit ends the attempt at that time, of which the timeout is over then, unless its
+// caller has a deadline.
+func (a *attempt) limit(until time.Time, timeout time.Duration) {
+	if _, ok := a.caller.Deadline(); ok {
+		return
+	}
+	a.timer = time.AfterFunc(time.Until(until), func() {
 		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
-	context.AfterFunc(a.ctx, func() { a.timer.Stop() })
-	return time.Now().Add(timeout)
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
@@ -1282,6 +1300,9 @@ func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(s
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
@@ -1452,7 +1473,6 @@ func (u *Upgrader) endStop(why error) {
 	u.registry.Stop(inCharge, ErrStopped)
 	if wasReady { // or Ready may be at work on the file
 		u.logCleanUp(u.pidFile.Remove())
-		process.Prepare()
 	}
 	close(u.exit)
 	upgraderExists.Store(false)

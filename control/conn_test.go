@@ -1,31 +1,154 @@
 package control
 
 import (
+	"bufio"
+	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
+	"os"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	stub "example.com/tableflip/testing"
 )
 
-// A memoryListener accepts any number of connections at once.
-type memoryListener struct{ closed chan struct{} }
+// A memoryListener accepts what is dialled.
+type memoryListener struct {
+	dialled chan net.Conn
+	closed  chan struct{}
+}
+
+func newMemoryListener() memoryListener {
+	return memoryListener{make(chan net.Conn, 2*maxConns), make(chan struct{})}
+}
+
+func (l memoryListener) dial() net.Conn {
+	near, far := net.Pipe()
+	l.dialled <- far
+	return near
+}
 
 func (l memoryListener) Accept() (net.Conn, error) {
 	select {
 	case <-l.closed:
 		return nil, net.ErrClosed
-	default:
-		near, _ := net.Pipe()
-		return near, nil
+	case c := <-l.dialled:
+		return c, nil
 	}
 }
 
 func (l memoryListener) Close() error { close(l.closed); return nil }
 func (memoryListener) Addr() net.Addr { return &net.UnixAddr{} }
 
+// A memoryUpgrader needs nothing of the system.
+type memoryUpgrader struct {
+	*stub.Upgrader
+	ln memoryListener
+}
+
+func (u memoryUpgrader) ListenWithCallback(string, string, func(string, string) (net.Listener, error)) (net.Listener, error) {
+	return u.ln, nil
+}
+
+func (memoryUpgrader) File(string) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// ask returns a connection on which something was asked.
+func (l memoryListener) ask(t *testing.T, question string) net.Conn {
+	t.Helper()
+	conn := l.dial()
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, question); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// wantOK reads an answer.
+func wantOK(t *testing.T, conn net.Conn) {
+	t.Helper()
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("the answer is %v, %v", answer, err)
+	}
+}
+
+func serveInMemory(t *testing.T) memoryListener {
+	t.Helper()
+	upg, _ := stub.New()
+	ln := newMemoryListener()
+	ctl, err := New(memoryUpgrader{upg, ln}, "", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ctl.Close)
+	go ctl.Serve()
+	return ln
+}
+
+// Clients that ask nothing, or half of it, or do not read their answers, leave room for
+// others in the end.
+func TestStuckClients(t *testing.T) {
+	for name, question := range map[string]string{
+		"nothing": "",
+		"half":    "POST /stop HTTP/1.1\r\nHost: control\r\nContent-Length: 5\r\n\r\nhalf",
+		"status":  "GET /status HTTP/1.0\r\n\r\n",
+		"events":  "GET /events HTTP/1.0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ln := serveInMemory(t)
+				for range maxConns {
+					ln.ask(t, question)
+				}
+				synctest.Wait()
+				wantOK(t, ln.ask(t, "GET /status HTTP/1.0\r\n\r\n"))
+			})
+		})
+	}
+}
+
+// Readers of events leave room for other readers, too.
+func TestStuckReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := serveInMemory(t)
+		for range maxWatchers {
+			ln.ask(t, "GET /events HTTP/1.0\r\n\r\n")
+		}
+		time.Sleep(2 * writeTimeout) // in the bubble's time
+		wantOK(t, ln.ask(t, "GET /events HTTP/1.0\r\n\r\n"))
+	})
+}
+
+func (memoryUpgrader) UpgradeContext(ctx context.Context) error {
+	select {
+	case <-time.After(time.Hour):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func TestUpgradeLong(t *testing.T) {
+	for name, question := range map[string]string{
+		"body":    "POST /upgrade HTTP/1.1\r\nHost: control\r\nContent-Length: 4\r\n\r\nbody",
+		"no body": "POST /upgrade HTTP/1.0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { wantOK(t, serveInMemory(t).ask(t, question)) })
+		})
+	}
+}
+
 func TestListenerLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newListener(memoryListener{make(chan struct{})})
+		dial := newMemoryListener()
+		for range maxConns + 2 {
+			dial.dial()
+		}
+		l := newListener(dial)
 		var accepted []net.Conn
 		for range maxConns {
 			c, err := l.Accept()

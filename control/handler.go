@@ -47,6 +47,8 @@ func (s *Server) handler() http.Handler {
 		}
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(headerTimeout))
 		if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.stranger {
 			answer(w, r, http.StatusForbidden, result{Error: "only the service's user and root may ask"})
 			return
@@ -55,6 +57,7 @@ func (s *Server) handler() http.Handler {
 			answer(w, r, http.StatusBadRequest, result{Error: "read the body of the request: " + err.Error()})
 			return
 		}
+		_ = control.SetReadDeadline(time.Time{}) // which would end what takes longer
 		mux.ServeHTTP(w, r)
 	})
 }

@@ -19,7 +19,7 @@ import (
 // this process is in charge, and kept after that until its answers have been delivered.
 
 const (
-	// headerTimeout is for clients that connect and ask nothing.
+	// headerTimeout is for clients that connect and ask nothing, or half of it.
 	headerTimeout = 5 * time.Second
 
 	// writeTimeout is for clients that do not read.

@@ -163,17 +163,6 @@ func TestSocketIdleClients(t *testing.T) {
 	}
 }
 
-// Clients that have connected, and ask nothing, leave room for others in the end. This
-// takes five seconds.
-func TestSocketFullOfIdleClients(t *testing.T) {
-	_, socket := inProcess(t)
-	for range 64 {
-		proctest.Opened[net.Conn](t)(net.Dial("unix", socket))
-	}
-	s := &service{t: t, socket: socket}
-	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK)
-}
-
 // Once a process is replaced, its successor alone accepts.
 func TestSocketAfterUpgrade(t *testing.T) {
 	s := start(t)

@@ -14,7 +14,7 @@ func Duplicate(uintptr) (uintptr, error) { return 0, errors.ErrUnsupported }
 
 func Replace(target, fd uintptr) error { return errors.ErrUnsupported }
 
-func SetCloseOnExec(uintptr) error { return errors.ErrUnsupported }
+func SetCloseOnExec(first uintptr, n int) (uintptr, error) { return first, errors.ErrUnsupported }
 
 func IsCloseOnExec(uintptr) (bool, error) { return false, errors.ErrUnsupported }
 
@@ -23,6 +23,8 @@ func AccessMode(uintptr) (int, error) { return 0, errors.ErrUnsupported }
 func SetNonblock(uintptr, bool) error { return errors.ErrUnsupported }
 
 func Close(uintptr) error { return errors.ErrUnsupported }
+
+func CloseAll([]uintptr) error { return errors.ErrUnsupported }
 
 func Poll(uintptr) (readable, hungUp bool) { return false, false }
 
@@ -44,7 +46,9 @@ func IsClosed(error) bool { return false }
 
 func IsAddrInUse(error) bool { return false }
 
-func Pipe() (r, w *os.File, err error) { return nil, nil, errors.ErrUnsupported }
+func Pipe() (r, w uintptr, err error) { return 0, 0, errors.ErrUnsupported }
+
+func PolledFile(uintptr, string) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func IsDead(string) bool { return false }
 

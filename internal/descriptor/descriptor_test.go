@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -122,4 +123,54 @@ func TestScratchAgain(t *testing.T) {
 		ok(t, s.Close())
 	}
 	ok(t, s.Close())
+}
+
+func TestSetCloseOnExec(t *testing.T) {
+	const first, n = 200, 5
+	for fd := first; fd < first+n; fd++ {
+		if _, err := unix.FcntlInt(1, unix.F_DUPFD, fd); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+	if closed, err := descriptor.SetCloseOnExec(first, n); err != nil {
+		t.Errorf("of %d: %v", closed, err)
+	}
+	for fd := uintptr(first); fd < first+n; fd++ {
+		if closes, err := descriptor.IsCloseOnExec(fd); !closes || err != nil {
+			t.Errorf("descriptor %d stays open on exec: %v", fd, err)
+		}
+	}
+
+	ok(t, unix.Close(first+3))
+	if closed, err := descriptor.SetCloseOnExec(first, n); closed != first+3 || !errors.Is(err, unix.EBADF) {
+		t.Errorf("without descriptor %d: %d, %v", first+3, closed, err)
+	}
+	if _, err := descriptor.SetCloseOnExec(first, 0); err != nil {
+		t.Errorf("of no descriptors: %v", err)
+	}
+}
+
+func TestCloseAll(t *testing.T) {
+	fds := []uintptr{204, 300, 202, 203}
+	for _, fd := range append(slices.Clone(fds), 201, 205) {
+		if _, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, int(fd)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ok(t, descriptor.CloseAll(slices.Clone(fds)))
+	for _, fd := range fds {
+		if isOpen(fd) {
+			t.Errorf("descriptor %d is still open", fd)
+		}
+	}
+	if err := descriptor.CloseAll([]uintptr{205, 300, 201}); !errors.Is(err, unix.EBADF) {
+		t.Errorf("of one that is closed: %v", err)
+	}
+	for _, fd := range []uintptr{201, 205} {
+		if isOpen(fd) {
+			t.Errorf("descriptor %d is still open", fd)
+		}
+	}
+	ok(t, descriptor.CloseAll(nil))
 }

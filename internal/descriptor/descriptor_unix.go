@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,10 +27,18 @@ func Duplicate(fd uintptr) (uintptr, error) {
 	return uintptr(dup), nil
 }
 
-// SetCloseOnExec fails if fd is not open.
-func SetCloseOnExec(fd uintptr) error {
-	_, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC)
-	return os.NewSyscallError("fcntl F_SETFD", err)
+// SetCloseOnExec sets close-on-exec on n descriptors from first on. With an error, it
+// returns the first that is not open.
+func SetCloseOnExec(first uintptr, n int) (closed uintptr, err error) {
+	if setCloseOnExecAtOnce(first, n) {
+		return 0, nil
+	}
+	for fd := first; fd < first+uintptr(n); fd++ {
+		if _, err := unix.FcntlInt(fd, unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return fd, os.NewSyscallError("fcntl F_SETFD", err)
+		}
+	}
+	return 0, nil
 }
 
 // IsCloseOnExec fails if fd is not open.
@@ -52,6 +61,25 @@ func SetNonblock(fd uintptr, nonblocking bool) error {
 // Close closes fd.
 func Close(fd uintptr) error {
 	return os.NewSyscallError("close", unix.Close(int(fd)))
+}
+
+// CloseAll closes fds, which it sorts.
+func CloseAll(fds []uintptr) error {
+	slices.Sort(fds)
+	var errs []error
+	for len(fds) > 0 {
+		n := 1
+		for n < len(fds) && fds[n] == fds[n-1]+1 {
+			n++
+		}
+		if n == 1 || !closeAtOnce(fds[0], n) {
+			for _, fd := range fds[:n] {
+				errs = append(errs, Close(fd))
+			}
+		}
+		fds = fds[n:]
+	}
+	return errors.Join(errs...)
 }
 
 // Poll reports, without waiting, whether something can be read from fd, and whether

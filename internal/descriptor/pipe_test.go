@@ -4,6 +4,7 @@ package descriptor_test
 
 import (
 	"io"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,20 +21,25 @@ func TestPipeStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	if r.Fd() < 3 || w.Fd() < 3 {
-		t.Errorf("the pipe has the numbers %d and %d", r.Fd(), w.Fd())
+	if r < 3 || w < 3 {
+		t.Errorf("the pipe has the numbers %d and %d", r, w)
 	}
 	for _, stream := range []uintptr{0, 2} {
 		if isOpen(stream) {
 			t.Errorf("descriptor %d is still open", stream)
 		}
 	}
-	if _, err := io.WriteString(w, "a"); err != nil {
+	read, err := descriptor.PolledFile(r, "read")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	write := os.NewFile(w, "write")
+	if _, err := io.WriteString(write, "a"); err != nil {
 		t.Error(err)
 	}
-	w.Close()
-	if got, err := io.ReadAll(r); string(got) != "a" {
+	write.Close()
+	if got, err := io.ReadAll(read); string(got) != "a" {
 		t.Errorf("read %q, %v", got, err)
 	}
 

@@ -9,35 +9,46 @@ import "os"
 // writes its panics to descriptor 2, whatever that is.
 const firstFree = 3
 
-// Pipe does what os.Pipe does, but does not use the numbers of the standard streams.
-func Pipe() (r, w *os.File, err error) {
-	if r, w, err = os.Pipe(); err != nil {
-		return nil, nil, err
+// Pipe returns the ends of a pipe, which are close-on-exec, in blocking mode, and never
+// have the numbers of the standard streams. Unlike those of os.Pipe, which are registered
+// with the network poller, they can be passed to a child as they are.
+func Pipe() (r, w uintptr, err error) {
+	r, w, err = openPipe()
+	if err != nil {
+		return 0, 0, os.NewSyscallError("pipe", err)
 	}
-	if r, err = aboveStreams(r); err == nil {
-		w, err = aboveStreams(w)
+	if err = moveAboveStreams(&r); err == nil {
+		err = moveAboveStreams(&w)
 	}
 	if err != nil {
-		r.Close()
-		w.Close()
-		return nil, nil, err
+		_ = Close(r)
+		_ = Close(w)
+		return 0, 0, err
 	}
 	return r, w, nil
 }
 
-// aboveStreams returns file or, if file has the number of a standard stream, a duplicate
-// in its place. With an error it returns file.
-func aboveStreams(file *os.File) (*os.File, error) {
-	var dup uintptr
-	err := Control(file, func(fd uintptr) (err error) {
-		if fd < firstFree {
-			dup, err = Duplicate(fd)
-		}
-		return err
-	})
-	if err != nil || dup == 0 {
-		return file, err
+// moveAboveStreams puts a duplicate in the place of a descriptor that has the number of a
+// standard stream. With an error it leaves the descriptor alone.
+func moveAboveStreams(fd *uintptr) error {
+	if *fd >= firstFree {
+		return nil
 	}
-	file.Close()
-	return os.NewFile(dup, file.Name()), nil
+	dup, err := Duplicate(*fd)
+	if err != nil {
+		return err
+	}
+	_ = Close(*fd)
+	*fd = dup
+	return nil
+}
+
+// PolledFile returns a file of fd, which it owns, in non-blocking mode, so that who waits
+// for it takes no thread.
+func PolledFile(fd uintptr, name string) (*os.File, error) {
+	if err := SetNonblock(fd, true); err != nil {
+		_ = Close(fd)
+		return nil, err
+	}
+	return os.NewFile(fd, name), nil
 }

@@ -25,20 +25,12 @@ func (s *Scratch) File(fd uintptr) (*os.File, error) {
 // openBlocking returns a file in blocking mode, which os.NewFile does not register with
 // the network poller. It is a pipe, because that needs no file system.
 func openBlocking() (*os.File, error) {
-	pipe, other, err := os.Pipe()
+	pipe, other, err := Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer pipe.Close()
-	other.Close()
-	if err := Control(pipe, func(fd uintptr) error { return SetNonblock(fd, false) }); err != nil {
-		return nil, err
-	}
-	fd, err := DuplicateOf(pipe)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(fd, ""), nil
+	_ = Close(other)
+	return os.NewFile(pipe, ""), nil
 }
 
 // Close closes what s refers to.

@@ -153,6 +153,29 @@ func TestTrial(t *testing.T) {
 	c.wantStop(next)
 }
 
+// A trial goes on until the child is in charge.
+func TestTrialTakesCharge(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	parent, _ := c.start(shortTrial)
+	tr := &trialRun{chain: c, parent: parent}
+	parent.AwaitStep(alone)
+	parent.Order("upgrade", c.PauseAt(step.PIDFileWritten))
+	tr.awaitTrial()
+	tr.child.AwaitStep(step.PIDFileWritten)
+	tr.wantLook(tr.child, "1 %d in charge, 2 %d on trial", parent.PID, tr.child.PID)
+	tr.child.Order("upgrade")
+	if m := tr.child.Await("upgraded"); m.Text != "upgrade in progress" {
+		t.Errorf("Upgrade of a process on trial returned %q", m.Text)
+	}
+	tr.child.Resume()
+	tr.wantUpgraded("", "")
+	parent.AwaitEnd()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
+}
+
 // A trial is undone by its child, at any of its steps. One that lives drains.
 func TestTrialChildUndoes(t *testing.T) {
 	t.Parallel()
@@ -430,12 +453,18 @@ func TestTrialOrphanStop(t *testing.T) {
 	tr := &trialRun{chain: c, parent: parent}
 	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
 	tr.awaitTrial()
+	tr.hold()
 	proctest.Kill(t, parent.PID, syscall.SIGKILL)
 	tr.child.AwaitStep(step.VerdictReceived)
 	tr.child.Order("stop")
 	tr.child.Await("stopped")
 	tr.wantFiles("pid") // of the parent, who was killed
-	tr.child.AwaitEnd()
+	tr.child.Resume()
+	tr.child.Order("await the end of the trial")
+	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
+		t.Errorf("undone: %s", m.Text)
+	}
+	tr.wantDrained()
 }
 
 // What fails when the child takes charge undoes the trial.

@@ -15,10 +15,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/descriptor"
 	"example.com/tableflip/internal/inherit"
+	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 )
@@ -132,6 +135,20 @@ func TestUpstreamParentDies(t *testing.T) {
 	})
 }
 
+// A parent with the other library leaks the table that it was started with by one of ours,
+// whose process may not have ended yet.
+func TestUpstreamParentLeaks(t *testing.T) {
+	leaked := nametable.Table{PID: os.Getpid(), PIDNamespace: process.PIDNamespace(), Until: time.Now().Add(time.Hour)}
+	for _, variable := range leaked.Encode() {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
+	}
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	proctest.Terminate(t, f.Await("new").PID)
+	f.Await("ready")
+}
+
 func TestUpstreamParentGarbled(t *testing.T) {
 	for _, names := range []string{"", "\x05gar", "garbled"} {
 		t.Run(fmt.Sprintf("%q", names), func(t *testing.T) {
@@ -231,6 +248,33 @@ func TestUpstreamChild(t *testing.T) {
 	}
 }
 
+// A child that dies right after it has said that it is ready is not put in charge.
+func TestUpstreamChildDies(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	upg, s := NewParent(t, tableflip.Options{Compat: true, PIDFile: pidFile}, "upstream-child", proctest.WithArg("0"))
+	proctest.OK(t, upg.Ready())
+	for _, upgrade := range []func() error{upg.Upgrade, func() error { return upg.Rehearse(t.Context()) }} {
+		restore := proctest.During(t, step.ReadyReceived, func() {
+			child := s.Await("named").PID
+			proctest.OK(t, os.WriteFile(pidFile, []byte(strconv.Itoa(child)), 0o600)) // as the other library does
+			proctest.Kill(t, child, syscall.SIGKILL)
+			proctest.AwaitDeath(t, child)
+		})
+		err := upgrade()
+		restore()
+		if err == nil || !strings.Contains(err.Error(), "was ready, and has died") {
+			t.Fatal("the error is", err)
+		}
+		content, err := os.ReadFile(pidFile)
+		proctest.OK(t, err)
+		if want := strconv.Itoa(os.Getpid()); string(content) != want {
+			t.Errorf("the PID file has %q, want %s", content, want)
+		}
+	}
+	proctest.OK(t, upg.Upgrade())
+	s.Await("named")
+}
+
 // A rehearsal ends a child with the other library, which takes itself to be in charge.
 func TestUpstreamRehearse(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg("0"))
@@ -242,6 +286,20 @@ func TestUpstreamRehearse(t *testing.T) {
 	}
 	if upg.Replaced() {
 		t.Error("Replaced returns true")
+	}
+	// At once, because what it accepts is lost. A busy machine may need some attempts.
+	const timeToLeave = time.Second
+	for attempt := 1; ; attempt++ {
+		began := time.Now()
+		proctest.OK(t, upg.Rehearse(t.Context()))
+		took := time.Since(began)
+		s.Await("named")
+		if took < timeToLeave {
+			break
+		}
+		if attempt == 5 {
+			t.Fatalf("the child, which serves, was given %v to leave", took)
+		}
 	}
 	Upgrade(t, upg)
 	s.Await("named")

@@ -66,9 +66,11 @@ func take(environ []string) (f found) {
 	}
 	if f.upstream && isPipe(ReadyFD, anyPipe) && isPipe(VerdictFD, anyPipe) {
 		// How many descriptors there are is in the pipe.
-		for fd := ReadyFD; isOpen(fd); fd++ {
-			setCloseOnExec(fd)
+		last := VerdictFD
+		for isOpen(last + 1) {
+			last++
 		}
+		setCloseOnExec(ReadyFD, last)
 	}
 	if f.variables == nil {
 		return f
@@ -123,9 +125,7 @@ func closeOnExec(header string) bool {
 			count = atoi(value)
 		}
 	}
-	for fd := ReadyFD; fd < FirstFD+count; fd++ {
-		setCloseOnExec(fd)
-	}
+	setCloseOnExec(ReadyFD, FirstFD+count-1)
 	return true
 }
 

@@ -6,4 +6,4 @@ func isPipe(int, string) bool { return false }
 
 func isOpen(int) bool { return false }
 
-func setCloseOnExec(int) {}
+func setCloseOnExec(first, last int) {}

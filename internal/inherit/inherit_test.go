@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // variables are those of a table whose pipes are not there.
@@ -132,5 +134,25 @@ func TestForget(t *testing.T) {
 	}
 	if _, ok := os.LookupEnv(marker); ok {
 		t.Error("the marker is still there")
+	}
+}
+
+func TestSetCloseOnExec(t *testing.T) {
+	const first, last = 200, 204
+	for _, set := range []func(first, last int){setCloseOnExec, setCloseOnExecEach} {
+		for fd := first; fd <= last; fd++ {
+			if _, err := unix.FcntlInt(1, unix.F_DUPFD, fd); err != nil {
+				t.Fatal(err)
+			}
+		}
+		unix.Close(first + 1) // lost on the way, which New finds out
+		set(first, last)
+		for fd := first; fd <= last; fd++ {
+			flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+			if fd != first+1 && (err != nil || flags&unix.FD_CLOEXEC == 0) {
+				t.Errorf("descriptor %d: flags %d, %v", fd, flags, err)
+			}
+			unix.Close(fd)
+		}
 	}
 }

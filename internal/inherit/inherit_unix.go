@@ -19,4 +19,15 @@ func isOpen(fd int) bool {
 	return syscall.Fstat(fd, &stat) == nil
 }
 
-func setCloseOnExec(fd int) { syscall.CloseOnExec(fd) }
+// setCloseOnExec sets it on all descriptors from first to last.
+func setCloseOnExec(first, last int) {
+	if !setCloseOnExecAtOnce(first, last) {
+		setCloseOnExecEach(first, last)
+	}
+}
+
+func setCloseOnExecEach(first, last int) {
+	for fd := first; fd <= last; fd++ {
+		syscall.CloseOnExec(fd)
+	}
+}

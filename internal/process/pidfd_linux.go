@@ -75,15 +75,32 @@ func (h *Handle) Wait() error { return awaitPoll(h.file, unix.POLLIN) }
 
 // Kill ends the process, and returns an error as Process.Kill does.
 func (h *Handle) Kill(patience time.Duration) error {
-	killErr := descriptor.Control(h.file, func(fd uintptr) error {
-		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0))
-	})
+	killErr := h.kill()
 	h.file.SetReadDeadline(time.Now().Add(patience))
 	defer h.file.SetReadDeadline(time.Time{})
 	if h.Wait() == nil {
 		return nil
 	}
 	return killError(h.pid, patience, killErr)
+}
+
+// kill returns os.ErrProcessDone if the process has been reaped.
+func (h *Handle) kill() error {
+	err := descriptor.Control(h.file, func(fd uintptr) error {
+		return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0))
+	})
+	if errors.Is(err, unix.ESRCH) || descriptor.IsClosed(err) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// isReaped reports whether it is certain that a child that has ended was reaped.
+func (h *Handle) isReaped() bool {
+	err := descriptor.Control(h.file, func(fd uintptr) error {
+		return unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) // Linux 5.4
+	})
+	return errors.Is(err, unix.ECHILD)
 }
 
 // Close closes h.

@@ -53,15 +53,17 @@ type control struct {
 	kill func() error // returns os.ErrProcessDone if it has ended
 }
 
+// childControl is for systems without pidfds.
 func childControl(cmd *exec.Cmd) control {
-	wait := func() error {
-		err := cmd.Wait()
-		if isNoChild(err) {
-			return ErrStatusUnknown
-		}
-		return err
+	return control{func() error { return waitChild(cmd) }, cmd.Process.Kill}
+}
+
+func waitChild(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	if isNoChild(err) {
+		return ErrStatusUnknown
 	}
-	return control{wait, cmd.Process.Kill}
+	return err
 }
 
 // Start starts cmd, which must not have been started, with fds as its descriptors from
@@ -160,7 +162,8 @@ func start(cmd *exec.Cmd, fds []uintptr, sibling bool) (*Process, error) {
 	return p, nil
 }
 
-func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
+// startByID starts a child of which only the ID is known.
+func startByID(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	if err := spawn(cmd, fds); err != nil {
 		return control{}, err
 	}
@@ -171,7 +174,7 @@ func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
 func (p *Process) PID() int { return p.pid }
 
 // Exited returns a channel that is closed once the process has been reaped. From
-// the first call on, a thread or, for a sibling, a goroutine waits for that.
+// the first call on, a goroutine or, without pidfds, a thread waits for that.
 func (p *Process) Exited() <-chan struct{} {
 	p.reap()
 	return p.reaped
@@ -215,16 +218,6 @@ func killError(pid int, patience time.Duration, killErr error) error {
 	}
 	return fmt.Errorf("tableflip: process %d%s was killed, and has not ended after %v: %w", pid, condition(pid), patience, os.ErrDeadlineExceeded)
 }
-
-// Prepare does what os/exec would otherwise do at the first start of a process: it finds
-// out whether the kernel has pidfds, for which it starts a process. It also finds the PID
-// namespace. It does so once, and returns when that has been done.
-var Prepare = sync.OnceFunc(func() {
-	PIDNamespace()
-	if self, err := os.FindProcess(os.Getpid()); err == nil {
-		_ = self.Release()
-	}
-})
 
 // duplicateStreams replaces each standard stream that is a file by a duplicate, and
 // one that was closed by nil, which is the null device. os/exec would refuse a

@@ -32,10 +32,6 @@ func asksForSibling(cmd *exec.Cmd) bool {
 
 // startSibling starts a child of this process's parent.
 func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
-	// The first process of a PID namespace has no siblings (clone(2), EINVAL).
-	if os.Getpid() == 1 {
-		return startChild(cmd, fds)
-	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
@@ -45,37 +41,92 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	if !hasPidfds() {
 		return startPolled(cmd, fds)
 	}
-
-	passed := attr.PidFD // where Options.Command wants the pidfd
-	pidfd := -1
-	attr.PidFD = &pidfd
-	if err := spawn(cmd, fds); err != nil {
+	h, err := spawnWithHandle(cmd, fds)
+	if err != nil {
 		return control{}, err
 	}
-	if passed != nil {
+	return control{
+		wait: func() error {
+			defer h.Close()
+			err := waitSibling(h)
+			forget(cmd)
+			return err
+		},
+		kill: h.kill,
+	}, nil
+}
+
+// startChild starts a child of this process.
+func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
+	if !hasPidfds() {
+		return startByID(cmd, fds)
+	}
+	h, err := spawnWithHandle(cmd, fds)
+	if err != nil {
+		return control{}, err
+	}
+	return control{
+		wait: func() error {
+			defer h.Close()
+			if err := h.Wait(); err != nil {
+				return err
+			}
+			if h.isReaped() { // cmd has only the ID, which may be another process's by now
+				return ErrStatusUnknown
+			}
+			return waitChild(cmd)
+		},
+		kill: h.kill,
+	}, nil
+}
+
+// spawnWithHandle does what spawn does, and returns a Handle of the new process.
+func spawnWithHandle(cmd *exec.Cmd, fds []uintptr) (*Handle, error) {
+	given := cmd.SysProcAttr
+	defer func() { cmd.SysProcAttr = given }()
+	var attr syscall.SysProcAttr
+	if given != nil {
+		attr = *given
+	}
+	passed, pidfd := attr.PidFD, -1
+	attr.PidFD = &pidfd
+	cmd.SysProcAttr = &attr
+	if err := spawn(cmd, fds); err != nil {
+		return nil, err
+	}
+	if passed != nil { // where Options.Command wants the pidfd
 		*passed = -1
 		if dup, err := descriptor.Duplicate(uintptr(pidfd)); err == nil {
 			*passed = int(dup)
 		}
 	}
-	return control{
-		wait: func() error {
-			err := waitPidfd(pidfd)
-			_ = cmd.Wait() // fails, but releases what cmd holds
-			return err
-		},
-		kill: cmd.Process.Kill,
-	}, nil
+	file, err := descriptor.PolledFile(uintptr(pidfd), "pidfd")
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, err
+	}
+	return &Handle{file, cmd.Process.Pid}, nil
+}
+
+// forget closes what os/exec holds of a sibling, which it can't wait for, if it has started
+// that to copy a stream. Otherwise cmd knows only the ID, which may be a child's by now.
+func forget(cmd *exec.Cmd) {
+	if _, ok := fileStreams(cmd); ok {
+		return
+	}
+	_ = cmd.Wait() // the goroutines that copy
+	_ = cmd.Process.Release()
 }
 
 // hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
 // newest system call that this needs. A seccomp filter may forbid it.
 var hasPidfds = sync.OnceValue(func() bool {
-	self, err := OpenSelf()
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		return false
 	}
-	_ = descriptor.Close(self)
+	_ = descriptor.Close(uintptr(self))
 	return true
 })
 
@@ -91,7 +142,7 @@ func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
 			for isAlive(pid, started) {
 				time.Sleep(pollInterval)
 			}
-			_ = cmd.Wait() // as above
+			forget(cmd)
 			return ErrStatusUnknown
 		},
 		kill: func() error {
@@ -109,27 +160,21 @@ func isAlive(pid int, started string) bool {
 	return unix.Kill(pid, 0) != unix.ESRCH && state(pid) != "Z" && startTime(pid) == started
 }
 
-// waitPidfd returns when the process of pidfd, which it closes, has ended, and its
-// status as an error.
-func waitPidfd(pidfd int) error {
-	if err := descriptor.SetNonblock(uintptr(pidfd), true); err != nil {
-		return err
-	}
-	file := os.NewFile(uintptr(pidfd), "pidfd")
-	defer file.Close()
-	if err := awaitPoll(file, unix.POLLIN); err != nil {
+// waitSibling returns when a sibling has ended, and its status as an error.
+func waitSibling(h *Handle) error {
+	if err := h.Wait(); err != nil {
 		return err
 	}
 
 	// Since Linux 6.15, processes other than the parent can learn the status, once the
 	// parent has. Before Linux 6.9 they may not even learn when the parent has.
-	info, err := exitInfo(file)
+	info, err := exitInfo(h.file)
 	if err == nil && !hasExitStatus(info) {
-		file.SetReadDeadline(time.Now().Add(statusGrace))
-		if err := awaitPoll(file, unix.POLLHUP); err != nil {
+		h.file.SetReadDeadline(time.Now().Add(statusGrace))
+		if err := awaitPoll(h.file, unix.POLLHUP); err != nil {
 			return ErrStatusUnknown
 		}
-		info, err = exitInfo(file)
+		info, err = exitInfo(h.file)
 	}
 	status := syscall.WaitStatus(info.Exit_code)
 	switch {

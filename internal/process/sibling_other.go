@@ -6,6 +6,8 @@ import "os/exec"
 
 func asksForSibling(*exec.Cmd) bool { return false }
 
+func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) { return startByID(cmd, fds) }
+
 // startSibling starts a child of this process.
 func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) { return startChild(cmd, fds) }
 

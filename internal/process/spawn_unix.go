@@ -32,14 +32,6 @@ func spawn(cmd *exec.Cmd, fds []uintptr) error {
 		attr.Files = append(attr.Files, stream.Fd())
 	}
 	attr.Files = append(attr.Files, fds...)
-	if cmd.Dir != "" && cmd.SysProcAttr == nil {
-		// As in package os: execve(2) and chdir(2) have one error for both.
-		var missing *os.PathError
-		if _, err := os.Stat(cmd.Dir); errors.As(err, &missing) {
-			missing.Op = "chdir"
-			return missing
-		}
-	}
 
 	argv := cmd.Args
 	if len(argv) == 0 {
@@ -47,11 +39,20 @@ func spawn(cmd *exec.Cmd, fds []uintptr) error {
 	}
 	pid, err := syscall.ForkExec(cmd.Path, argv, attr)
 	if err != nil {
+		// As in package os: execve(2) and chdir(2) have one error for both.
+		var missing *os.PathError
+		if cmd.Dir != "" && rootDir(cmd) == "" {
+			if _, err := os.Stat(cmd.Dir); errors.As(err, &missing) {
+				missing.Op = "chdir"
+				return missing
+			}
+		}
 		return &os.PathError{Op: "fork/exec", Path: cmd.Path, Err: err}
 	}
-	// The process exists until it is waited for.
-	cmd.Process, err = os.FindProcess(pid)
-	return err
+	// Not os.FindProcess: it would start another process, to find out whether the kernel
+	// has pidfds.
+	cmd.Process = &os.Process{Pid: pid}
+	return nil
 }
 
 // fileStreams returns the files of the standard streams, nil for the null device. It

@@ -151,9 +151,14 @@ func startTime(pid int) string {
 // that may contain anything: the state, the parent and, at 19, the start time. See
 // proc_pid_stat(5).
 func procStat(path string) []string {
+	statMu.Lock()
+	defer statMu.Unlock()
 	stat, _ := os.ReadFile(path)
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
+
+// statMu keeps the file that a goroutine of this package reads out of a test's count.
+var statMu sync.Mutex
 
 // IsZombie reports whether the first thread of a process has ended and the process was not
 // waited for. Without /proc it returns false.
@@ -189,6 +194,8 @@ func ChildrenOf(pid int) []int {
 // OpenDescriptors counts the descriptors of this process. A test that compares counts must
 // call WithoutGC, because a garbage collection closes lost descriptors.
 func OpenDescriptors() int {
+	statMu.Lock()
+	defer statMu.Unlock()
 	open := 0
 	for fd := range 1024 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {

@@ -78,13 +78,13 @@ func New(opts Options, first uintptr, inherited []*nametable.Entry) (*Registry, 
 	current.Store(r)
 	r.mu.Lock()
 	defer r.unlock()
+	if closed, err := descriptor.SetCloseOnExec(first, len(inherited)); err != nil {
+		return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", closed, inherited[closed-first].Name, err)
+	}
 	entries := make([]entry, len(inherited))
 	for i, table := range inherited {
 		e := &entries[i]
 		*e = entry{Entry: table, fd: first + uintptr(i), inherited: true}
-		if err := descriptor.SetCloseOnExec(e.fd); err != nil {
-			return nil, fmt.Errorf("tableflip: inherit descriptor %d, %q: %w", e.fd, e.Name, err)
-		}
 		e.file = r.files.inherit(e.Path, e.FileID)
 		r.warnIfLost(e)
 		r.index.insert(e)
@@ -459,12 +459,16 @@ func (r *Registry) Stop(inCharge bool, reason error) {
 }
 
 func (r *Registry) closeAll(reason error, unlink bool) {
+	var fds []uintptr
 	for _, e := range r.index.clear() {
 		if r.files.release(e.file) && unlink {
 			r.log(e.file.unlink())
 		}
-		r.log(e.close())
+		if e.conn == nil {
+			fds = append(fds, e.fd)
+		}
 	}
+	r.log(descriptor.CloseAll(fds))
 	r.log(r.scratch.Close())
 	r.expired = index{}
 	r.closed = reason

@@ -48,11 +48,12 @@ func (n *Notifier) Ready() { n.notify("READY=1") }
 // Stopping tells the manager that the service stops.
 func (n *Notifier) Stopping() { n.notify("STOPPING=1") }
 
-// MainPID tells the manager that pid is the main process, and whether it is ready.
+// MainPID tells the manager that pid is the main process, and whether it is ready. The status
+// was that of the process before it, which may have had a trial under way.
 func (n *Notifier) MainPID(pid int, ready bool) {
 	fields := []string{mainPID(pid)}
 	if ready {
-		fields = append(fields, "READY=1")
+		fields = append(fields, "READY=1", "STATUS=")
 	}
 	n.notify(fields...)
 }
@@ -61,9 +62,6 @@ func mainPID(pid int) string { return fmt.Sprintf("MAINPID=%d", pid) }
 
 // Reloading tells the manager that an upgrade begins.
 func (n *Notifier) Reloading() {
-	if n == nil {
-		return
-	}
 	fields := []string{"RELOADING=1"}
 	// By this time, Type=notify-reload knows which SIGHUP is answered.
 	if now, err := monotonicClock(); err == nil {
@@ -75,15 +73,14 @@ func (n *Notifier) Reloading() {
 // OnTrial tells the manager that a new process is on trial, after which the answer to the
 // reload takes no longer than patience.
 func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (trial+patience).Microseconds()),
+	// The sum of the two may be no Duration.
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", trial.Microseconds()+patience.Microseconds()),
 		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
 }
 
 // ReloadFailed tells the manager that an upgrade has left this process in charge.
 func (n *Notifier) ReloadFailed(err error) {
-	if n != nil {
-		n.notify("READY=1", "STATUS="+status(err))
-	}
+	n.notify("READY=1", "STATUS="+status(err))
 }
 
 // ReloadQueued answers a reload whose upgrade has to wait.

@@ -4,9 +4,11 @@ package systemd
 
 import (
 	"errors"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +31,9 @@ func manager(t *testing.T) (*Notifier, *net.UnixConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	return &Notifier{addr: addr}, conn
 }
 
@@ -63,5 +68,16 @@ func TestNotifierQueueStaysFull(t *testing.T) {
 	refuse(t, 1<<30)
 	if err := n.send(nil, "READY=1"); !errors.Is(err, syscall.ENOBUFS) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The longest trial is one without an end.
+func TestNotifierOnTrial(t *testing.T) {
+	n, conn := manager(t)
+	n.OnTrial(5, math.MaxInt64, time.Minute)
+	message := make([]byte, 1000)
+	size, err := conn.Read(message)
+	if err != nil || !strings.HasPrefix(string(message[:size]), "EXTEND_TIMEOUT_USEC=9223372096854775\n") {
+		t.Errorf("the manager got %q, %v", message[:size], err)
 	}
 }

@@ -63,7 +63,6 @@ func (s *Store) Keep(e *nametable.Entry, fd uintptr) (fdName string) {
 	}
 	if m.err != nil {
 		m.err = fmt.Errorf("store %q: %w", e.Name, m.err)
-		m.fdName = ""
 		fdName = ""
 	}
 	s.enqueue(m)

@@ -1,7 +1,6 @@
 package systemd
 
 import (
-	"bufio"
 	"errors"
 	"io/fs"
 	"os"
@@ -15,7 +14,7 @@ import (
 // another main process, so that the unit ends with this process. If that is not certain,
 // it returns false.
 func (e Env) WatchesFirst() bool {
-	return e.watchesFirst("/proc/self/cgroup", unitPath())
+	return e.watchesFirst("/proc/self/cgroup", unitPath(os.Getuid()))
 }
 
 func (e Env) watchesFirst(cgroup string, unitPath []string) bool {
@@ -32,14 +31,11 @@ func (e Env) watchesFirst(cgroup string, unitPath []string) bool {
 
 // unitOf returns the service in whose control group this process is.
 func unitOf(cgroup string) string {
-	content, err := os.ReadFile(cgroup)
-	if err != nil {
-		return ""
-	}
+	content, _ := os.ReadFile(cgroup)
 	for line := range strings.Lines(string(content)) {
 		// HIERARCHY:CONTROLLERS:PATH (cgroups(7)). A unit may have groups of its own.
 		_, group, _ := strings.Cut(strings.TrimSpace(line), "/")
-		for group != "" && group != "." {
+		for group != "." {
 			if unit := path.Base(group); strings.HasSuffix(unit, ".service") {
 				return unit
 			}
@@ -49,11 +45,11 @@ func unitOf(cgroup string) string {
 	return ""
 }
 
-// unitPath returns the directories in which systemd looks for units (systemd.unit(5)),
-// as far as they do not depend on a user's settings.
-func unitPath() []string {
+// unitPath returns the directories in which systemd looks for units (systemd.unit(5)) of a
+// user, as far as they do not depend on settings.
+func unitPath(uid int) []string {
 	dirs := []string{"/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
-	if os.Getuid() == 0 {
+	if uid == 0 {
 		return dirs
 	}
 	if config, err := os.UserConfigDir(); err == nil {
@@ -96,17 +92,15 @@ func hasSetting(dirs []string, unit, setting string) (bool, error) {
 }
 
 func fileHasSetting(file, setting string) (bool, error) {
-	content, err := os.Open(file)
+	content, err := os.ReadFile(file)
 	if err != nil {
 		return false, err
 	}
-	defer content.Close()
-	lines := bufio.NewScanner(content)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), "=")
+	for line := range strings.Lines(string(content)) {
+		name, value, _ := strings.Cut(line, "=")
 		if strings.TrimSpace(name) == setting && strings.TrimSpace(value) != "" {
 			return true, nil
 		}
 	}
-	return false, lines.Err()
+	return false, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 )
@@ -80,6 +81,33 @@ func TestHasSettingUnreadable(t *testing.T) {
 	}
 	if has, err := hasSetting([]string{dir}, "web.service", "PIDFile"); has || err == nil {
 		t.Errorf("a unit that can't be read: got %v, %v", has, err)
+	}
+}
+
+func TestUnitPath(t *testing.T) {
+	t.Setenv("HOME", "/home/web")
+	t.Setenv("XDG_CONFIG_HOME", "/config")
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+	own := []string{"/config/systemd/user", "/run/user/1000/systemd/user", "/run/user/1000/systemd/transient", "/usr/lib/systemd/user"}
+	for uid, want := range map[int]bool{0: false, 1000: true} {
+		path := unitPath(uid)
+		for _, dir := range own {
+			if slices.Contains(path, dir) != want {
+				t.Errorf("user %d: %s is among %q: %t", uid, dir, path, !want)
+			}
+		}
+		if !slices.Contains(path, "/etc/systemd/system") {
+			t.Errorf("user %d: the system's units are not among %q", uid, path)
+		}
+	}
+
+	t.Setenv("HOME", "")
+	t.Setenv("XDG_CONFIG_HOME", "")
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	for _, dir := range unitPath(1000) {
+		if !filepath.IsAbs(dir) {
+			t.Errorf("without a home: %q", dir)
+		}
 	}
 }
 

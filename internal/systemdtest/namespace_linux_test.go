@@ -70,9 +70,15 @@ func build() (err error) {
 	if err != nil {
 		return err
 	}
-	command := exec.Command("go", "build", "-ldflags", "-X main.version="+placeholder, "-o", binaries, "./web", "example.com/tableflip/cmd/tableflip-supervise")
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w\n%s", command, err, output)
+	for _, args := range [][]string{
+		{"-o", binaries, "./web", "example.com/tableflip/cmd/tableflip-supervise"},
+		{"-o", filepath.Join(binaries, ours), "./either"},
+		{"-o", filepath.Join(binaries, theirs), "-tags", "cloudflare", "./either"},
+	} {
+		command := exec.Command("go", append([]string{"build", "-ldflags", "-X main.version=" + placeholder}, args...)...)
+		if output, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w\n%s", command, err, output)
+		}
 	}
 	return nil
 }
@@ -89,8 +95,10 @@ func onMachine(t *testing.T, test func(*testing.T)) {
 	t.Parallel()
 	// The result depends on both, which go test learns from this.
 	os.Getenv(rootVariable)
-	_, err := os.ReadDir("web")
-	proctest.OK(t, err)
+	for _, program := range []string{"web", "either"} {
+		_, err := os.ReadDir(program)
+		proctest.OK(t, err)
+	}
 	only := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
 	inner := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run="+only, "-test.v=true")
 	inner.Env = append(os.Environ(), binariesVariable+"="+binaries)

@@ -184,11 +184,17 @@ func (s *service) awaitEnd(pid int) {
 	proctest.AwaitThat(s.t, fmt.Sprintf("process %d has ended", pid), func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
-// install replaces the binary by the next version, with this behaviour, and returns the
-// version. It renames, because a running binary can't be written to.
+// install replaces the binary by the next version of web, with this behaviour, and returns
+// the version.
 func (s *service) install(behaviour string) string {
 	s.t.Helper()
-	binary, err := os.ReadFile(filepath.Join(binaries, "web"))
+	return s.installProgram("web", behaviour)
+}
+
+// installProgram renames, because a running binary can't be written to.
+func (s *service) installProgram(program, behaviour string) string {
+	s.t.Helper()
+	binary, err := os.ReadFile(filepath.Join(binaries, program))
 	proctest.OK(s.t, err)
 	if !bytes.Contains(binary, []byte(placeholder)) {
 		s.t.Fatal("the binary does not contain its version")

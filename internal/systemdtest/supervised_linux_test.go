@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -102,13 +104,33 @@ func (s *service) reloadSupervised() {
 // reloadDraining upgrades, and waits for the new process alone.
 func (s *service) reloadDraining() {
 	s.t.Helper()
+	old := s.main
 	s.version = s.install("good")
 	s.systemctl("reload", s.service)
 	s.askMain()
+	proctest.AwaitThat(s.t, "the old process accepts no more", func() bool { return old == s.main || !listens(old) })
 	if s.notifies && !s.supervised {
 		s.await("MainPID", equal(strconv.Itoa(s.main)))
 	}
 	s.await("ActiveState", equal("active"))
+}
+
+// listens reports whether a process has a TCP socket that listens. See proc_pid_net(5).
+func listens(pid int) bool {
+	descriptors, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, table := range []string{"tcp", "tcp6"} {
+		content, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+		for line := range strings.Lines(string(content)) {
+			columns := strings.Fields(line)
+			if columns[3] == "0A" && slices.ContainsFunc(descriptors, func(d string) bool {
+				target, _ := os.Readlink(d)
+				return target == "socket:["+columns[9]+"]"
+			}) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // crashWhileDraining has a new version crash while the old one cannot end.

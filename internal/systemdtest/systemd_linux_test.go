@@ -127,6 +127,12 @@ func (s *service) start() {
 	if s.socket != "" {
 		s.expect(map[string]string{"ActiveState": "inactive"})
 	}
+	s.awaitFirst()
+}
+
+// awaitFirst waits until the first process of the service answers.
+func (s *service) awaitFirst() {
+	s.t.Helper()
 	proctest.AwaitThat(s.t, "the service answers", func() bool {
 		response, err := oneShot.Get("http://" + tcpAddr)
 		if err != nil {
@@ -155,11 +161,18 @@ func (s *service) setMain(pid string) {
 // reload upgrades to a new version.
 func (s *service) reload() {
 	s.t.Helper()
+	s.reloadTo(s.install("good"))
+}
+
+// reloadTo upgrades to the version that is installed.
+func (s *service) reloadTo(version string) {
+	s.t.Helper()
 	restarts := s.show()["NRestarts"]
-	s.version = s.install("good")
+	s.version = version
 	old := s.main
 	s.systemctl("reload", s.service)
-	s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) })
+	// It is 0 for a moment if systemd learns of the new one when the old one has ended.
+	s.await("MainPID", func(pid string) bool { return pid != strconv.Itoa(old) && pid != "0" })
 	s.adopt()
 	s.awaitEnd(old)
 	s.awaitAnswers()

@@ -54,9 +54,9 @@ func (t *target) kinds(n int) []load.Kind {
 		{Name: "download", Clients: n, Pause: pause, New: plain(load.HTTP{}, download)},
 		{Name: "TLS POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.tls, Roots: t.roots, Renew: true}, post)},
 		streams("HTTP/2 streams", replayable(overTLS), mixed),
-		streams("HTTP/2 one-shot", overTLS, mixed),
+		streams("HTTP/2 "+oneShot, overTLS, mixed),
 		streams("h2c streams", replayable(overTCP), mixed),
-		streams("h2c one-shot", overTCP, mixed),
+		streams("h2c "+oneShot, overTCP, mixed),
 		{Name: "Unix POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.unix, Unix: true, Renew: true}, post)},
 		{Name: "deadline POST", Clients: n, Pause: pause, New: plain(load.HTTP{Deadline: deadline}, hurried)},
 		streams("deadline streams", replayable(load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2, Deadline: deadline}), hurried),
@@ -69,6 +69,10 @@ func (t *target) kinds(n int) []load.Kind {
 		{Name: "UDP", Clients: n, Pause: pause, New: t.datagrams},
 	}
 }
+
+// oneShot ends the names of the clients that send bodies over HTTP/2 which cannot be sent
+// again.
+const oneShot = "one-shot"
 
 // deadline is that of the clients whose requests have one.
 const deadline = 200 * time.Millisecond

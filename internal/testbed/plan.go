@@ -101,9 +101,12 @@ func (f fault) String() string {
 // faults returns all the faults that there are.
 func (cfg *config) faults() []fault {
 	var list []fault
-	environments := []string{noBinary, noPIDDirectory, fileForDirectory, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
-	if os.Geteuid() == 0 { // it takes a mount
-		environments = append(environments, diskFull)
+	environments := []string{noBinary, fewDescriptors, parentSuspended, parentKilled, childKilled, drainKilled, impatience}
+	if cfg.library != mixture { // with which a child would end by Stop
+		environments = append(environments, noPIDDirectory, fileForDirectory)
+		if os.Geteuid() == 0 { // it takes a mount
+			environments = append(environments, diskFull)
+		}
 	}
 	if cfg.trial > 0 {
 		environments = append(environments, trialEnvironments...)
@@ -113,7 +116,7 @@ func (cfg *config) faults() []fault {
 	}
 
 	steps := slices.Clone(wire.ProgramSteps)
-	if cfg.library != cloudflare {
+	if cfg.library != cloudflare && cfg.library != mixture {
 		for _, s := range step.All {
 			steps = append(steps, s.String())
 		}
@@ -131,8 +134,9 @@ func (cfg *config) faults() []fault {
 		list = append(list, faultsAt(at)...)
 	}
 	for _, at := range crashing {
-		for _, action := range []string{wire.Crash, wire.ExitZero} {
-			list = append(list, fault{injected: wire.Fault{Action: action, Victim: wire.Child, Step: at}})
+		list = append(list, fault{injected: wire.Fault{Action: wire.ExitZero, Victim: wire.Child, Step: at}})
+		if cfg.library != mixture { // see above
+			list = append(list, fault{injected: wire.Fault{Action: wire.Crash, Victim: wire.Child, Step: at}})
 		}
 	}
 	for i := range list {
@@ -202,8 +206,16 @@ func (f fault) moment() moment {
 	return beforeReady
 }
 
-// outcomes returns those that an upgrade with the fault may have.
-func (f fault) outcomes() []outcome {
+// outcomes returns those that an upgrade with the fault may have from one library to
+// another.
+func (f fault) outcomes(from, to string) []outcome {
+	switch {
+	case from == to || !f.endsParent():
+	case to == cloudflare, f.injected.Step == wire.BeforeNew:
+		// It does not carry on if its parent dies before it is ready, and ours not if
+		// its parent, with cloudflare/tableflip, dies before it has said what it passes on.
+		return []outcome{tookOver, outage}
+	}
 	switch f.environment {
 	case "":
 	case parentKilled:

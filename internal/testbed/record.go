@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -97,8 +98,11 @@ func (r *recorder) add(e load.Exchange) {
 	if e.Err != nil {
 		f := failure{Exchange: e}
 		// The request must arrive before the grace is over. That it was sent is not enough.
-		if e.Idle > r.grace*8/10 {
+		switch {
+		case e.Idle > r.grace*8/10:
 			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(e.Idle)/float64(r.grace))
+		case isUnsent(e):
+			f.unpromised = "net/http has not sent it"
 		}
 		r.failures = append(r.failures, f)
 		return
@@ -106,6 +110,13 @@ func (r *recorder) add(e load.Exchange) {
 	k.answered++
 	k.versions[e.By]++
 	k.latency[r.phase].add(e.Latency)
+}
+
+// isUnsent reports whether net/http has failed a request over HTTP/2 of which it had sent
+// nothing, because it could not repeat it on another connection: see "What remains" of
+// package httpdrain. It exports no such error.
+func isUnsent(e load.Exchange) bool {
+	return strings.HasSuffix(e.Kind, oneShot) && strings.HasSuffix(e.Err.Error(), "net/http: cannot rewind body after connection loss")
 }
 
 func (r *recorder) enter(p phase) {

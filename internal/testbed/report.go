@@ -46,11 +46,24 @@ func (b *bed) report(w io.Writer) (bad int) {
 	return bad
 }
 
-// excuseTheirs promises nothing for an upgrade after which cloudflare/tableflip drains.
+// theirsLost is why nothing is promised for some upgrades of a mixed chain.
+const theirsLost = "cloudflare/tableflip drained, or failed"
+
+// isTheirs reports whether it is cloudflare/tableflip that may lose something in the upgrade.
+func (r *row) isTheirs() bool {
+	return r.from == cloudflare || r.to == cloudflare && r.outcome == refused
+}
+
+// excuseTheirs promises nothing for an upgrade after which cloudflare/tableflip drains, or a
+// new process with it fails, which has accepted before.
 func (b *bed) excuseTheirs() {
+	if b.library != mixture {
+		return
+	}
 	for i, f := range b.record.failures {
-		if n := b.upgradeBefore(f.Ended); n > 0 && b.rows[n-1].theirs {
-			b.record.failures[i].unpromised = "cloudflare/tableflip drained"
+		n := b.upgradeOf(f)
+		if n > 0 && b.record.judge(f) == lost && b.rows[n-1].isTheirs() {
+			b.record.failures[i].unpromised = theirsLost
 		}
 	}
 }
@@ -120,7 +133,7 @@ func (b *bed) reportUpgrades(w io.Writer) {
 	lostBy := make(map[int]int)
 	for _, f := range b.record.failures {
 		if b.record.judge(f) == lost {
-			lostBy[b.upgradeBefore(f.Ended)]++
+			lostBy[b.upgradeOf(f)]++
 		}
 	}
 	for i, r := range b.rows {
@@ -129,8 +142,8 @@ func (b *bed) reportUpgrades(w io.Writer) {
 			drained = r.drained.Round(time.Millisecond).String()
 		}
 		result := string(r.outcome)
-		if r.theirs {
-			result += ", cloudflare/tableflip drained"
+		if b.library == mixture {
+			result += ", " + r.from + " to " + r.to
 		}
 		if r.err != "" {
 			result += ": " + brief(r.err)
@@ -140,6 +153,17 @@ func (b *bed) reportUpgrades(w io.Writer) {
 	}
 	t.Flush()
 	fmt.Fprintln(w)
+}
+
+// upgradeOf returns the number of the upgrade in which an exchange has failed: the last one
+// before its end, or that before, if cloudflare/tableflip drained then and the exchange had
+// begun. A client that pauses notices later.
+func (b *bed) upgradeOf(f failure) int {
+	n := b.upgradeBefore(f.Ended)
+	if n > 1 && b.rows[n-2].isTheirs() && f.Began.Before(b.rows[n-2].concluded) {
+		return n - 1
+	}
+	return n
 }
 
 // upgradeBefore returns the number of the upgrade that began last before a time.

@@ -24,16 +24,17 @@ import (
 
 // row is the result of an attempt.
 type row struct {
-	began   time.Time
-	fault   fault
-	outcome outcome
-	err     string        // of the old process's Upgrade
-	took    time.Duration // from the signal until somebody is in charge
-	drained time.Duration // from then until the old process has exited
-	broken  []string      // promises
-	theirs  bool          // cloudflare/tableflip drains, in a mixed chain
+	began    time.Time
+	fault    fault
+	outcome  outcome
+	err      string        // of the old process's Upgrade
+	took     time.Duration // from the signal until somebody is in charge
+	drained  time.Duration // from then until the old process has exited
+	broken   []string      // promises
+	from, to string        // the libraries of the old and the new process
 
-	killed time.Time // when the fault killed, or began to
+	concluded time.Time // when only one process was left
+	killed    time.Time // when the fault killed, or began to
 }
 
 func (r *row) breaks(format string, args ...any) {
@@ -49,10 +50,10 @@ func (b *bed) perform(a attempt) *row {
 		b.restart(r)
 		return r
 	}
-	r.theirs = b.library == mixture && b.libraryOf(parentVersion) == cloudflare
-	b.version++
+	r.from = b.libraries[parentVersion]
 	b.chain.forget(parent)
 	undo, err := b.prepare(a.fault, parent)
+	r.to = b.libraries[b.version]
 	if err != nil {
 		r.breaks("test-bed: %v", err)
 		return r
@@ -60,12 +61,15 @@ func (b *bed) perform(a attempt) *row {
 	r.began = time.Now()
 	syscall.Kill(parent, syscall.SIGHUP)
 	b.disturb(r, parent, parentVersion)
-	r.outcome = b.awaitOutcome(parent, a.fault)
+	r.outcome = b.awaitOutcome(parent, r)
+	if r.outcome != refused {
+		b.turn++
+	}
 	r.took = time.Since(r.began)
 	undo()
 
 	r.err = b.failure(parent)
-	if want := a.fault.outcomes(); !slices.Contains(want, r.outcome) {
+	if want := a.fault.outcomes(r.from, r.to); !slices.Contains(want, r.outcome) {
 		r.breaks("the outcome is %q, want %q: %s", r.outcome, want, r.err)
 	}
 	// When a process is dead, its last reports may still be in the pipe.
@@ -74,6 +78,7 @@ func (b *bed) perform(a attempt) *row {
 		r.breaks("no process came to the step")
 	}
 	b.conclude(r, parent)
+	r.concluded = time.Now()
 	if !a.fault.none() {
 		b.record.disturbed(r.began, time.Now())
 	}
@@ -127,7 +132,7 @@ func (b *bed) concludeTrial(r *row, killed time.Time) {
 
 // prepare installs the next version and arranges the fault.
 func (b *bed) prepare(f fault, parent int) (undo func(), err error) {
-	if err := b.install(b.version); err != nil {
+	if err := b.install(); err != nil {
 		return nil, err
 	}
 	away := func(name string) func() {
@@ -324,7 +329,8 @@ func (b *bed) awaitUpgraded(parent int) (upgraded bool) {
 }
 
 // awaitOutcome waits until the upgrade has ended one way or the other.
-func (b *bed) awaitOutcome(parent int, f fault) outcome {
+func (b *bed) awaitOutcome(parent int, r *row) outcome {
+	f, expected := r.fault, r.fault.outcomes(r.from, r.to)
 	result := endless
 	b.chain.await(b.limit(), func() bool {
 		p, child := b.chain.processes[parent], b.child()
@@ -337,7 +343,7 @@ func (b *bed) awaitOutcome(parent int, f fault) outcome {
 			result = outage
 		case f.endsParent():
 		// A new process that is to be killed may not have ended yet.
-		case serves && p.reported(wire.Upgraded) && slices.Contains(f.outcomes(), succeeded):
+		case serves && p.reported(wire.Upgraded) && slices.Contains(expected, succeeded):
 			result = succeeded
 		case p.reported(wire.Upgraded) && child != nil && !childLives:
 			result = crashed
@@ -409,14 +415,14 @@ func (b *bed) restart(r *row) {
 		r.breaks("some processes survive SIGKILL: %v", b.strays(0))
 	}
 	os.Remove(b.target.unix)
-	b.version++
-	err := b.install(b.version)
+	err := b.install()
 	if err == nil {
 		err = b.chain.start()
 	}
 	if err != nil {
 		r.breaks("restarting the service: %v", err)
 	}
+	b.turn++
 }
 
 func (b *bed) path(name string) string { return filepath.Join(b.dir, name) }
