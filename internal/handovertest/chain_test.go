@@ -279,6 +279,8 @@ func (g *generation) obey(o proctest.Order) {
 	case "fail":
 		g.upg.Fail(errors.New("no disk"))
 		g.wire.Report("failed")
+	case "undo": // as package service does
+		g.wire.Report("undone", trial.Undo(errors.New("unhealthy")))
 	case "exit":
 		os.Exit(7)
 	case "await the end of the trial":
