@@ -1156,7 +1156,11 @@ func (u *Upgrader) tryOut(a *attempt, c *child) error {
 	u.successor.State, u.successor.Since = stateOnTrial, time.Now()
 	u.mu.Unlock()
 	u.tell(a, slog.LevelInfo, event.OnTrial)
-	u.notifier.OnTrial(c.pid, u.trial, trialPatience)
+	ctx, cancel := context.WithCancel(context.Background())
+	var telling sync.WaitGroup
+	telling.Go(func() { u.notifier.OnTrial(ctx, c.pid, u.trial, trialPatience) })
+	defer telling.Wait() // the answer comes next
+	defer cancel()
 	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
 }
 
