@@ -143,6 +143,10 @@ func TestTrial(t *testing.T) {
 	parent.AwaitEnd()
 	tr.child.AwaitStep(alone)
 	tr.wantLook(tr.child, "2 %d in charge", tr.child.PID)
+	tr.child.Order("undo")
+	if m := tr.child.Await("undone"); m.Text != "false" {
+		t.Error("a process in charge has undone its trial")
+	}
 	c.wantCharge(tr.child.PID)
 	for _, r := range tr.held {
 		proctest.Must(io.WriteString(r.conn, "o\n"))
@@ -185,6 +189,7 @@ func TestTrialChildUndoes(t *testing.T) {
 	}{
 		{order: "stop", says: "was stopped during its trial", drains: true},
 		{order: "fail", says: "failed: no disk", drains: true},
+		{order: "undo", says: "failed: unhealthy", drains: true},
 		{order: "exit"},
 		{order: "kill"},
 	} {
