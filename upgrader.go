@@ -994,7 +994,7 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 		return nil
 	}
 	if u.maxDraining > 0 {
-		_ = c.say(wordHurry)
+		c.hurry()
 	}
 	step.Reached(step.UndoneAwaited)
 	select {
