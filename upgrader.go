@@ -997,7 +997,7 @@ func (u *Upgrader) awaitUndone(ctx func() context.Context) error {
 		return nil
 	}
 	if u.maxDraining > 0 {
-		_ = c.say(wordHurry)
+		c.hurry()
 	}
 	step.Reached(step.UndoneAwaited)
 	select {

@@ -161,11 +161,13 @@ func TestTrial(t *testing.T) {
 func TestTrialTakesCharge(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)
-	parent, _ := c.start(shortTrial)
+	parent, _ := c.start(shortTrial, c.PauseAt(step.BeforeCommit))
 	tr := &trialRun{chain: c, parent: parent}
 	parent.AwaitStep(alone)
 	parent.Order("upgrade", c.PauseAt(step.PIDFileWritten))
 	tr.awaitTrial()
+	parent.AwaitStep(step.BeforeCommit)
+	parent.Resume()
 	tr.child.AwaitStep(step.PIDFileWritten)
 	tr.wantLook(tr.child, "1 %d in charge, 2 %d on trial", parent.PID, tr.child.PID)
 	tr.child.Order("upgrade")
