@@ -3,13 +3,17 @@
 package handovertest
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
 )
 
 func init() {
@@ -53,5 +57,33 @@ func TestTrialLog(t *testing.T) {
 	}
 	if err := proctest.Within(t, "Upgrade", result); err == nil || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("Upgrade returned %v", err)
+	}
+}
+
+// However often an upgrade has waited for its end, a process whose trial was undone is told
+// once to hurry: it may read nothing, and there is not room for ever.
+func TestTrialHurryOnce(t *testing.T) {
+	heard := filepath.Join(t.TempDir(), "heard")
+	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; ` +
+		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, MaxDraining: 1, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		restore := proctest.During(t, step.UndoneAwaited, cancel)
+		proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+		restore()
+	}
+	upg.Stop()
+	var content []byte
+	proctest.AwaitThat(t, "it has heard that the service stops", func() bool {
+		content, _ = os.ReadFile(heard)
+		return strings.HasSuffix(string(content), "stopping\n")
+	})
+	if string(content) != "abort\nhurry\nstopping\n" {
+		t.Errorf("it has heard %q", content)
 	}
 }
