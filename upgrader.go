@@ -966,12 +966,15 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 // generations drain than may. A rehearsal, after which no generation more drains, needs no
 // place.
 func (u *Upgrader) awaitPlace(a *attempt) error {
-	ctx := a.ctx
-	if _, ok := a.caller.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
-		defer cancel()
-	}
+	// Mostly nobody has to wait, and no timer is needed.
+	ctx := sync.OnceValue(func() context.Context {
+		if _, ok := a.caller.Deadline(); ok {
+			return a.ctx
+		}
+		limited, cancel := context.WithTimeoutCause(a.ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
+		context.AfterFunc(a.ctx, cancel)
+		return limited
+	})
 	err := u.await(ctx, u.isHeard, "have not told the service manager that this process is in charge")
 	if err != nil {
 		return err
@@ -986,7 +989,7 @@ func (u *Upgrader) awaitPlace(a *attempt) error {
 }
 
 // awaitUndone returns once the child whose trial was undone, if there was one, has ended.
-func (u *Upgrader) awaitUndone(ctx context.Context) error {
+func (u *Upgrader) awaitUndone(ctx func() context.Context) error {
 	u.mu.Lock()
 	c := u.undone
 	u.mu.Unlock()
@@ -1000,9 +1003,9 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 	select {
 	case <-c.ended:
 		return nil
-	case <-ctx.Done():
+	case <-ctx().Done():
 	}
-	err, timedOut := timeout(ctx)
+	err, timedOut := timeout(ctx())
 	if timedOut {
 		err = fmt.Errorf("%w: process %d, whose trial was undone, still drains: %w", ErrUpgradeInProgress, c.pid, err)
 	}
@@ -1023,14 +1026,14 @@ func (u *Upgrader) loseUndone(a *attempt, c *child) {
 
 // await returns once a condition holds that depends on earlier generations. If there is no
 // more time, its error says what they did not do.
-func (u *Upgrader) await(ctx context.Context, condition func() bool, they string) error {
+func (u *Upgrader) await(ctx func() context.Context, condition func() bool, they string) error {
 	for !condition() {
 		select {
 		case <-u.parent.changed:
 			continue
-		case <-ctx.Done():
+		case <-ctx().Done():
 		}
-		err, timedOut := timeout(ctx)
+		err, timedOut := timeout(ctx())
 		if !timedOut {
 			return err
 		}
@@ -1082,17 +1085,24 @@ func (a *attempt) err() error {
 	return nil
 }
 
-// limit ends the attempt after timeout, unless its caller has a deadline, and returns
-// when it will end.
-func (a *attempt) limit(timeout time.Duration) time.Time {
+// until returns when the attempt must have a child that is ready: timeout from now, unless
+// its caller has a deadline.
+func (a *attempt) until(timeout time.Duration) time.Time {
 	if deadline, ok := a.caller.Deadline(); ok {
 		return deadline
 	}
-	a.timer = time.AfterFunc(timeout, func() {
+	return time.Now().Add(timeout)
+}
+
+// limit ends the attempt at that time, of which the timeout is over then, unless its
+// caller has a deadline.
+func (a *attempt) limit(until time.Time, timeout time.Duration) {
+	if _, ok := a.caller.Deadline(); ok {
+		return
+	}
+	a.timer = time.AfterFunc(time.Until(until), func() {
 		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
-	context.AfterFunc(a.ctx, func() { a.timer.Stop() })
-	return time.Now().Add(timeout)
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
@@ -1146,7 +1156,11 @@ func (u *Upgrader) tryOut(a *attempt, c *child) error {
 	u.successor.State, u.successor.Since = stateOnTrial, time.Now()
 	u.mu.Unlock()
 	u.tell(a, slog.LevelInfo, event.OnTrial)
-	u.notifier.OnTrial(c.pid, u.trial, trialPatience)
+	ctx, cancel := context.WithCancel(context.Background())
+	var telling sync.WaitGroup
+	telling.Go(func() { u.notifier.OnTrial(ctx, c.pid, u.trial, trialPatience) })
+	defer telling.Wait() // the answer comes next
+	defer cancel()
 	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
 }
 
@@ -1290,6 +1304,9 @@ func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(s
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()

@@ -60,9 +60,11 @@ func init() {
 			SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherUser, Gid: otherUser}},
 		}, nil, proctest.Arg() == "sibling"))
 		read.Close()
-		kill := p.Kill
+		proctest.Report("alive", process.IsAlive(p.PID()))
+		kill, wait := p.Kill, func() error { <-p.Exited(); return nil }
 		if proctest.Arg() == "handle" {
-			kill = proctest.Must(process.Open(p.PID())).Kill
+			handle := proctest.Must(process.Open(p.PID()))
+			kill, wait = handle.Kill, handle.Wait
 		}
 		for range 2 { // as Stop may try, too
 			err := kill(10 * time.Millisecond)
@@ -71,7 +73,7 @@ func init() {
 		}
 
 		write.Close()
-		<-p.Exited()
+		proctest.Must(0, wait())
 		proctest.Report("killed", kill(10*time.Millisecond))
 	})
 }
@@ -81,6 +83,9 @@ func TestKillOtherUsers(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			s := proctest.NewService(t)
 			proctest.OK(t, runWithout(t, s.Command("powerless", proctest.WithArg(kind)), unix.CAP_KILL))
+			if got := s.Await("alive").Text; got != "true" {
+				t.Error("a process of another user is said not to live")
+			}
 			for range 2 {
 				pid, text, _ := strings.Cut(s.Await("kill").Text, " ")
 				for _, want := range []string{"true tableflip: ", "process " + pid, fmt.Sprint("user ", otherUser), "operation not permitted"} {
@@ -117,6 +122,44 @@ func TestKill(t *testing.T) {
 		t.Errorf("it ended with %v", p.Err())
 	}
 	proctest.OK(t, p.Kill(0))
+}
+
+func TestOpenEnded(t *testing.T) {
+	cmd := exec.Command("/bin/true")
+	proctest.OK(t, cmd.Run())
+	_, err := process.Open(cmd.Process.Pid)
+	proctest.WantError(t, "Open", err, os.ErrProcessDone)
+}
+
+// Who has an end of a pipe open does not hold the other.
+func TestHoldsPipe(t *testing.T) {
+	read, write, err := os.Pipe()
+	proctest.OK(t, err)
+	defer read.Close()
+	defer write.Close()
+	var stat unix.Stat_t
+	proctest.OK(t, unix.Fstat(int(read.Fd()), &stat))
+	holds := func(pid int, end process.PipeEnd) bool {
+		t.Helper()
+		holds, err := process.HoldsPipe(pid, stat.Ino, end)
+		proctest.OK(t, err)
+		return holds
+	}
+	for _, end := range []process.PipeEnd{process.ReadEnd, process.WriteEnd} {
+		if !holds(os.Getpid(), end) {
+			t.Errorf("this process does not hold %o", end)
+		}
+		if holds(os.Getppid(), end) {
+			t.Errorf("another process holds %o", end)
+		}
+	}
+	write.Close()
+	if !holds(os.Getpid(), process.ReadEnd) || holds(os.Getpid(), process.WriteEnd) {
+		t.Error("this process holds the end that it has closed, or not the other")
+	}
+
+	_, err = process.HoldsPipe(0, stat.Ino, process.ReadEnd) // of which nothing is known
+	proctest.WantError(t, "HoldsPipe", err, os.ErrNotExist)
 }
 
 // A firstWrite tells that it was written to.

@@ -27,7 +27,9 @@ func init() {
 		proctest.Report("args", strings.Join(process.Args(), " "))
 		proctest.Report("dir", process.Dir())
 		proctest.Report("path", path, err)
-		proctest.Report("file", proctest.Must(process.FromDir("a/../b")))
+		file, fileErr := process.FromDir("a/../b")
+		proctest.Report("file", file)
+		proctest.Report("file-error", fileErr)
 	})
 }
 
@@ -78,6 +80,7 @@ func TestDir(t *testing.T) {
 	current, physical := release(t)
 	for _, test := range []struct{ name, pwd, argv0, want string }{
 		{"named by PWD", current, "./bin/program", current},
+		{"named by PWD and by the binary", physical, current + "/bin/program", physical},
 		{"PWD names another", "/", current + "/bin/program", current},
 		{"PWD is relative", "current", current + "/bin/program", current},
 		{"named by the binary", "", current + "/bin/program", current},
@@ -94,6 +97,26 @@ func TestDir(t *testing.T) {
 				t.Errorf("a relative path is %s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// What was relative to a directory that is gone is nowhere.
+func TestDirGone(t *testing.T) {
+	s := proctest.NewService(t)
+	cmd := s.Command("origin")
+	proctest.Shell(`cd "$(mktemp -d)" && rmdir "$PWD" && exec "$0"`)(cmd)
+	proctest.OK(t, cmd.Run())
+	if got := s.Await("file").Text; got != "" {
+		t.Errorf("a relative path is %q", got)
+	}
+	if got := s.Await("file-error").Text; !strings.Contains(got, "working directory was not known") {
+		t.Errorf("a relative path has the error %q", got)
+	}
+}
+
+func TestFromDirEmpty(t *testing.T) {
+	if got, err := process.FromDir(""); got != "" || err != nil {
+		t.Errorf("no path is %q, %v", got, err)
 	}
 }
 

@@ -62,6 +62,18 @@ func init() {
 		}
 		read, write, err := os.Pipe()
 		proctest.Must(0, err)
+		if _, err := process.Start(context.Background(), &exec.Cmd{Path: "/missing"}, nil, true); !errors.Is(err, unix.ENOENT) {
+			panic(err)
+		}
+		if kernel == "old" {
+			output := &strings.Builder{}
+			sh := &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "(sleep 0.3; echo late)&"}, Stdout: output}
+			<-proctest.Must(process.Start(context.Background(), sh, nil, true)).Exited()
+			if output.String() != "late\n" {
+				panic("what the sibling has started wrote " + output.String())
+			}
+		}
+		before := len(proctest.Must(os.ReadDir("/proc/self/fd")))
 		p := proctest.Must(process.Start(context.Background(), cmd, []uintptr{write.Fd()}, sibling))
 		proctest.Must(read.Read(make([]byte, 1))) // it has reported
 
@@ -69,12 +81,15 @@ func init() {
 			proctest.Report("pidfd", unix.PidfdSendSignal(pidfd, 0, nil, 0))
 		}
 		if way == "killed" {
-			proctest.Report("still", proctest.IsClosed(p.Exited()))
+			exited := p.Exited()
+			proctest.Must(0, exec.Command("/bin/true").Run()) // in which a wrong end can show itself
+			proctest.Report("still", proctest.IsClosed(exited))
 			proctest.Must(0, p.Kill(proctest.Patience))
 		}
 		<-p.Exited()
 		proctest.Report("ended", p.PID(), p.Err() == process.ErrStatusUnknown, p.Err())
 		proctest.Report("again", p.Kill(0))
+		proctest.Report("opened", len(proctest.Must(os.ReadDir("/proc/self/fd")))-before)
 	})
 	proctest.Role("started", func() {
 		proctest.Report("started", os.Getppid())
@@ -126,7 +141,15 @@ func TestSibling(t *testing.T) {
 				if got := s.Await("again").Text; got != "<nil>" {
 					t.Errorf("killing it again: %s", got)
 				}
+				opened := "0"
+				if kernel == "own" {
+					opened = "1" // its pidfd
+				}
+				if got := s.Await("opened").Text; got != opened {
+					t.Errorf("%s descriptors stay open, want %s", got, opened)
+				}
 				s.AwaitEnd()
+				reapAll()
 			})
 		}
 	}

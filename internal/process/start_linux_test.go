@@ -2,6 +2,7 @@ package process_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -35,6 +36,47 @@ func TestStartRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A command that sets nothing has the null device for its streams, of which this process
+// keeps none open, its path for a name, and this process for a parent.
+func TestStartDefaults(t *testing.T) {
+	nulls := func() (n int) {
+		for _, file := range proctest.OpenFiles(t, os.Getpid()) {
+			if strings.Contains(file, os.DevNull) {
+				n++
+			}
+		}
+		return n
+	}
+	var pipe [2]int // in blocking mode, for cat
+	proctest.OK(t, unix.Pipe2(pipe[:], unix.O_CLOEXEC))
+	read, write := os.NewFile(uintptr(pipe[0]), "read"), os.NewFile(uintptr(pipe[1]), "write")
+	before := nulls()
+	p, err := process.Start(t.Context(), &exec.Cmd{Path: "/bin/cat", Stdin: read}, nil, false)
+	read.Close()
+	proctest.OK(t, err)
+	if after := nulls(); after != before {
+		t.Errorf("the null device is open %d times, and was %d times", after, before)
+	}
+	proctest.AwaitThat(t, "the process has its path for a name", func() bool { // a moment after Start
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID()))
+		return string(name) == "/bin/cat\x00"
+	})
+	write.Close()
+	proctest.Within(t, "the process to exit", p.Exited())
+	proctest.OK(t, p.Err())
+
+	pid := strconv.Itoa(os.Getpid())
+	p, err = process.Start(t.Context(), &exec.Cmd{
+		Path: "/bin/sh", Args: []string{"sh", "-c", "test $PPID = " + pid},
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}, nil, false)
+	proctest.OK(t, err)
+	proctest.Within(t, "the process to exit", p.Exited())
+	if p.Err() != nil {
+		t.Errorf("its parent is not this process: %v", p.Err())
 	}
 }
 

@@ -44,6 +44,9 @@ func init() {
 			if read.Fd() > 2 || write.Fd() > 2 {
 				panic("these are no standard streams' numbers")
 			}
+			if third := proctest.Must(os.Open(dir)); third.Fd() > 2 {
+				panic("nor is this")
+			}
 			fds = []uintptr{write.Fd(), read.Fd()}
 		case "replaced":
 			// As a daemon does it, after it has closed them by another way.

@@ -7,6 +7,7 @@ package systemd
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,6 +25,9 @@ var (
 
 	// BarrierTimeout limits how long the manager may take to read of a handover.
 	BarrierTimeout = 5 * time.Second
+
+	// ExtendInterval is how often the manager is told that a trial goes on.
+	ExtendInterval = time.Second
 
 	send = descriptor.Send
 )
@@ -70,12 +74,29 @@ func (n *Notifier) Reloading() {
 	n.notify(fields...)
 }
 
-// OnTrial tells the manager that a new process is on trial, after which the answer to the
-// reload takes no longer than patience.
-func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
-	// The sum of the two may be no Duration.
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", trial.Microseconds()+patience.Microseconds()),
-		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
+// OnTrial tells the manager, until ctx is done, that a new process is on trial, after which
+// the answer to the reload takes no longer than patience.
+func (n *Notifier) OnTrial(ctx context.Context, pid int, trial, patience time.Duration) {
+	if n == nil {
+		return
+	}
+	began := time.Now()
+	extend := func(left time.Duration) string {
+		// The sum of the two may be no Duration.
+		return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", left.Microseconds()+patience.Microseconds())
+	}
+	n.notify(extend(trial), fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
+	// systemd sets the timeout anew when it learns that the process of ExecReload= has ended.
+	again := time.NewTicker(ExtendInterval)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			_ = n.send(nil, extend(max(trial-time.Since(began), 0))) // an error is logged once
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // ReloadFailed tells the manager that an upgrade has left this process in charge.

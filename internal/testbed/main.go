@@ -46,8 +46,8 @@
 //
 // With -trial, old and new serve side by side before the new one is in charge. Then a new
 // process also fails, is stopped or killed meanwhile, or the upgrade is cancelled. The old one
-// serves on, and a new one that lives drains, loses nothing, and exits with status 0. What a
-// process that was killed on trial had begun is lost in a crash.
+// serves on, and a new one that lives drains, loses nothing, and exits. What a process that
+// was killed on trial had begun is lost in a crash.
 //
 // In a mixed chain (-library mixed), versions of tableflip and of cloudflare/tableflip take
 // turns. Nothing is promised of the descriptors and files that are left, nor after an upgrade in
@@ -98,6 +98,10 @@ func realMain() int {
 	}
 	if cfg.trial != 0 && cfg.trial < cfg.acknowledgeTimeout*5/2 {
 		fmt.Fprintln(os.Stderr, "testbed: -trial is less than two and a half -acknowledge-timeout")
+		return 2
+	}
+	if cfg.trial != 0 && cfg.library != tableflip && cfg.library != service {
+		fmt.Fprintf(os.Stderr, "testbed: there is no -trial with %s\n", cfg.library)
 		return 2
 	}
 	libraries := []string{cfg.library}
