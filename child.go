@@ -65,6 +65,7 @@ type child struct {
 	leaves     bool            // it has said that it drains, on trial
 	committed  bool            // it may take charge
 	ended      chan struct{}   // closed when a child whose trial was undone has ended
+	sayHurry   sync.Once       // because it may be suspended, and the pipe has no room for ever
 	announced  *process.Handle // of pid, if it is another process than the one that was started
 	hereHeard  func()          // called when the child says that it is here
 	cause      string          // what it did wrong, if it said so
@@ -387,16 +388,24 @@ func (c *child) failed(ctx context.Context, reason []string) error {
 
 // checkAlive returns an error if a child that was ready has gone.
 func (c *child) checkAlive(ctx context.Context) error {
-	if c.isUpstream {
-		if isClosed(c.process.Exited()) {
-			return c.exitError()
-		}
-		return nil
+	isGone := c.hasHungUp
+	if c.isUpstream { // it has closed its pipe
+		isGone = c.hasEnded
 	}
-	if !c.hasHungUp() {
+	if !isGone() {
 		return nil
 	}
 	return c.orReason(ctx, fmt.Errorf("tableflip: the new process, %d, was ready, and has died or was stopped", c.pid))
+}
+
+// hasEnded reports whether the process is known to have ended, without waiting for it.
+func (c *child) hasEnded() bool {
+	handle, err := process.Open(c.pid)
+	if err != nil {
+		return errors.Is(err, os.ErrProcessDone)
+	}
+	defer handle.Close()
+	return handle.Ended()
 }
 
 // orReason returns what the child has said when it left, or err.
@@ -434,8 +443,9 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 }
 
 // watch returns a context that also ends when the child has died, which the pipe does
-// not tell if a descendant of the child has it open. A thread waits for the process only
-// after exitGrace, because most children are ready by then.
+// not tell if a descendant of the child has it open. It waits for the process only after
+// exitGrace, because most children are ready by then, and because that takes a thread on
+// systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(exitGrace, func() {
@@ -544,6 +554,11 @@ func (c *child) undo() (drains bool) {
 		_ = c.left(ctx, words)
 	}
 	return !c.isHere.Load() || !isClosed(c.process.Exited())
+}
+
+// hurry tells a child that drains, because its trial was undone, that its place is needed.
+func (c *child) hurry() {
+	c.sayHurry.Do(func() { _ = c.say(wordHurry) })
 }
 
 // awaitEnd returns when a child that drains, because its trial was undone, has ended.

@@ -47,6 +47,24 @@
 // Either side of the handover ignores messages that it does not know, so that a binary
 // can be replaced by one with a later or an earlier version of this package.
 //
+// # Deploys that undo themselves
+//
+// A new version may become ready, and crash a second later. With [Options].Trial it is put in
+// charge only after it has served for a while beside its parent:
+//
+//	parent                                   child
+//	                          ◀──── ready ─  Ready
+//	                          ──── trial ─▶  Ready returns nil
+//	serves, in charge                        serves, on trial
+//	commits                   ─── commit ──▶ writes the PID file
+//	                          ◀ acknowledged closes what nobody claimed
+//	Exit is closed, Upgrade returns
+//
+// Until the commit, whatever happens to the child leaves the parent as it was, except for
+// what both share beyond this package. A killed child loses the requests that it had begun,
+// and one that lives drains. [Options].Trial says what is different on trial, and for whom a
+// trial is wrong. Package service asks the child during its trial whether it is healthy.
+//
 // # Deploys in quick succession
 //
 // An upgrade is refused while the previous process drains, unless [Options].MaxDraining

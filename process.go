@@ -80,7 +80,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	if err := a.err(); err != nil {
 		return nil, err
 	}
-	until := a.limit(u.upgradeTimeout)
+	until := a.until(u.upgradeTimeout)
 
 	entries, fds, release, err := u.registry.FreezeForChild()
 	if err != nil {
@@ -111,6 +111,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.limit(until, u.upgradeTimeout) // setting a timer is not for the way to the start
 	note := func(name string) {
 		u.mu.Lock()
 		u.successor = &Generation{c.pid, u.number + 1, a.began, stateStarting}

@@ -44,7 +44,7 @@ var (
 	ErrNotReady = errors.New("process is not ready yet")
 
 	// ErrUpgradeInProgress is returned by Upgrade and Rehearse while another upgrade or
-	// rehearsal is under way.
+	// rehearsal is under way, on trial, and while a process drains whose trial was undone.
 	ErrUpgradeInProgress = errors.New("upgrade in progress")
 
 	// ErrParentRunning is returned by Upgrade and Rehearse while more earlier processes
@@ -55,7 +55,8 @@ var (
 	// been replaced.
 	ErrUpgraded = errors.New("already upgraded")
 
-	// ErrStopped is returned by Ready, Upgrade and the methods of Fds after Stop.
+	// ErrStopped is returned by Ready, Upgrade and the methods of Fds after Stop, and once
+	// the trial of this process was undone.
 	ErrStopped = errors.New("terminating")
 )
 
@@ -322,13 +323,13 @@ func (u *Upgrader) HasParent() bool {
 }
 
 // Exit returns a channel that is closed when the process should drain and exit:
-// after a successful upgrade, and by Stop.
+// after a successful upgrade, by Stop, and if the trial of this process was undone.
 func (u *Upgrader) Exit() <-chan struct{} {
 	return u.exit
 }
 
 // Replaced reports whether a new process has taken this one's place. If Exit is closed
-// and Replaced returns false, the process was stopped.
+// and Replaced returns false, the process was stopped, or its trial was undone.
 func (u *Upgrader) Replaced() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -339,7 +340,8 @@ func (u *Upgrader) Replaced() bool {
 // drains, should end soon: because an upgrade waits for its place (Options.MaxDraining), or
 // because the process in charge has died without Stop. A supervisor such as systemd starts
 // the service again only when no process of it is left. If the process in charge was
-// stopped, the channel stays open, and this process may take its time.
+// stopped, the channel stays open, and this process may take its time. The same holds for a
+// process that drains because its trial was undone.
 func (u *Upgrader) Hurry() <-chan struct{} {
 	return u.hurry
 }
@@ -408,15 +410,20 @@ func (u *Upgrader) earlier() []*elder {
 // selfLocked returns what this process is.
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
-	switch u.state {
-	case onTrial:
+	switch {
+	case u.isOnTrialLocked():
 		self.State = stateOnTrial
-	case ready, upgrading:
+	case u.state == ready || u.state == upgrading:
 		self.State = stateInCharge
-	case upgraded, stopped:
+	case u.state == upgraded || u.state == stopped:
 		self.State = stateDraining
 	}
 	return self
+}
+
+// isOnTrialLocked reports whether this process serves, and is not in charge yet.
+func (u *Upgrader) isOnTrialLocked() bool {
+	return u.state == onTrial || u.state == accepting && u.parent != nil && u.parent.onTrial.Load()
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -427,7 +434,9 @@ func (u *Upgrader) selfLocked() Generation {
 // In the first generation Ready writes the PID file, and tells the service manager, if
 // there is one, that the service is up. In a child it blocks until the parent has
 // decided, which takes no longer than the parent's UpgradeTimeout unless the parent is
-// suspended. If the parent refuses, Ready returns an error, and the process should
+// suspended. If the parent wants a trial (Options.Trial), Ready returns nil when that begins,
+// and what is said next of the PID file and of descriptors is done once this process is in
+// charge. If the parent refuses, Ready returns an error, and the process should
 // exit without touching what it shares with the parent. If the parent has died, this
 // process is in charge, and Ready returns nil. Before it returns nil, it writes the PID
 // file, closes inherited descriptors that nobody claimed, and unlinks the files of
@@ -546,21 +555,28 @@ func (u *Upgrader) beginTrial() error {
 }
 
 // endTrial waits for the end of the trial that this process is on, and calls end when it
-// is in charge, or has stopped.
+// is in charge, or has stopped. It holds no records back while it waits: a process on trial
+// may crash, and a Fail that ends the trial logs before it returns.
 func (u *Upgrader) endTrial(end func(undone bool)) {
-	defer u.logs.Hold()()
 	select {
 	case <-u.parent.decided:
 		step.Reached(step.VerdictReceived)
 	case <-u.stop:
 	}
-	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
-		end(false)
-		return
+	if !isClosed(u.stop) {
+		defer u.logs.Hold()()
+		if u.parent.refusal == nil && u.enterCharge() == nil {
+			end(false)
+			return
+		}
 	}
 	u.stopFor(nil) // waits for another that has begun
-	end(true)
-	go u.hurryUndone()
+	// An orphan that was stopped first was in charge.
+	undone := u.parent.abandonment() != nil
+	end(undone)
+	if undone {
+		go u.hurryUndone()
+	}
 }
 
 // hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs
@@ -758,8 +774,8 @@ func (u *Upgrader) keepUpgrade() {
 // not need that, and this process may be replaced before.
 //
 // If ctx is done first, the error wraps its cause. Without a parent WaitForParent returns
-// nil at once. If the parent has refused this process, it returns an error. Call it after
-// Ready, because the parent does not exit before.
+// nil at once. If the parent has refused this process, or its trial was undone, it returns an
+// error. Call it after Ready, because the parent does not exit before.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
@@ -776,19 +792,20 @@ func (u *Upgrader) Upgrade() error {
 // closed, and this process should stop accepting, finish what it has begun, and exit.
 //
 // The new process has until the deadline of ctx, or for Options.UpgradeTimeout if ctx
-// has none, to become ready. Then it has 10 seconds to take charge, which it does at
+// has none, to become ready. If there is a trial, it is on trial for Options.Trial then, and
+// the end of ctx undoes that. Then it has 10 seconds to take charge, which it does at
 // once unless it is suspended, and during which ctx no longer counts. If more earlier
-// generations drain than Options.MaxDraining allows, UpgradeContext first waits for a
-// place, as described there. If there is a
-// service manager, UpgradeContext also waits, for at most six seconds, until the manager
-// knows the new main process.
+// generations drain than Options.MaxDraining allows, or one whose trial was undone,
+// UpgradeContext first waits for a place, as described there. If there is a service manager,
+// UpgradeContext also waits, for at most six seconds, until the manager knows the new main
+// process.
 //
 // After an error this process is in charge as before, the new one has been killed and
-// reaped, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
-// the death of the new process cannot be confirmed in a second,
-// because it belongs to another user or the kernel does not let it go, the error says
-// so. Until it has ended, or has taken charge after all, upgrades are refused with
+// reaped, or drains because its trial was undone, and UpgradeContext can be called again,
+// unless the error is [ErrUpgraded] or [ErrStopped]. A new process that called Fail has had
+// a second to exit by itself. If the death of the new process cannot be confirmed in a second,
+// because it belongs to another user or the kernel does not let it go, the error says so.
+// Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
 //
 // If its cause is one of the following, the error is or wraps it. Otherwise it says in
@@ -797,8 +814,9 @@ func (u *Upgrader) Upgrade() error {
 //   - [ErrNotReady], [ErrUpgradeInProgress], [ErrParentRunning], ErrUpgraded or
 //     ErrStopped, if that was the state, or Stop was called meanwhile;
 //   - os.ErrDeadlineExceeded, if Options.UpgradeTimeout or the time to take charge has
-//     passed, and with ErrParentRunning also, if the time has passed in which there was
-//     no place for another generation that drains;
+//     passed, with ErrParentRunning also, if the time has passed in which there was no
+//     place for another generation that drains, and with ErrUpgradeInProgress also, if a
+//     process whose trial was undone has drained for all of it;
 //   - the cause of ctx's end;
 //   - an *exec.ExitError, if the new process exited with a failure, except under
 //     systemd, whose child it is, and in a program that waits for all its children
@@ -897,11 +915,12 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.isOnTrialLocked() {
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
+	}
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
-	case onTrial:
-		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:
@@ -947,12 +966,15 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 // generations drain than may. A rehearsal, after which no generation more drains, needs no
 // place.
 func (u *Upgrader) awaitPlace(a *attempt) error {
-	ctx := a.ctx
-	if _, ok := a.caller.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
-		defer cancel()
-	}
+	// Mostly nobody has to wait, and no timer is needed.
+	ctx := sync.OnceValue(func() context.Context {
+		if _, ok := a.caller.Deadline(); ok {
+			return a.ctx
+		}
+		limited, cancel := context.WithTimeoutCause(a.ctx, u.upgradeTimeout, os.ErrDeadlineExceeded)
+		context.AfterFunc(a.ctx, cancel)
+		return limited
+	})
 	err := u.await(ctx, u.isHeard, "have not told the service manager that this process is in charge")
 	if err != nil {
 		return err
@@ -967,7 +989,7 @@ func (u *Upgrader) awaitPlace(a *attempt) error {
 }
 
 // awaitUndone returns once the child whose trial was undone, if there was one, has ended.
-func (u *Upgrader) awaitUndone(ctx context.Context) error {
+func (u *Upgrader) awaitUndone(ctx func() context.Context) error {
 	u.mu.Lock()
 	c := u.undone
 	u.mu.Unlock()
@@ -975,15 +997,15 @@ func (u *Upgrader) awaitUndone(ctx context.Context) error {
 		return nil
 	}
 	if u.maxDraining > 0 {
-		_ = c.say(wordHurry)
+		c.hurry()
 	}
 	step.Reached(step.UndoneAwaited)
 	select {
 	case <-c.ended:
 		return nil
-	case <-ctx.Done():
+	case <-ctx().Done():
 	}
-	err, timedOut := timeout(ctx)
+	err, timedOut := timeout(ctx())
 	if timedOut {
 		err = fmt.Errorf("%w: process %d, whose trial was undone, still drains: %w", ErrUpgradeInProgress, c.pid, err)
 	}
@@ -1004,14 +1026,14 @@ func (u *Upgrader) loseUndone(a *attempt, c *child) {
 
 // await returns once a condition holds that depends on earlier generations. If there is no
 // more time, its error says what they did not do.
-func (u *Upgrader) await(ctx context.Context, condition func() bool, they string) error {
+func (u *Upgrader) await(ctx func() context.Context, condition func() bool, they string) error {
 	for !condition() {
 		select {
 		case <-u.parent.changed:
 			continue
-		case <-ctx.Done():
+		case <-ctx().Done():
 		}
-		err, timedOut := timeout(ctx)
+		err, timedOut := timeout(ctx())
 		if !timedOut {
 			return err
 		}
@@ -1063,17 +1085,24 @@ func (a *attempt) err() error {
 	return nil
 }
 
-// limit ends the attempt after timeout, unless its caller has a deadline, and returns
-// when it will end.
-func (a *attempt) limit(timeout time.Duration) time.Time {
+// until returns when the attempt must have a child that is ready: timeout from now, unless
+// its caller has a deadline.
+func (a *attempt) until(timeout time.Duration) time.Time {
 	if deadline, ok := a.caller.Deadline(); ok {
 		return deadline
 	}
-	a.timer = time.AfterFunc(timeout, func() {
+	return time.Now().Add(timeout)
+}
+
+// limit ends the attempt at that time, of which the timeout is over then, unless its
+// caller has a deadline.
+func (a *attempt) limit(until time.Time, timeout time.Duration) {
+	if _, ok := a.caller.Deadline(); ok {
+		return
+	}
+	a.timer = time.AfterFunc(time.Until(until), func() {
 		a.cancel(fmt.Errorf("tableflip: the new process was not ready after %v: %w", timeout, os.ErrDeadlineExceeded))
 	})
-	context.AfterFunc(a.ctx, func() { a.timer.Stop() })
-	return time.Now().Add(timeout)
 }
 
 // handOver puts a child in charge once it is ready. After an error it may be in charge
@@ -1127,7 +1156,11 @@ func (u *Upgrader) tryOut(a *attempt, c *child) error {
 	u.successor.State, u.successor.Since = stateOnTrial, time.Now()
 	u.mu.Unlock()
 	u.tell(a, slog.LevelInfo, event.OnTrial)
-	u.notifier.OnTrial(c.pid, u.trial, trialPatience)
+	ctx, cancel := context.WithCancel(context.Background())
+	var telling sync.WaitGroup
+	telling.Go(func() { u.notifier.OnTrial(ctx, c.pid, u.trial, trialPatience) })
+	defer telling.Wait() // the answer comes next
+	defer cancel()
 	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
 }
 
@@ -1271,6 +1304,9 @@ func took(since time.Time) slog.Attr { return slog.Duration("took", time.Since(s
 // take charge.
 func (u *Upgrader) endUpgrade(a *attempt, err error) {
 	a.unfollow()
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	u.mu.Lock()
 	failed, undecided := u.state == upgrading, a.undecided != nil
 	u.mu.Unlock()
@@ -1384,12 +1420,13 @@ func (u *Upgrader) restorePIDFile(before *pidfile.Content) {
 // the registry holds, and lets New be called again. A process in charge also
 // unlinks all Unix sockets of the registry, removes the PID file if it still
 // names this process, and tells the service manager that the service stops. A process
-// that was never put in charge unlinks only the sockets that it created itself. After a
-// successful upgrade there is nothing to do.
+// that was never put in charge unlinks only the sockets that it created itself. During a
+// trial, Stop undoes it, in either process. After a successful upgrade there is nothing to do.
 //
 // When Stop returns, all of this is done and Exit is closed. It blocks while a new
 // process that is starting is killed, or until the service manager knows the process that
-// has just taken charge. Both take a few seconds at most.
+// has just taken charge. Both take a few seconds at most, except that a process on trial that
+// does not react is killed after 10 seconds.
 func (u *Upgrader) Stop() {
 	defer u.logs.Hold()()
 	u.stopFor(nil)
@@ -1451,7 +1488,8 @@ func (u *Upgrader) endStop(why error) {
 //
 // Before this process is in charge, the parent's Upgrade returns an error with the
 // text of err, and the parent's Logger and service manager get it, too. The parent
-// gives this process a second to exit before it kills it. The text is cut to a line of
+// gives this process a second to exit before it kills it, or the time to drain if it was on
+// trial. The text is cut to a line of
 // 1,000 bytes. In a process that is in charge, and in the first generation, Fail is Stop.
 // In all of them the Logger receives err, as an error.
 func (u *Upgrader) Fail(err error) {

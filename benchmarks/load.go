@@ -58,6 +58,9 @@ var kindNames = func() (names []string) {
 	return names
 }()
 
+// lastingKinds are those whose clients keep a connection until the server ends it.
+var lastingKinds = []string{"keep-alive GET", "keep-alive POST", "thinking POST", http2}
+
 // steadyKindsFor returns the clients by which latency is measured. The idle grace of the
 // servers is shorter then.
 func steadyKindsFor(s *server) []load.Kind {
@@ -99,6 +102,7 @@ type request struct {
 	kind       string
 	begin, end time.Duration
 	pid        int    // of the process that answered
+	opened     int    // connections, for this request
 	failure    string // what went wrong, in short, or empty
 }
 
@@ -139,7 +143,7 @@ func startTraffic(ctx context.Context, s *server, kinds []load.Kind) (*traffic, 
 func (tr *traffic) record(e load.Exchange) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	r := request{kind: e.Kind, begin: e.Began.Sub(tr.began), end: e.Ended.Sub(tr.began), pid: e.By}
+	r := request{kind: e.Kind, begin: e.Began.Sub(tr.began), end: e.Ended.Sub(tr.began), pid: e.By, opened: e.Opened}
 	if e.Err != nil {
 		r.failure = category(e.Err)
 	} else {

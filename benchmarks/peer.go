@@ -9,7 +9,9 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +31,8 @@ type peer struct {
 	title string // as in the report
 	lacks string // the kind of client that it has no answer for
 
-	daemon bool // nginx: the process that is started ends when the service runs
+	daemon    bool // nginx: the process that is started ends when the service runs
+	inProcess bool // Caddy: what is replaced is the configuration, whose number it answers with
 
 	// command returns what starts the server in s.dir.
 	command func(s *server) *exec.Cmd
@@ -51,9 +54,11 @@ var peers = []*peer{
 	goPeer("tableflip-httpdrain", "tableflip, our httpdrain", "github.com/cloudflare/tableflip", signalServing(syscall.SIGHUP)),
 	goPeer("overseer", "overseer", "github.com/jpillora/overseer", signalFirst(syscall.SIGUSR2)),
 	goPeer("endless", "endless", "github.com/fvbock/endless", signalServing(syscall.SIGHUP)),
+	goPeer("grace", "grace", "github.com/facebookgo/grace", signalServing(syscall.SIGUSR2)),
 	{name: "nginx", title: "nginx, reload", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: reloadNginx},
 	{name: "nginx-binary", title: "nginx, new binary", daemon: true, command: nginx, version: firstLine("nginx", "-v"), upgrade: replaceNginx},
 	{name: "haproxy", title: "HAProxy, reload", command: haproxy, version: firstLine("haproxy", "-v"), upgrade: signalFirst(syscall.SIGUSR2)},
+	{name: "caddy", title: "Caddy, reload", inProcess: true, command: caddy, version: caddyVersion, upgrade: reloadCaddy},
 	goPeer("restart", "net/http, stop and start", "std", stopAndStart),
 }
 
@@ -114,6 +119,8 @@ var (
 	nginxConfig string
 	//go:embed servers/haproxy/haproxy.cfg
 	haproxyConfig string
+	//go:embed servers/caddy/caddy.json
+	caddyConfig string
 )
 
 // nginx ends when its master process runs. That one is a daemon, because only a
@@ -142,6 +149,58 @@ func reloadNginx(_ context.Context, s *server, _ int) error {
 
 func haproxy(s *server) *exec.Cmd {
 	return exec.Command("haproxy", "-W", "-f", s.configure("haproxy.cfg", haproxyConfig))
+}
+
+// firstConfiguration is above the IDs of all processes (proc_sys_kernel(5), pid_max).
+const firstConfiguration = 1 << 23
+
+func caddy(s *server) *exec.Cmd {
+	s.configuration = firstConfiguration
+	cmd := exec.Command("caddy", "run", "--config", s.configure("caddy.json", caddyConfig))
+	// It keeps its last configuration in its home directory.
+	cmd.Env = append(os.Environ(), "HOME="+s.dir, "XDG_CONFIG_HOME="+s.dir, "XDG_DATA_HOME="+s.dir)
+	return cmd
+}
+
+// caddyVersion prefers what the go command has recorded, because one that go install has
+// built does not know its version.
+func caddyVersion(string) (string, error) {
+	path, err := exec.LookPath("caddy")
+	if err != nil {
+		return "", err
+	}
+	if info, err := buildinfo.ReadFile(path); err == nil && versionNumber.MatchString(info.Main.Version) {
+		return "caddy " + info.Main.Version, nil
+	}
+	return firstLine(path, "version")("")
+}
+
+// reloadCaddy does what the command caddy reload does, without the time to start that.
+func reloadCaddy(ctx context.Context, s *server, _ int) error {
+	s.configuration++
+	config, err := os.Open(s.configure("caddy.json", caddyConfig))
+	if err != nil {
+		return err
+	}
+	defer config.Close()
+	admin := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.dir, "admin.sock"))
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/load", config)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := admin.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		answer, _ := io.ReadAll(resp.Body)
+		return fmt.Errorf("caddy answers %s: %s", resp.Status, answer)
+	}
+	return nil
 }
 
 // replaceNginx follows "Upgrading Executable on the Fly" in nginx's documentation:
@@ -188,10 +247,11 @@ type server struct {
 	grace      time.Duration
 	startup    time.Duration // from its start to when it listened
 
+	configuration int // of Caddy
+
 	first *exec.Cmd
 	ended chan struct{} // closed when first has ended
 	group int           // its process group
-
 }
 
 func (p *peer) start(ctx context.Context, built string, grace time.Duration) (*server, error) {
@@ -306,7 +366,10 @@ func (s *server) configure(name, content string) string {
 		panic(err)
 	}
 	defer file.Close()
-	values := struct{ Dir, Plain, TLS string }{s.dir, s.plain, s.tls}
+	values := struct {
+		Dir, Plain, TLS string
+		Number          int
+	}{s.dir, s.plain, s.tls, s.configuration}
 	if err := template.Must(template.New(name).Parse(content)).Execute(file, values); err != nil {
 		panic(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	hand "example.com/tableflip/benchmarks/handover"
+	ratios "example.com/tableflip/benchmarks/ratio"
 	"github.com/jedib0t/go-pretty/v6/table"
 )
 
@@ -77,8 +78,9 @@ func (r *results) report(dir string) error {
 const (
 	summaryText = `## In short
 
-Failed requests per upgrade; from the signal on, in ms: the first answer of the new
-process, the last one of the old, its end; the 99th percentile of latency under one
+Failed requests per upgrade; connections per upgrade that the clients that keep one (they
+have nine) had to open; from the signal on, in ms: the first answer of the new process, the
+last one of the old, its end; the 99th percentile of latency under one
 upgrade per second, divided by that without. Medians; in brackets the range.`
 
 	failedText = `## Failed requests per upgrade
@@ -96,7 +98,8 @@ leave, until they have left or are silent: that is how it loses nothing.`
 
 In ms from the signal on: to the new process's call of ` + "`Ready`" + `; to the commit, when
 ` + "`Exit`" + ` is closed in the old one, which may drain from then on; to the return of ` + "`Ready`" + `,
-after which the new one serves. Medians, and ranges of the last two. The floor is a bare
+after which the new one serves. Medians, and ranges of the last two; ratios of medians, and
+their 95% intervals. The floor is a bare
 exec of the same binary with the same descriptors, whose child calls ` + "`net.FileListener`" + ` for each.`
 
 	latencyText = `## Latency under one upgrade per second
@@ -177,26 +180,50 @@ func (r *results) measured(measure string) []string {
 
 // failedPerUpgrade returns the failed requests per upgrade of all rounds, and by round.
 func (r *results) failedPerUpgrade(name, kind string) (all float64, rounds []float64) {
+	kinds := kindNames
+	if kind != "" {
+		kinds = []string{kind}
+	}
+	return r.perUpgrade(name, "failed", kinds)
+}
+
+// perUpgrade divides what was counted of these kinds of clients by the upgrades: of all
+// rounds, and by round.
+func (r *results) perUpgrade(name, metric string, kinds []string) (all float64, rounds []float64) {
 	upgrades := make(map[int]float64)
 	for _, row := range r.of(handover, name, "", "upgrades") {
 		upgrades[row.round]++
 	}
-	failed := make(map[int]float64)
+	counted := make(map[int]float64)
 	total := 0.0
-	for _, k := range kindNames {
-		if kind == "" || k == kind {
-			for _, row := range r.of(requests, name, k, "failed") {
-				failed[row.round] += row.value
-				total += row.value
-			}
+	for _, k := range kinds {
+		for _, row := range r.of(requests, name, k, metric) {
+			counted[row.round] += row.value
+			total += row.value
 		}
 	}
 	n := 0.0
 	for round := range upgrades {
 		n += upgrades[round]
-		rounds = append(rounds, failed[round]/upgrades[round])
+		rounds = append(rounds, counted[round]/upgrades[round])
 	}
 	return total / n, rounds
+}
+
+// openedPerUpgrade tells how many connections the clients that keep one had to open.
+func (r *results) openedPerUpgrade(name string) string {
+	if len(r.of(requests, name, lastingKinds[0], "opened")) == 0 {
+		return "–" // an older run
+	}
+	opened, rounds := r.perUpgrade(name, "opened", lastingKinds)
+	return withRange(fmt.Sprintf("%.1f", opened), fmt.Sprintf("%.1f", slices.Min(rounds)), fmt.Sprintf("%.1f", slices.Max(rounds)))
+}
+
+func withRange(text, low, high string) string {
+	if low == high {
+		return text
+	}
+	return text + " (" + low + "–" + high + ")"
 }
 
 func perUpgrade(v float64) string {
@@ -234,10 +261,7 @@ func (r *results) failedTable() string {
 			controlFailed += r.sum(requests, name, k, "control failed")
 		}
 		all, rounds := r.failedPerUpgrade(name, "")
-		text := "**" + perUpgrade(all) + "**"
-		if low, high := perUpgrade(slices.Min(rounds)), perUpgrade(slices.Max(rounds)); low != high {
-			text += " (" + low + "–" + high + ")"
-		}
+		text := withRange("**"+perUpgrade(all)+"**", perUpgrade(slices.Min(rounds)), perUpgrade(slices.Max(rounds)))
 		comparison := "–"
 		if tableflips > 0 {
 			comparison = ratio(all, tableflips)
@@ -252,13 +276,13 @@ func (r *results) summaryTable() string {
 	var rows [][]any
 	for _, name := range r.measured(requests) {
 		failed, _ := r.failedPerUpgrade(name, "")
-		row := []any{title(name), "**" + perUpgrade(failed) + "**"}
+		row := []any{title(name), "**" + perUpgrade(failed) + "**", r.openedPerUpgrade(name)}
 		for _, metric := range []string{"new answers", "old answers last", "old exits"} {
 			row = append(row, r.sample(handover, name, "", metric).format("%.0f"))
 		}
 		rows = append(rows, append(row, r.latencyRatio(name).format("%.2f")))
 	}
-	return markdown([]any{"", "failed requests", "new answers", "old answers last", "old exits", "p99"}, rows)
+	return markdown([]any{"", "failed requests", "connections opened anew", "new answers", "old answers last", "old exits", "p99"}, rows)
 }
 
 // failuresTable says how requests failed.
@@ -315,13 +339,20 @@ func (r *results) upgradeTable() string {
 				r.sample(upgrade, c, size, "serve").format("%.2f"))
 		}
 		for _, metric := range []string{"commit", "serve"} {
-			of := func(c string) float64 { return r.sample(upgrade, c, size, metric).median() }
-			row = append(row, ratio(of(contenderOurs), of(contenderTableflip)), ratio(of(contenderOurs), of(contenderFloor)))
+			for _, other := range []string{contenderTableflip, contenderFloor} {
+				row = append(row, r.ratioWithInterval(upgrade, contenderOurs, other, size, metric))
+			}
 		}
 		rows = append(rows, row)
 	}
 	return markdown([]any{"listeners", "this: ready", "commit", "serves", "tableflip: ready", "commit", "serves",
 		"floor: ready", "commit", "serves", "commit: this / tableflip", "this / floor", "serves: this / tableflip", "this / floor"}, rows)
+}
+
+// ratioWithInterval divides the medians of what was measured in turns.
+func (r *results) ratioWithInterval(measure, name, other, about, metric string) string {
+	of, low, high := ratios.OfMedians(values(r.of(measure, name, about, metric)), values(r.of(measure, other, about, metric)))
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", of, low, high)
 }
 
 func number(s string) int {

@@ -63,7 +63,7 @@ func (tr *traffic) awaitHandover(ctx context.Context, begin time.Duration) {
 
 // countRequests tells requests before the first upgrade from those after it.
 func (b *bench) countRequests(p *peer, round int, tr *traffic, control time.Duration, upgrades []time.Duration) {
-	type count struct{ sent, failed float64 }
+	type count struct{ sent, failed, opened float64 }
 	counts := make(map[string]*[2]count)
 	categories := make(map[string]float64)
 	for _, r := range tr.requests {
@@ -79,6 +79,7 @@ func (b *bench) countRequests(p *peer, round int, tr *traffic, control time.Dura
 		}
 		c := &counts[r.kind][phase]
 		c.sent++
+		c.opened += float64(r.opened)
 		if r.failure != "" {
 			c.failed++
 			categories[r.failure]++
@@ -93,6 +94,7 @@ func (b *bench) countRequests(p *peer, round int, tr *traffic, control time.Dura
 		b.add(requests, p.name, k, "control failed", "", round, c[0].failed)
 		b.add(requests, p.name, k, "sent", "", round, c[1].sent)
 		b.add(requests, p.name, k, "failed", "", round, c[1].failed)
+		b.add(requests, p.name, k, "opened", "", round, c[1].opened)
 	}
 	for category, n := range categories {
 		b.add(failures, p.name, category, "failed", "", round, n)
@@ -136,6 +138,9 @@ func (b *bench) observeHandovers(p *peer, round int, tr *traffic, upgrades []tim
 			}
 		}
 		b.add(handover, p.name, "", "old answers last", "ms", round, max(0, milliseconds(last-begin)))
+		if p.inProcess {
+			continue
+		}
 		b.add(handover, p.name, "", "old remains", "", round, remains)
 		if remains == 0 {
 			b.add(handover, p.name, "", "old exits", "ms", round, milliseconds(exit-begin))

@@ -102,11 +102,7 @@ func (s sample) format(verb string) string {
 	if s.empty() {
 		return "–"
 	}
-	text := fmt.Sprintf(verb, s.median())
-	if low, high := fmt.Sprintf(verb, s.Values[0]), fmt.Sprintf(verb, s.Values[len(s.Values)-1]); low != high {
-		text += " (" + low + "–" + high + ")"
-	}
-	return text
+	return withRange(fmt.Sprintf(verb, s.median()), fmt.Sprintf(verb, s.Values[0]), fmt.Sprintf(verb, s.Values[len(s.Values)-1]))
 }
 
 // differs reports whether two samples can hardly come from the same distribution.

@@ -4,6 +4,7 @@ package service_test
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -125,11 +126,40 @@ func TestStopOnTrial(t *testing.T) {
 		t.Errorf("the trial was undone because of %v", err)
 	}
 	proctest.OK(t, r.returns())
+	wantHealth(t, opts.Health, http.StatusOK)
+}
+
+// A process on trial whose parent has died is stopped as one in charge.
+func TestStopOrphanOnTrial(t *testing.T) {
+	end := trial.Begin(func(error) bool { return false })
+	t.Cleanup(func() { trial.Begin(func(error) bool { return false })(false) })
+	opts, stops := quiet(), make(chan struct{})
+	opts.Health = new(service.Health)
+	opts.Stopping = func() { close(stops) }
+	r := newRun(t)
+	r.run(r.upg, opts)
+	r.signal(syscall.SIGTERM)
+	proctest.Within(t, "the call of Stopping", stops)
+	wantHealth(t, opts.Health, http.StatusServiceUnavailable)
+	end(false)
+	proctest.OK(t, r.returns())
+}
+
+func wantHealth(t *testing.T, h *service.Health, want int) {
+	t.Helper()
 	recorder := httptest.NewRecorder()
-	opts.Health.ServeHTTP(recorder, nil)
-	if recorder.Code != http.StatusOK {
-		t.Errorf("the health check is answered by %d", recorder.Code)
+	h.ServeHTTP(recorder, nil)
+	if recorder.Code != want {
+		t.Errorf("the health check is answered by %d, want %d", recorder.Code, want)
 	}
+}
+
+// The parent learns why a server has failed.
+func TestServerFailsOnTrial(t *testing.T) {
+	serve := func(net.Listener) error { return errBroken }
+	r := startOnTrial(t, quiet(), service.Stream("tcp", "localhost:0", serve, nil))
+	proctest.WantError(t, "why the trial was undone", proctest.Within(t, "the end of the trial", r.undone), errBroken)
+	proctest.WantError(t, "Run", r.returns(), errBroken)
 }
 
 // A process on trial is upgraded once it is in charge.

@@ -24,10 +24,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	hand "example.com/tableflip/benchmarks/handover"
+	"example.com/tableflip/benchmarks/ratio"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,6 +53,7 @@ type config struct {
 	pairs       int
 	listeners   []int
 	chain       int
+	benchstat   io.Writer // for all samples, or nil
 }
 
 func main() {
@@ -62,11 +63,15 @@ func main() {
 	flag.IntVar(&cfg.pairs, "pairs", 100, "`number` of samples of each contender")
 	flag.IntVar(&cfg.chain, "chain", 8, "`number` of upgrades in a row without a pause; 0 leaves them out")
 	listeners := flag.String("listeners", "1,10,400", "`numbers` of listeners")
+	benchstat := flag.String("benchstat", "", "`file` for all samples, as benchstat reads them (-col /by)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	var err error
-	if cfg.listeners, err = parseNumbers(*listeners); err == nil {
+	if cfg.listeners, err = parseNumbers(*listeners); err == nil && *benchstat != "" {
+		cfg.benchstat, err = os.Create(*benchstat)
+	}
+	if err == nil {
 		err = run(ctx, cfg, os.Stdout)
 	}
 	if err != nil {
@@ -104,37 +109,51 @@ func run(ctx context.Context, cfg config, out io.Writer) error {
 		return err
 	}
 
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(table, "listeners\tmeasure\tby\tmedian\tthis/by\t95% interval\t\n")
-	for _, n := range cfg.listeners {
+	fmt.Fprint(out, "| listeners | | this, ms |")
+	for _, c := range contenders[1:] {
+		fmt.Fprintf(out, " / %s |", c.name)
+	}
+	fmt.Fprintf(out, "\n| --- | --- |%s\n", strings.Repeat(" --- |", len(contenders)))
+	for _, n := range cfg.listeners { // a long run shows what it has
 		samples, err := measure(ctx, cfg, contenders, n)
 		if err != nil {
 			return fmt.Errorf("%d listeners: %w", n, err)
 		}
 		for _, m := range measures {
-			report(table, n, m, contenders, samples[m])
+			if len(samples[m][0]) > 0 {
+				report(out, n, m, samples[m])
+			}
+			if cfg.benchstat != nil {
+				list(cfg.benchstat, n, m, contenders, samples[m])
+			}
 		}
-		table.Flush() // a long run shows what it has
 	}
 	return nil
 }
 
-// report writes the lines of one measure. Samples are in the order of contenders.
-func report(w io.Writer, n int, measure string, contenders []contender, samples [][]float64) {
+// report writes the line of one measure. Samples are in the order of contenders.
+func report(w io.Writer, n int, measure string, samples [][]float64) {
+	fmt.Fprintf(w, "| %d | %s | %.2f |", n, measure, ratio.Median(slices.Clone(samples[0])))
+	for _, other := range samples[1:] {
+		ratio, low, high := ratio.OfMedians(samples[0], other)
+		fmt.Fprintf(w, " %.2f (%.2f–%.2f) |", ratio, low, high)
+	}
+	fmt.Fprintln(w)
+}
+
+// list writes all samples.
+func list(w io.Writer, n int, measure string, contenders []contender, samples [][]float64) {
+	unspaced := strings.NewReplacer(" ", "-")
 	for i, c := range contenders {
-		if len(samples[i]) == 0 {
-			continue
+		for _, sample := range samples[i] {
+			fmt.Fprintf(w, "BenchmarkUpgrade/%s/listeners=%d/by=%s 1 %.0f ns/op\n",
+				unspaced.Replace(measure), n, unspaced.Replace(c.name), 1e6*sample)
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%.3f ms\t", n, measure, c.name, median(slices.Clone(samples[i])))
-		if i > 0 {
-			ratio, low, high := ratioOfMedians(samples[0], samples[i])
-			fmt.Fprintf(w, "%.3f\t%.3f – %.3f\t", ratio, low, high)
-		} else {
-			fmt.Fprint(w, "\t\t")
-		}
-		fmt.Fprintln(w)
 	}
 }
+
+// renewEvery is after how many rounds the binaries are copied anew.
+const renewEvery = 5
 
 // measure takes cfg.pairs samples of each contender and measure with n listeners. In
 // each round, everybody has one turn, in random order.
@@ -160,7 +179,12 @@ func measure(ctx context.Context, cfg config, contenders []contender, n int) (sa
 		}
 	}
 
-	for range cfg.pairs {
+	for round := range cfg.pairs {
+		if round%renewEvery == 0 {
+			if err := renew(contenders); err != nil {
+				return nil, err
+			}
+		}
 		for _, i := range rand.Perm(len(chains)) {
 			if err := awaitIdle(ctx, chains); err != nil {
 				return nil, err

@@ -23,9 +23,10 @@ import (
 
 // The versions of the program: on tableflip, and on what replaces it.
 const (
-	onTableflip = "tableflip"
-	onOurs      = "ours"
-	withCompat  = "ours, with Options.Compat"
+	onTableflip  = "tableflip"
+	onOurs       = "ours"
+	withCompat   = "ours, with Options.Compat"
+	withDraining = "ours, with Options.Compat and Options.MaxDraining"
 )
 
 // TestBehaviour has each version of the program start, upgrade itself twice, and
@@ -88,6 +89,9 @@ func buildProgram(t *testing.T, directory, version string) string {
 	case withCompat:
 		directory = moved(t, directory)
 		withOption(t, directory, "Compat: true")
+	case withDraining:
+		directory = moved(t, directory)
+		withOption(t, directory, "Compat: true, MaxDraining: 1")
 	}
 	goCommand(t, "build", "-C", directory, "-o", binary, ".")
 	return binary

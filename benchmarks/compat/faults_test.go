@@ -23,13 +23,14 @@ var directions = []struct{ from, to string }{{onTableflip, withCompat}, {withCom
 // TestSteps upgrades the program steps from one library to the other.
 func TestSteps(t *testing.T) {
 	binaries := map[string]string{}
-	for _, version := range []string{onTableflip, withCompat} {
+	for _, version := range []string{onTableflip, withCompat, withDraining} {
 		binaries[version] = buildProgram(t, "steps", version)
 	}
 	t.Run("faults", func(t *testing.T) { testFaults(t, binaries) })
 	t.Run("parent killed", func(t *testing.T) { testParentKilled(t, binaries) })
 	t.Run("child killed", func(t *testing.T) { testChildKilled(t, binaries) })
 	t.Run("subprocess", func(t *testing.T) { testSubprocess(t, binaries) })
+	t.Run("draining", func(t *testing.T) { testDraining(t, binaries) })
 }
 
 // testFaults lets the new process fail, hang and die at each step. The old one must serve
@@ -143,6 +144,36 @@ func testSubprocess(t *testing.T, binaries map[string]string) {
 			s.observe(s.upgrade(second))
 		})
 	}
+}
+
+// testDraining has several processes drain (Options.MaxDraining). One with tableflip counts
+// among them, and does not hear that it should hurry. In charge, it waits for its parent alone.
+func testDraining(t *testing.T, binaries map[string]string) {
+	s := startSteps(t, binaries[onTableflip], 2*time.Second)
+	first := s.await(0, "alone, has parent: false")
+	s.write("fault", "exit wait")
+	s.install(binaries[withDraining])
+	second := s.replace(first)
+	third := s.replace(second)
+	s.signal(third, syscall.SIGHUP)
+	if text, want := s.awaitText(third, "upgrade: "), fmt.Sprintf("parent hasn't exited: the processes [%d %d] still drain", first, second); !strings.Contains(text, want) {
+		t.Fatalf("with two processes that drain, of which one may, the upgrade returned %q, want %q", text, want)
+	}
+	s.observe(third)
+
+	s.signal(first, syscall.SIGKILL)
+	s.awaitDeath()
+	s.install(binaries[onTableflip])
+	back := s.replace(third)
+	s.signal(back, syscall.SIGHUP)
+	if text, want := s.awaitText(back, "upgrade: "), "parent hasn't exited"; text != want {
+		t.Fatalf("while its parent drains, tableflip's upgrade returned %q, want %q", text, want)
+	}
+	s.observe(back)
+	s.write("go", "")
+	s.await(back, "alone, has parent: true")
+	s.install(binaries[withCompat])
+	s.observe(s.upgrade(back))
 }
 
 // A stepsService is the program steps, all generations of it.
@@ -279,6 +310,26 @@ func (s *stepsService) upgrade(old int) int {
 			s.t.Fatalf("%d told %s", pid, text)
 		}
 	}
+}
+
+// replace upgrades while a process drains, and returns the process that is in charge.
+func (s *stepsService) replace(old int) int {
+	s.t.Helper()
+	s.signal(old, syscall.SIGHUP)
+	current, isDraining := 0, false
+	for current == 0 || !isDraining {
+		pid, text := s.next()
+		switch {
+		case pid != old && text == "serving":
+			current = pid
+		case pid == old && text == "draining":
+			isDraining = true
+		case strings.HasPrefix(text, "error") || strings.HasPrefix(text, "upgrade: ") && text != "upgrade: <nil>":
+			s.t.Fatalf("%d told %s", pid, text)
+		}
+	}
+	s.observe(current)
+	return current
 }
 
 func (s *stepsService) awaitDeath() {

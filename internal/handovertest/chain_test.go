@@ -124,8 +124,8 @@ func init() {
 		}
 		step.Reached(readyReturns)
 		g.serve()
-		if trial.IsOn() {
-			go g.waitOnTrial()
+		if trial.IsOn() || maxDraining > 0 {
+			go g.awaitAlone()
 		} else {
 			proctest.Must(0, g.upg.WaitForParent(context.Background()))
 			step.Reached(alone)
@@ -147,7 +147,8 @@ type generation struct {
 	serving   sync.WaitGroup
 }
 
-func (g *generation) waitOnTrial() {
+// awaitAlone waits while others, or orders, come first.
+func (g *generation) awaitAlone() {
 	if err := g.upg.WaitForParent(context.Background()); err != nil {
 		g.wire.ReportError("never alone", err)
 		return
@@ -232,6 +233,7 @@ func (g *generation) obeyUntilExit() {
 			g.tcp.Close()
 			g.unix.Close()
 			g.udp.SetReadDeadline(time.Unix(1, 0))
+			g.wire.Report("closed")
 			answered = proctest.Waited(&g.serving)
 		case <-answered:
 			obeying.Wait()
@@ -278,8 +280,13 @@ func (g *generation) obey(o proctest.Order) {
 	case "fail":
 		g.upg.Fail(errors.New("no disk"))
 		g.wire.Report("failed")
+	case "undo": // as package service does
+		g.wire.Report("undone", trial.Undo(errors.New("unhealthy")))
 	case "exit":
 		os.Exit(7)
+	case "await the end of the trial":
+		<-trial.Ended()
+		g.wire.Report("trial ended", trial.WasUndone())
 	case "look":
 		text := lineage(g.upg)
 		for _, is := range []struct {

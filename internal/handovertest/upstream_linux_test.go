@@ -106,6 +106,23 @@ func TestUpstreamParent(t *testing.T) {
 	f.AwaitEnd()
 }
 
+// The parent tells the service manager nothing, and may exit once the child is ready.
+func TestUpstreamManager(t *testing.T) {
+	m := startedByManager(t)
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	child := f.Await("new")
+	proctest.Terminate(t, child.PID)
+	said := make([]byte, 10)
+	n, err := f.ready.Read(said)
+	if string(said[:n]) != upstreamReady || err != nil {
+		t.Fatalf("the child said %q, %v", said[:n], err)
+	}
+	m.sendLast()
+	m.want(child.PID, mainPID(child.PID))
+	m.want(os.Getpid(), last)
+}
+
 // A parent that dies in the last moment leaves the child in charge.
 func TestUpstreamParentDies(t *testing.T) {
 	t.Run("before Ready", func(t *testing.T) {
@@ -248,6 +265,33 @@ func TestUpstreamChild(t *testing.T) {
 	}
 }
 
+// A child that dies right after it has said that it is ready is not put in charge.
+func TestUpstreamChildDies(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	upg, s := NewParent(t, tableflip.Options{Compat: true, PIDFile: pidFile}, "upstream-child", proctest.WithArg("0"))
+	proctest.OK(t, upg.Ready())
+	for _, upgrade := range []func() error{upg.Upgrade, func() error { return upg.Rehearse(t.Context()) }} {
+		restore := proctest.During(t, step.ReadyReceived, func() {
+			child := s.Await("named").PID
+			proctest.OK(t, os.WriteFile(pidFile, []byte(strconv.Itoa(child)), 0o600)) // as the other library does
+			proctest.Kill(t, child, syscall.SIGKILL)
+			proctest.AwaitDeath(t, child)
+		})
+		err := upgrade()
+		restore()
+		if err == nil || !strings.Contains(err.Error(), "was ready, and has died") {
+			t.Fatal("the error is", err)
+		}
+		content, err := os.ReadFile(pidFile)
+		proctest.OK(t, err)
+		if want := strconv.Itoa(os.Getpid()); string(content) != want {
+			t.Errorf("the PID file has %q, want %s", content, want)
+		}
+	}
+	proctest.OK(t, upg.Upgrade())
+	s.Await("named")
+}
+
 // A rehearsal ends a child with the other library, which takes itself to be in charge.
 func TestUpstreamRehearse(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg("0"))
@@ -259,6 +303,20 @@ func TestUpstreamRehearse(t *testing.T) {
 	}
 	if upg.Replaced() {
 		t.Error("Replaced returns true")
+	}
+	// At once, because what it accepts is lost. A busy machine may need some attempts.
+	const timeToLeave = time.Second
+	for attempt := 1; ; attempt++ {
+		began := time.Now()
+		proctest.OK(t, upg.Rehearse(t.Context()))
+		took := time.Since(began)
+		s.Await("named")
+		if took < timeToLeave {
+			break
+		}
+		if attempt == 5 {
+			t.Fatalf("the child, which serves, was given %v to leave", took)
+		}
 	}
 	Upgrade(t, upg)
 	s.Await("named")

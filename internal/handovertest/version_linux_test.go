@@ -85,7 +85,7 @@ func init() {
 			pid = "-"
 		}
 		accepts := "fly later"
-		for _, word := range []string{"reload", "upgrade"} {
+		for _, word := range []string{"reload", "upgrade", "trial"} {
 			if strings.Contains(proctest.Arg(), word) {
 				accepts += " " + word
 			}
@@ -118,7 +118,7 @@ func init() {
 			if verdict != "abort" {
 				panic(verdict)
 			}
-		case "rehearsed":
+		case "rehearsed", "rehearsed, trial":
 			word, _, _ := strings.Cut(verdict, " ")
 			proctest.Report("verdict", word)
 		case "late", "late and known":

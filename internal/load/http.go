@@ -103,7 +103,12 @@ func (c *httpClient) exchange(_ context.Context, w *Worker, began time.Time) {
 	c.mu.Unlock()
 	// It may be one that was used less recently: net/http dials a spare connection if
 	// a request comes before the last one's has been put back.
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { e.Idle = max(e.Idle, info.IdleTime) }}
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		e.Idle = max(e.Idle, info.IdleTime)
+		if !info.Reused {
+			e.Opened++
+		}
+	}}
 	e.By, e.Latency, e.Err = c.answer(httptrace.WithClientTrace(context.Background(), trace), c.Ask(w.Random), began)
 	c.mu.Lock()
 	c.last = time.Now()

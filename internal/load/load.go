@@ -44,6 +44,7 @@ type Exchange struct {
 
 	Latency time.Duration // until the answer, or its head, was there
 	Idle    time.Duration // of the connection, before that
+	Opened  int           // connections, for this exchange
 	By      int           // who answered, if anybody did
 	Err     error
 }

@@ -154,10 +154,16 @@ func TestHTTP(t *testing.T) {
 			defer server.Close()
 			test.http.Addr, test.http.Ask = server.Listener.Addr().String(), post
 			exchange := test.http.New()
+			opened := 0
 			for range 3 {
-				if e := do(t, exchange); e.Err != nil || e.By != 7 || e.Kind != "kind" {
+				e := do(t, exchange)
+				if e.Err != nil || e.By != 7 || e.Kind != "kind" {
 					t.Errorf("got %+v", e)
 				}
+				opened += e.Opened
+			}
+			if opened != test.connections {
+				t.Errorf("counted %d connections that were opened, want %d", opened, test.connections)
 			}
 			if len(connections) != test.connections {
 				t.Errorf("3 requests came on %d connections, want %d", len(connections), test.connections)

@@ -69,7 +69,7 @@ type PipeID struct {
 }
 
 func (id PipeID) String() string {
-	return fmt.Sprintf("%d:%d", id.Device, id.Inode)
+	return strconv.FormatUint(id.Device, 10) + ":" + strconv.FormatUint(id.Inode, 10)
 }
 
 func parsePipeID(text string) (PipeID, error) {
@@ -87,38 +87,53 @@ func parsePipeID(text string) (PipeID, error) {
 
 // Encode returns the variables that carry the table, as NAME=VALUE.
 func (t Table) Encode() []string {
-	text := encodeEntries(t.Entries)
-
-	parts := 0
 	variables := []string{""} // for the header, which is known last
-	for rest := text; rest != ""; parts++ {
+	for rest := encodeEntries(t.Entries); rest != ""; {
 		size := min(len(rest), maxPart)
-		variables = append(variables, fmt.Sprintf("%s_%d=%s", variable, parts, rest[:size]))
+		variables = append(variables, partName(len(variables)-1)+"="+rest[:size])
 		rest = rest[size:]
 	}
-	variables[0] = variable + "=" + t.encodeHeader(parts)
+	variables[0] = t.encodeHeader(len(variables) - 1)
 	return variables
 }
 
+func partName(i int) string { return variable + "_" + strconv.Itoa(i) }
+
+// encodeHeader does not use package fmt, because this process waits for it.
 func (t Table) encodeHeader(parts int) string {
-	header := fmt.Sprintf("%s %s %s fds=%d parts=%d pid=%d until=%d",
-		version, t.Ready, t.Verdict, len(t.Entries), parts, t.PID, t.Until.UnixMilli())
-	for _, word := range []struct{ name, value string }{
-		{"pidns", t.PIDNamespace},
-		{"token", t.Token},
-		{"offers", strings.Join(t.Offers, ",")},
-	} {
-		if word.value != "" {
-			header += " " + word.name + "=" + word.value
+	var header strings.Builder
+	header.Grow(256)
+	header.WriteString(variable + "=" + version)
+	add := func(words ...string) {
+		header.WriteByte(' ')
+		for _, word := range words {
+			header.WriteString(word)
 		}
 	}
+	number := func(name string, value int64) { add(name, "=", strconv.FormatInt(value, 10)) }
+
+	add(t.Ready.String())
+	add(t.Verdict.String())
+	number("fds", int64(len(t.Entries)))
+	number("parts", int64(parts))
+	number("pid", int64(t.PID))
+	number("until", t.Until.UnixMilli())
+	if t.PIDNamespace != "" {
+		add("pidns=", t.PIDNamespace)
+	}
+	if t.Token != "" {
+		add("token=", t.Token)
+	}
+	if len(t.Offers) > 0 {
+		add("offers=", strings.Join(t.Offers, ","))
+	}
 	if t.Generation != 0 {
-		header += fmt.Sprintf(" generation=%d", t.Generation)
+		number("generation", int64(t.Generation))
 	}
 	if !t.Since.IsZero() {
-		header += fmt.Sprintf(" since=%d", t.Since.UnixMilli())
+		number("since", t.Since.UnixMilli())
 	}
-	return header
+	return header.String()
 }
 
 func encodeEntries(entries []*Entry) string {
@@ -175,9 +190,9 @@ func Decode(variables map[string]string) (Table, error) {
 
 	var text strings.Builder
 	for i := range parts {
-		part, ok := variables[fmt.Sprintf("%s_%d", variable, i)]
+		part, ok := variables[partName(int(i))]
 		if !ok {
-			return Table{}, garbled("%s_%d, one of %d parts, is missing", variable, i, parts)
+			return Table{}, garbled("%s, one of %d parts, is missing", partName(int(i)), parts)
 		}
 		text.WriteString(part)
 	}

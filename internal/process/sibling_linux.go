@@ -49,7 +49,7 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 		wait: func() error {
 			defer h.Close()
 			err := waitSibling(h)
-			release(cmd)
+			forget(cmd)
 			return err
 		},
 		kill: h.kill,
@@ -109,12 +109,14 @@ func spawnWithHandle(cmd *exec.Cmd, fds []uintptr) (*Handle, error) {
 	return &Handle{file, cmd.Process.Pid}, nil
 }
 
-// release has os/exec let go of what it holds for a sibling that has ended: it may copy a
-// stream. Otherwise cmd knows only the ID, which may be that of a child by now.
-func release(cmd *exec.Cmd) {
-	if _, ok := fileStreams(cmd); !ok {
-		_ = cmd.Wait() // fails
+// forget closes what os/exec holds of a sibling, which it can't wait for, if it has started
+// that to copy a stream. Otherwise cmd knows only the ID, which may be a child's by now.
+func forget(cmd *exec.Cmd) {
+	if _, ok := fileStreams(cmd); ok {
+		return
 	}
+	_ = cmd.Wait() // the goroutines that copy
+	_ = cmd.Process.Release()
 }
 
 // hasPidfds reports whether processes can be waited for by pidfds: pidfd_open(2) is the
@@ -140,7 +142,7 @@ func startPolled(cmd *exec.Cmd, fds []uintptr) (control, error) {
 			for isAlive(pid, started) {
 				time.Sleep(pollInterval)
 			}
-			release(cmd)
+			forget(cmd)
 			return ErrStatusUnknown
 		},
 		kill: func() error {

@@ -83,6 +83,16 @@ func (s *service) reloadByControl() {
 	s.expect(map[string]string{"NRestarts": "0", "StatusText": ""})
 }
 
+// ask asks the process in charge.
+func (s *service) ask(what string) string {
+	s.t.Helper()
+	output, err := exec.CommandContext(s.t.Context(), installed, "-ctl", what).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("web -ctl %s: %v\n%s", what, err, output)
+	}
+	return string(output)
+}
+
 // wantReloadFails checks that systemctl reload fails, and that the journal says why.
 func (s *service) wantReloadFails(says string) {
 	s.t.Helper()

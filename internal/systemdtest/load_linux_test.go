@@ -178,6 +178,18 @@ func (l *load) awaitAnswers(t *testing.T, version string, pid int) {
 	})
 }
 
+// answering returns the PID of a process of this version that has answered, or 0.
+func (l *load) answering(version string) (pid int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for process := range l.answers {
+		if by, id, _ := strings.Cut(process, " "); by == version {
+			pid, _ = strconv.Atoi(id)
+		}
+	}
+	return pid
+}
+
 // take returns who has answered, and the failures since the last call.
 func (l *load) take() (answers map[string]int, refused, cut []error) {
 	l.mu.Lock()

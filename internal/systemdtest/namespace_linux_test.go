@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"example.com/tableflip/examples/deploy/systemd"
@@ -98,7 +99,8 @@ func onMachine(t *testing.T, test func(*testing.T)) {
 		_, err := os.ReadDir(program)
 		proctest.OK(t, err)
 	}
-	inner := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v=true")
+	only := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
+	inner := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run="+only, "-test.v=true")
 	inner.Env = append(os.Environ(), binariesVariable+"="+binaries)
 	inner.Stdout, inner.Stderr = t.Output(), t.Output()
 	if err := machine.Run(inner); err != nil {

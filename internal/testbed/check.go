@@ -132,7 +132,7 @@ func (b *bed) verifyDescriptors(r *row, pid int) {
 func (b *bed) checkHung(r *row, parentVersion int) {
 	f := r.fault.injected
 	isSelf := f.Victim == wire.Parent && b.injected().PID == b.injected().Victim
-	if !isSelf || slices.Contains([]moment{tried, racing, inCharge}, r.fault.moment()) {
+	if at := r.fault.moment(); !isSelf || at == racing || at == inCharge || r.fault.hasTrial && at != beforeReady {
 		return
 	}
 	if version, err := b.probe("tcp", b.target.tcp); err != nil || version != parentVersion {

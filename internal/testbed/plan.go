@@ -26,6 +26,7 @@ type fault struct {
 	environment string        // or what happens around them
 	isLong      bool          // of a suspension: longer than a commit may stay unacknowledged
 	hasTrial    bool          // the upgrade
+	isCancelled bool          // the upgrade, on trial, before the step
 	delay       time.Duration // until the test-bed does something
 	length      time.Duration // of what it does
 }
@@ -58,7 +59,7 @@ var trialEnvironments = []string{cancelledOnTrial, childStopsOnTrial, childFails
 
 // cancels reports whether the test-bed cancels the upgrade during the trial.
 func (f fault) cancels() bool {
-	return f.environment == cancelledOnTrial || f.injected.Step == step.TrialUndone.String()
+	return f.environment == cancelledOnTrial || f.isCancelled
 }
 
 // leavesDraining reports whether the new process lives when its trial is undone.
@@ -67,8 +68,8 @@ func (f fault) leavesDraining() bool {
 	case cancelledOnTrial, childStopsOnTrial, childFailsOnTrial:
 		return true
 	}
-	isChildKilled := f.injected.Action == wire.Kill && f.injected.Victim == wire.Child
-	return f.cancels() && !isChildKilled && !f.endsParent()
+	isChildKilled := f.injected.Victim == wire.Child && (f.isLong || f.injected.Action != wire.Suspend)
+	return f.isCancelled && !isChildKilled && !f.endsParent()
 }
 
 func (f fault) none() bool { return f.injected == wire.Fault{} && f.environment == "" }
@@ -86,10 +87,15 @@ func (f fault) String() string {
 		return "none"
 	case f.environment != "":
 		return f.environment
-	case f.isLong:
-		return "long " + f.injected.String()
 	}
-	return f.injected.String()
+	text := f.injected.String()
+	if f.isLong {
+		text = "long " + text
+	}
+	if f.isCancelled {
+		text += ", " + cancelledOnTrial
+	}
+	return text
 }
 
 // faults returns all the faults that there are.
@@ -117,18 +123,15 @@ func (cfg *config) faults() []fault {
 	}
 	crashing := wire.ProgramSteps
 	if cfg.trial > 0 {
-		for _, s := range step.Trial {
-			steps = append(steps, s.String())
-		}
+		steps = append(steps, step.TrialBegun.String(), step.TrialOver.String(), step.OnTrial.String())
 		crashing = append(slices.Clone(crashing), step.OnTrial.String())
+		for _, f := range faultsAt(step.VerdictReceived.String()) {
+			f.isCancelled = true
+			list = append(list, f)
+		}
 	}
 	for _, at := range steps {
-		for _, victim := range []string{wire.Child, wire.Parent} {
-			for _, action := range []string{wire.Kill, wire.Hang, wire.Suspend} {
-				list = append(list, fault{injected: wire.Fault{Action: action, Victim: victim, Step: at}})
-			}
-			list = append(list, fault{injected: wire.Fault{Action: wire.Suspend, Victim: victim, Step: at}, isLong: true})
-		}
+		list = append(list, faultsAt(at)...)
 	}
 	for _, at := range crashing {
 		list = append(list, fault{injected: wire.Fault{Action: wire.ExitZero, Victim: wire.Child, Step: at}})
@@ -138,6 +141,17 @@ func (cfg *config) faults() []fault {
 	}
 	for i := range list {
 		list[i].hasTrial = cfg.trial > 0
+	}
+	return list
+}
+
+// faultsAt returns what can happen at a step of an upgrade.
+func faultsAt(step string) (list []fault) {
+	for _, victim := range []string{wire.Child, wire.Parent} {
+		for _, action := range []string{wire.Kill, wire.Hang, wire.Suspend} {
+			list = append(list, fault{injected: wire.Fault{Action: action, Victim: victim, Step: step}})
+		}
+		list = append(list, fault{injected: wire.Fault{Action: wire.Suspend, Victim: victim, Step: step}, isLong: true})
 	}
 	return list
 }
@@ -176,7 +190,7 @@ const (
 func (f fault) moment() moment {
 	if f.hasTrial {
 		switch f.injected.Step {
-		case step.ReadySaid.String(), step.ReadyReceived.String(), step.TrialBegun.String(), step.OnTrial.String(), step.TrialUndone.String():
+		case step.ReadySaid.String(), step.ReadyReceived.String(), step.TrialBegun.String(), step.OnTrial.String():
 			return tried
 		}
 	}

@@ -118,7 +118,12 @@ func (b *bed) concludeTrial(r *row, killed time.Time) {
 	switch {
 	case !r.fault.hasTrial || child == nil:
 	case r.fault.leavesDraining():
-		b.awaitExit(r, child.entry.PID)
+		// The old process waits for it, so that its status is not known.
+		if !b.chain.await(b.drain+10*time.Second, func() bool { return !child.lives() }) {
+			r.breaks("the new process, PID %d, does not exit", child.entry.PID)
+		} else if !b.chain.await(2*time.Second, func() bool { return child.reported(wire.Drained) }) {
+			r.breaks("the new process, PID %d, was not drained", child.entry.PID)
+		}
 	case b.chain.await(settleLimit, func() bool { return !child.lives() }):
 		now := time.Now()
 		b.record.crashed(window{killed, now, now})
@@ -222,11 +227,11 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	}
 	switch f.injected.Action {
 	case wire.Suspend:
-		if victim := b.awaitInjected(parent); victim != 0 {
+		if victim := b.awaitInjected(f, parent); victim != 0 {
 			b.resume(victim, f.length)
 		}
 	case wire.Hang:
-		victim := b.awaitInjected(parent)
+		victim := b.awaitInjected(f, parent)
 		if f.injected.Victim == wire.Child && !b.awaitUpgraded(parent) || victim == 0 {
 			return // the old process must lose its patience
 		}
@@ -296,12 +301,13 @@ func (b *bed) awaitOnTrial(r *row, parent int) (child int) {
 }
 
 // awaitInjected returns the process that the fault has happened to, or 0 if none has come
-// to its step. The old process may report before that the upgrade has succeeded.
-func (b *bed) awaitInjected(parent int) (victim int) {
+// to its step. The old process may report before that the upgrade has succeeded, and that it
+// has failed before the new one comes to the end of its trial.
+func (b *bed) awaitInjected(f fault, parent int) (victim int) {
 	b.chain.await(b.limit(), func() bool {
 		victim = b.chain.injected.Victim
 		p := b.chain.processes[parent]
-		return victim != 0 || p.reported(wire.UpgradeFailed) || !p.lives()
+		return victim != 0 || p.reported(wire.UpgradeFailed) && !f.cancels() || !p.lives()
 	})
 	return victim
 }

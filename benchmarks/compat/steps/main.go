@@ -122,6 +122,11 @@ func run(directory string) error {
 			conn.Close()
 		}
 	}()
+	go func() {
+		<-upg.Exit()
+		ln.Close()
+		tell("draining")
+	}()
 	tell("serving")
 	at("serving")
 	if err := upg.WaitForParent(context.Background()); err != nil {

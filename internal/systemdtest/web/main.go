@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"flag"
@@ -19,6 +20,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"example.com/tableflip"
@@ -30,8 +32,9 @@ import (
 // version is "version-NUMBER-BEHAVIOUR". The behaviour is what this version does
 // when it takes over from another: "good", "fail" or "hang" before it is ready, "bind" an
 // address that is in use or serve with a "cert" that is none, "tell" the service manager
-// that it is the main process and then hang, or "quit" as soon as it is in charge. The tests write over it in the binary, so that it must be set by
-// -ldflags -X.
+// that it is the main process and then hang, "quit" as soon as it serves, or "exit" when it
+// has answered on trial, or be "sick" then. The tests write over it in the binary, so that it
+// must be set by -ldflags -X.
 var version = "version-000000-good"
 
 // upgradeTimeout is short, because the tests have to wait for it.
@@ -57,7 +60,9 @@ func main() {
 		os.Clearenv()
 	}
 
+	trial, _ := time.ParseDuration(os.Getenv("TRIAL"))
 	upg, err := tableflip.New(tableflip.Options{
+		Trial:           trial,
 		PIDFile:         *pidFile,
 		UpgradeTimeout:  upgradeTimeout,
 		DescriptorStore: *store,
@@ -113,7 +118,21 @@ func main() {
 	case "cert":
 		servers = append(servers, service.HTTP(&http.Server{Addr: ":0", TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}))
 	}
-	err = service.Run(&readyUpgrader{upg, ready, *patient}, service.Options{WaitHijacked: true, Control: controlSocket}, servers...)
+	options := service.Options{WaitHijacked: true, Control: controlSocket}
+	if behaviour == "sick" || behaviour == "exit" {
+		options.Healthy = func(ctx context.Context) error {
+			select {
+			case <-hasAnswered:
+			case <-ctx.Done():
+				return nil
+			}
+			if behaviour == "exit" {
+				os.Exit(0)
+			}
+			return errors.New("this version is sick")
+		}
+	}
+	err = service.Run(&readyUpgrader{upg, ready, *patient}, options, servers...)
 	if err == nil {
 		err = <-echoed
 	}
@@ -184,6 +203,11 @@ func (u *readyUpgrader) Ready() error {
 	return err
 }
 
+var (
+	hasAnswered = make(chan struct{})
+	answered    = sync.OnceFunc(func() { close(hasAnswered) })
+)
+
 // answer returns the request's body: at once, once the process is to exit if the
 // query is "hold=drain", or never if it is "hold=forever".
 func answer(upg *tableflip.Upgrader) http.HandlerFunc {
@@ -211,6 +235,7 @@ func answer(upg *tableflip.Upgrader) http.HandlerFunc {
 			}
 		}
 		fmt.Fprintf(w, "%s %d %s", version, os.Getpid(), body)
+		answered()
 	}
 }
 
