@@ -65,6 +65,7 @@ type child struct {
 	leaves     bool            // it has said that it drains, on trial
 	committed  bool            // it may take charge
 	ended      chan struct{}   // closed when a child whose trial was undone has ended
+	sayHurry   sync.Once       // because it may be suspended, and the pipe has no room for ever
 	announced  *process.Handle // of pid, if it is another process than the one that was started
 	hereHeard  func()          // called when the child says that it is here
 	cause      string          // what it did wrong, if it said so
@@ -553,6 +554,11 @@ func (c *child) undo() (drains bool) {
 		_ = c.left(ctx, words)
 	}
 	return !c.isHere.Load() || !isClosed(c.process.Exited())
+}
+
+// hurry tells a child that drains, because its trial was undone, that its place is needed.
+func (c *child) hurry() {
+	c.sayHurry.Do(func() { _ = c.say(wordHurry) })
 }
 
 // awaitEnd returns when a child that drains, because its trial was undone, has ended.

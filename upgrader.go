@@ -167,7 +167,8 @@ type Options struct {
 	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
 	// before the old one, and messages that the service manager did not receive. Its
 	// handler may call methods of the Upgrader, because they log only when they return:
-	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// the steps of an upgrade arrive at its end, or when its trial begins, each with the time
+	// at which it happened.
 	// Exit is closed before, so a process that exits without waiting for Upgrade to
 	// return loses these records.
 	Logger *slog.Logger
@@ -410,15 +411,20 @@ func (u *Upgrader) earlier() []*elder {
 // selfLocked returns what this process is.
 func (u *Upgrader) selfLocked() Generation {
 	self := Generation{PID: os.Getpid(), Number: u.number, Since: u.since, State: stateStarting}
-	switch u.state {
-	case onTrial:
+	switch {
+	case u.isOnTrialLocked():
 		self.State = stateOnTrial
-	case ready, upgrading:
+	case u.state == ready || u.state == upgrading:
 		self.State = stateInCharge
-	case upgraded, stopped:
+	case u.state == upgraded || u.state == stopped:
 		self.State = stateDraining
 	}
 	return self
+}
+
+// isOnTrialLocked reports whether this process serves, and is not in charge yet.
+func (u *Upgrader) isOnTrialLocked() bool {
+	return u.state == onTrial || u.state == accepting && u.parent != nil && u.parent.onTrial.Load()
 }
 
 // Ready reports that this process can serve. Every generation must call it once its
@@ -550,21 +556,28 @@ func (u *Upgrader) beginTrial() error {
 }
 
 // endTrial waits for the end of the trial that this process is on, and calls end when it
-// is in charge, or has stopped.
+// is in charge, or has stopped. It holds no records back while it waits: a process on trial
+// may crash, and a Fail that ends the trial logs before it returns.
 func (u *Upgrader) endTrial(end func(undone bool)) {
-	defer u.logs.Hold()()
 	select {
 	case <-u.parent.decided:
 		step.Reached(step.VerdictReceived)
 	case <-u.stop:
 	}
-	if !isClosed(u.stop) && u.parent.refusal == nil && u.enterCharge() == nil {
-		end(false)
-		return
+	if !isClosed(u.stop) {
+		defer u.logs.Hold()()
+		if u.parent.refusal == nil && u.enterCharge() == nil {
+			end(false)
+			return
+		}
 	}
 	u.stopFor(nil) // waits for another that has begun
-	end(true)
-	go u.hurryUndone()
+	// An orphan that was stopped first was in charge.
+	undone := u.parent.abandonment() != nil
+	end(undone)
+	if undone {
+		go u.hurryUndone()
+	}
 }
 
 // hurryUndone closes Hurry if the parent, which has undone the trial of this process, needs
@@ -783,17 +796,17 @@ func (u *Upgrader) Upgrade() error {
 // has none, to become ready. If there is a trial, it is on trial for Options.Trial then, and
 // the end of ctx undoes that. Then it has 10 seconds to take charge, which it does at
 // once unless it is suspended, and during which ctx no longer counts. If more earlier
-// generations drain than Options.MaxDraining allows, UpgradeContext first waits for a
-// place, as described there. If there is a
-// service manager, UpgradeContext also waits, for at most six seconds, until the manager
-// knows the new main process.
+// generations drain than Options.MaxDraining allows, or one whose trial was undone,
+// UpgradeContext first waits for a place, as described there. If there is a service manager,
+// UpgradeContext also waits, for at most six seconds, until the manager knows the new main
+// process.
 //
 // After an error this process is in charge as before, the new one has been killed and
-// reaped, or drains because its trial was undone, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
-// the death of the new process cannot be confirmed in a second,
-// because it belongs to another user or the kernel does not let it go, the error says
-// so. Until it has ended, or has taken charge after all, upgrades are refused with
+// reaped, or drains because its trial was undone, and UpgradeContext can be called again,
+// unless the error is [ErrUpgraded] or [ErrStopped]. A new process that called Fail has had
+// a second to exit by itself. If the death of the new process cannot be confirmed in a second,
+// because it belongs to another user or the kernel does not let it go, the error says so.
+// Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
 //
 // If its cause is one of the following, the error is or wraps it. Otherwise it says in
@@ -903,11 +916,12 @@ func (u *Upgrader) beginUpgrade(caller context.Context, rehearsal bool) (*attemp
 func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *attempt, answer func(), refusal error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.isOnTrialLocked() {
+		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
+	}
 	switch u.state {
 	case starting, accepting:
 		return nil, nil, ErrNotReady
-	case onTrial:
-		return nil, nil, ErrUpgradeInProgress // the parent's, which answers its manager
 	case upgrading:
 		switch {
 		case u.attempt.rehearsal && u.attempt.undecided == nil:
@@ -984,7 +998,7 @@ func (u *Upgrader) awaitUndone(ctx func() context.Context) error {
 		return nil
 	}
 	if u.maxDraining > 0 {
-		_ = c.say(wordHurry)
+		c.hurry()
 	}
 	step.Reached(step.UndoneAwaited)
 	select {
@@ -1143,7 +1157,13 @@ func (u *Upgrader) tryOut(a *attempt, c *child) error {
 	u.successor.State, u.successor.Since = stateOnTrial, time.Now()
 	u.mu.Unlock()
 	u.tell(a, slog.LevelInfo, event.OnTrial)
-	u.notifier.OnTrial(c.pid, u.trial, trialPatience)
+	ctx, cancel := context.WithCancel(context.Background())
+	var telling sync.WaitGroup
+	telling.Go(func() { u.notifier.OnTrial(ctx, c.pid, u.trial, trialPatience) })
+	defer telling.Wait() // the answer comes next
+	defer cancel()
+	// It can take hours, and this process can crash meanwhile.
+	defer u.logs.Pause()()
 	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
 }
 

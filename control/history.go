@@ -51,6 +51,7 @@ type history struct {
 
 // A memory is what a history remembers.
 type memory struct {
+	self     int          // the number of this generation
 	last     *lastUpgrade // nil if there was none
 	counters Counters
 }
@@ -58,7 +59,7 @@ type memory struct {
 func remember(generation int) *history {
 	events, cancel := event.Subscribe()
 	h := &history{asks: make(chan chan memory), edits: make(chan func(*memory)), close: cancel, ended: make(chan struct{})}
-	go h.run(events, memory{counters: Counters{
+	go h.run(events, memory{self: generation, counters: Counters{
 		Upgrades: generation - 1,
 		Failures: map[string]int{},
 	}})
@@ -149,8 +150,9 @@ func (m *memory) note(e event.Event) {
 		m.counters.Failures[attrs["cause"].String()]++
 		m.last = &lastUpgrade{Time: e.Time, PID: pidOf(e), Error: attrs["error"].String()}
 	case event.Ended:
-		// Of this process's successor, no more is said than that it has ended.
-		if took, ok := attrs["took"]; ok {
+		// Of this process's successor, no more is said than that it has ended. A later one
+		// that has drained was undone on trial.
+		if took, ok := attrs["took"]; ok && attrs["generation"].Int64() < int64(m.self) {
 			m.counters.Drains++
 			m.counters.DrainSeconds += took.Duration().Seconds()
 		}

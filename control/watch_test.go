@@ -182,7 +182,9 @@ func TestCountersAreCurrent(t *testing.T) {
 		}
 	}
 	event.Publish(nil, slog.LevelInfo, event.Ended) // of a successor
-	event.Publish(nil, slog.LevelInfo, event.Ended, slog.Duration("took", 1500*time.Millisecond))
+	for _, generation := range []int{0, 2} {        // the stub is 1; one on trial would be 2
+		event.Publish(nil, slog.LevelInfo, event.Ended, slog.Int("generation", generation), slog.Duration("took", 1500*time.Millisecond))
+	}
 	ctl.Close()
 	if got := ctl.Counters(); got.Failures["test"] != 1000 || got.Drains != 1 || got.DrainSeconds != 1.5 {
 		t.Errorf("after Close, there are %+v", got)

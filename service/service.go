@@ -153,7 +153,8 @@ var _ Upgrader = (*tableflip.Upgrader)(nil)
 // may still be running.
 //
 // Run stops upg. A program that calls upg.Stop itself has no DrainDelay. If the service
-// cannot start, the parent's Upgrade returns the reason. The servers cannot be used again.
+// cannot start, or a server fails on trial, the parent's Upgrade returns the reason. The
+// servers cannot be used again.
 func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Logger = cmp.Or(opts.Logger, slog.Default())
 	if u, ok := upg.(*tableflip.Upgrader); upg == nil || ok && u == nil {
@@ -165,7 +166,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 		opts:   opts,
 		told:   hear(opts.UpgradeSignals, opts.Logger),
 		asked:  queue.Asked(),
-		failed: make(chan struct{}, len(servers)),
+		failed: make(chan error, len(servers)),
 		asks:   make(chan ask),
 	}
 	defer p.upg.Stop()
@@ -216,7 +217,7 @@ type process struct {
 	told   *orders
 	asked  <-chan struct{} // an upgrade of the predecessor, which it has passed on
 	fronts []*front
-	failed chan struct{} // has an element for each server that has failed
+	failed chan error // of each server that has failed
 	asks   chan ask
 
 	unhealthy atomic.Pointer[error] // why the trial of this process was undone
@@ -307,7 +308,7 @@ func (p *process) serve() {
 		go func() {
 			f.run(p.upg.Exit())
 			if f.err != nil {
-				p.failed <- struct{}{}
+				p.failed <- f.err
 			}
 		}()
 	}
@@ -349,8 +350,10 @@ func (p *process) untilExit() (wanted bool) {
 			untried = nil
 		case <-p.upg.Exit():
 			return wanted || len(p.told.upgrade) > 0 || len(p.asked) > 0
-		case <-p.failed:
-			p.upg.Stop()
+		case err := <-p.failed:
+			if !trial.Undo(err) {
+				p.upg.Stop()
+			}
 		case <-p.told.upgrade:
 			want()
 		case <-p.asked:
@@ -372,6 +375,7 @@ func (p *process) untilExit() (wanted bool) {
 			p.opts.Logger.Info("stopping", "cause", context.Cause(p.told.stop), "delay", p.opts.DrainDelay)
 			stop = nil
 			if !trial.Undo(nil) {
+				p.opts.Health.fail() // of an orphan that is about to take charge
 				go p.delay(delayed)
 			}
 		case <-delayed:

@@ -3,7 +3,10 @@
 package service_test
 
 import (
+	"bufio"
 	"context"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -125,11 +128,40 @@ func TestStopOnTrial(t *testing.T) {
 		t.Errorf("the trial was undone because of %v", err)
 	}
 	proctest.OK(t, r.returns())
+	wantHealth(t, opts.Health, http.StatusOK)
+}
+
+// A process on trial whose parent has died is stopped as one in charge.
+func TestStopOrphanOnTrial(t *testing.T) {
+	end := trial.Begin(func(error) bool { return false })
+	t.Cleanup(func() { trial.Begin(func(error) bool { return false })(false) })
+	opts, stops := quiet(), make(chan struct{})
+	opts.Health = new(service.Health)
+	opts.Stopping = func() { close(stops) }
+	r := newRun(t)
+	r.run(r.upg, opts)
+	r.signal(syscall.SIGTERM)
+	proctest.Within(t, "the call of Stopping", stops)
+	wantHealth(t, opts.Health, http.StatusServiceUnavailable)
+	end(false)
+	proctest.OK(t, r.returns())
+}
+
+func wantHealth(t *testing.T, h *service.Health, want int) {
+	t.Helper()
 	recorder := httptest.NewRecorder()
-	opts.Health.ServeHTTP(recorder, nil)
-	if recorder.Code != http.StatusOK {
-		t.Errorf("the health check is answered by %d", recorder.Code)
+	h.ServeHTTP(recorder, nil)
+	if recorder.Code != want {
+		t.Errorf("the health check is answered by %d, want %d", recorder.Code, want)
 	}
+}
+
+// The parent learns why a server has failed.
+func TestServerFailsOnTrial(t *testing.T) {
+	serve := func(net.Listener) error { return errBroken }
+	r := startOnTrial(t, quiet(), service.Stream("tcp", "localhost:0", serve, nil))
+	proctest.WantError(t, "why the trial was undone", proctest.Within(t, "the end of the trial", r.undone), errBroken)
+	proctest.WantError(t, "Run", r.returns(), errBroken)
 }
 
 // A process on trial is upgraded once it is in charge.
@@ -171,6 +203,48 @@ func TestUndoneDrains(t *testing.T) {
 	if err := r.returns(); err == nil || !strings.Contains(err.Error(), "10ms after its trial was undone") {
 		t.Errorf("got %v, want the timeout", err)
 	}
+}
+
+// What waits in the queue is the parent's, because this version may be unhealthy.
+func TestUndoneLeavesTheQueue(t *testing.T) {
+	opts, socket := quiet(), filepath.Join(t.TempDir(), "socket")
+	opts.IdleGrace = proctest.Patience
+	accepted, stuck, unstuck := 0, make(chan struct{}), make(chan struct{})
+	r := startOnTrial(t, opts, service.HTTP(&http.Server{
+		Addr: socket,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context { // no other is accepted meanwhile
+			if accepted++; accepted == 2 {
+				close(stuck)
+				<-unstuck
+			}
+			return ctx
+		},
+	}))
+	dial := func() net.Conn {
+		conn := proctest.Opened[net.Conn](t)(net.Dial("unix", socket))
+		conn.SetDeadline(time.Now().Add(proctest.Patience))
+		return conn
+	}
+	ask := func(conn net.Conn) (*http.Response, error) {
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		return http.ReadResponse(bufio.NewReader(conn), nil)
+	}
+	first, second := dial(), dial()
+	proctest.Within(t, "the second connection", stuck)
+	waiting := dial()
+	r.undo()
+	proctest.AwaitThat(t, "the drain has begun", func() bool {
+		response, err := ask(first)
+		proctest.OK(t, err)
+		io.Copy(io.Discard, response.Body)
+		return response.Close
+	})
+	close(unstuck)
+	if response, err := ask(waiting); err == nil {
+		t.Errorf("answered with %s", response.Status)
+	}
+	second.Close()
+	proctest.OK(t, r.returns())
 }
 
 // The control socket is the parent's.

@@ -258,6 +258,18 @@ func startSleeper(b *bed) int {
 	return cmd.Process.Pid
 }
 
+// A program that is not found by its name finds itself.
+func TestSelfUnderAnotherName(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	cmd := command(proctest.Arguments("self"))
+	cmd.Args[0] = "no-such-program"
+	b.start(cmd)
+	first := b.next()
+	first.Order("exit", "7")
+	b.wantStatus(7)
+}
+
 // The supervisor and the first generation are started from a binary that is then
 // replaced, as a deployment does.
 func TestBinaryIsReplaced(t *testing.T) {

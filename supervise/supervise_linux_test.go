@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,11 +24,15 @@ import (
 // startPID1 starts the supervisor as process 1 of a new PID namespace.
 func startPID1(t *testing.T, flags []string, role string) *bed {
 	t.Helper()
+	return startUnshared(t, []string{"-p", "-f", "--mount-proc"}, flags, role)
+}
+
+func startUnshared(t *testing.T, arguments, flags []string, role string) *bed {
+	t.Helper()
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
 		t.Skip("needs unshare, of util-linux")
 	}
-	arguments := []string{"-p", "-f", "--mount-proc"}
 	if output, err := exec.Command(unshare, append(arguments, "true")...).CombinedOutput(); err != nil {
 		t.Skipf("needs to be allowed to create a PID namespace, as root is: %v: %s", err, output)
 	}
@@ -54,6 +59,18 @@ func TestPID1UpgradesUnderLoad(t *testing.T) {
 	}
 	b.signal(syscall.SIGTERM)
 	b.wantStatus(0)
+}
+
+// A /proc of another PID namespace says nothing.
+func TestPID1ForeignProc(t *testing.T) {
+	t.Parallel()
+	b := startUnshared(t, []string{"-p", "-f"}, nil, "puppet")
+	first := b.next()
+	second := first.upgrade(b)
+	first.Order("exit", "0")
+	first.AwaitEnd()
+	second.Order("exit", "9")
+	b.wantStatus(9)
 }
 
 func TestPID1ExitStatus(t *testing.T) {
@@ -285,10 +302,16 @@ func openSockets(t *testing.T, pid int) map[string]bool {
 	return sockets
 }
 
-// After an error of Self its caller may go on without a supervisor, and is no reaper.
-func TestNotStartedIsNoReaper(t *testing.T) {
+func brokenProgram(t *testing.T) string {
+	t.Helper()
 	broken := filepath.Join(t.TempDir(), "broken")
 	proctest.OK(t, os.WriteFile(broken, []byte("#!/nowhere/interpreter\n"), 0o755))
+	return broken
+}
+
+// After an error of Self its caller may go on without a supervisor, and is no reaper.
+func TestNotStartedIsNoReaper(t *testing.T) {
+	broken := brokenProgram(t)
 	before := openSockets(t, os.Getpid())
 	if _, err := (supervise.Supervisor{Command: []string{broken}}).Run(); err == nil {
 		t.Fatal("started")
@@ -302,6 +325,38 @@ func TestNotStartedIsNoReaper(t *testing.T) {
 	if err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&isReaper)), 0, 0, 0); err != nil || isReaper != 0 {
 		t.Errorf("reaper: %d, %v", isReaper, err)
 	}
+}
+
+// Nor does it go on to catch signals.
+func TestNotStartedCatchesNothing(t *testing.T) {
+	s := proctest.NewService(t)
+	cmd := s.Command("goes-on", proctest.WithArg(brokenProgram(t)))
+	err := cmd.Run()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() || status.Signal() != syscall.SIGTERM {
+		t.Errorf("it has ended with %v, want by SIGTERM", err)
+	}
+	if got := s.Await("goroutines").Text; got != "false" {
+		t.Error("there are more goroutines than before")
+	}
+}
+
+func init() {
+	proctest.Role("goes-on", func() {
+		try := func() {
+			if _, err := (supervise.Supervisor{Command: []string{proctest.Arg()}}).Run(); err == nil {
+				panic("started")
+			}
+		}
+		try() // package os/signal starts one for ever
+		before := runtime.NumGoroutine()
+		try()
+		for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(end); {
+			time.Sleep(time.Millisecond) // a poll
+		}
+		proctest.Report("goroutines", runtime.NumGoroutine() > before)
+		proctest.Must(0, syscall.Kill(os.Getpid(), syscall.SIGTERM))
+		<-time.After(proctest.Patience)
+	})
 }
 
 // Messages count that a process sent before it died.

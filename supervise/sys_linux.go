@@ -106,14 +106,12 @@ func descendants() (pids []int, known bool) {
 	if !procMounted() {
 		return nil, false
 	}
-	proc, err := os.Open("/proc")
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, false
 	}
-	defer proc.Close()
-	names, _ := proc.Readdirnames(-1)
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil && descends(pid, os.Getpid()) && !statOf(pid).zombie {
+	for _, entry := range entries {
+		if pid, err := strconv.Atoi(entry.Name()); err == nil && descends(pid, os.Getpid()) && !statOf(pid).zombie {
 			pids = append(pids, pid)
 		}
 	}

@@ -30,6 +30,7 @@ func TestRows(t *testing.T) {
 			if whyNot := machine.Missing(""); r.under == systemd && whyNot != "" {
 				t.Skip(whyNot)
 			}
+			t.Parallel()
 			crashes, err := measure(task{Row: i, Number: 2, Built: built})
 			if err != nil {
 				t.Fatal(err)

@@ -47,6 +47,10 @@ func (s *service) install(version string) error {
 		return err
 	}
 	defer from.Close()
+	// A process that another measurement starts meanwhile would have the binary open for
+	// writing, and nobody can execute it then.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	to, err := os.OpenFile(s.binary()+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
@@ -73,22 +77,23 @@ func (p *process) start() error {
 	if p.under == superior {
 		command = append([]string{filepath.Join(p.built, good, "tableflip-supervise"), "--"}, command...)
 	}
-	p.first = exec.Command(command[0], command[1:]...)
+	cmd := exec.Command(command[0], command[1:]...)
 	log, err := os.OpenFile(filepath.Join(p.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	p.first.Stdout, p.first.Stderr = log, log
-	p.first.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.first.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
 		return err
 	}
-	p.ended = make(chan struct{})
+	ended := make(chan struct{})
 	go func() {
-		defer close(p.ended)
-		p.first.Wait()
+		defer close(ended)
+		cmd.Wait()
 	}()
+	p.first, p.ended = cmd, ended
 	return nil
 }
 

@@ -81,11 +81,12 @@ func main() {
 		return
 	}
 	rounds := flag.Int("rounds", 2, "`number` of times that each is measured")
+	only := flag.String("only", "", "`text` that is in what is measured, such as \"systemd: this\"")
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "crash")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		err = run(dir, *rounds)
+		err = run(dir, *rounds, *only)
 	}
 	if err != nil {
 		os.RemoveAll(dir)
@@ -98,7 +99,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-func run(built string, rounds int) error {
+func run(built string, rounds int, only string) error {
 	if err := build(built); err != nil {
 		return err
 	}
@@ -110,13 +111,14 @@ func run(built string, rounds int) error {
 	for round := range rounds {
 		for _, i := range rand.Perm(len(rows)) {
 			r := rows[i]
-			if r.under == systemd && whyNot != "" {
+			name := r.under + ": " + r.title
+			if !strings.Contains(name, only) || r.under == systemd && whyNot != "" {
 				continue
 			}
-			fmt.Fprintf(os.Stderr, "round %d: under %s: %s\n", round+1, r.under, r.title)
+			fmt.Fprintf(os.Stderr, "round %d: under %s\n", round+1, name)
 			measured, err := measure(task{i, inARow, built})
 			if err != nil {
-				return fmt.Errorf("under %s: %s: %w", r.under, r.title, err)
+				return fmt.Errorf("under %s: %w", name, err)
 			}
 			crashes[i] = append(crashes[i], measured...)
 		}

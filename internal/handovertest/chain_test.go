@@ -233,6 +233,7 @@ func (g *generation) obeyUntilExit() {
 			g.tcp.Close()
 			g.unix.Close()
 			g.udp.SetReadDeadline(time.Unix(1, 0))
+			g.wire.Report("closed")
 			answered = proctest.Waited(&g.serving)
 		case <-answered:
 			obeying.Wait()
@@ -279,8 +280,13 @@ func (g *generation) obey(o proctest.Order) {
 	case "fail":
 		g.upg.Fail(errors.New("no disk"))
 		g.wire.Report("failed")
+	case "undo": // as package service does
+		g.wire.Report("undone", trial.Undo(errors.New("unhealthy")))
 	case "exit":
 		os.Exit(7)
+	case "await the end of the trial":
+		<-trial.Ended()
+		g.wire.Report("trial ended", trial.WasUndone())
 	case "look":
 		text := lineage(g.upg)
 		for _, is := range []struct {

@@ -5,6 +5,7 @@ package handovertest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -377,6 +378,23 @@ func TestDrainingStuck(t *testing.T) {
 	d.newest().Order("upgrade", "1m")
 	d.kill(first)
 	d.wantUpgraded()
+	d.wantAll()
+}
+
+// An upgrade that fails leaves nothing open of what it would have passed on.
+func TestDrainingUpgradeFails(t *testing.T) {
+	t.Parallel()
+	d := startDraining(t, 2, 2)
+	fail := func() map[string]int {
+		d.newest().Order("upgrade", "1m", proctest.Environment("fail"))
+		d.wantRefused("exit status 7")
+		return proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))
+	}
+	before := fail() // there may be more of some after the first start
+	if after := fail(); !maps.Equal(after, before) {
+		t.Errorf("descriptors are open %v, and were %v", after, before)
+	}
+	d.upgrade()
 	d.wantAll()
 }
 

@@ -717,7 +717,7 @@ func TestManagerOrphan(t *testing.T) {
 		<-reaped
 		child.AwaitStep(alone)
 		m.want(parent.PID, "READY=1", reloading)
-		m.want(child.PID, fmt.Sprintf("MAINPID=%d\nREADY=1", child.PID))
+		m.want(child.PID, mainPID(child.PID))
 		next := c.upgrade(child)
 		m.want(child.PID, reloading, mainPID(next.PID), barrier)
 		c.wantStop(next)

@@ -15,6 +15,7 @@ import (
 	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/systemd"
 )
 
 // What others learn of a trial: the service manager, programs that read the log, and
@@ -39,6 +40,9 @@ func onTrialStatus(pid int) string {
 }
 
 func TestTrialManager(t *testing.T) {
+	before := systemd.ExtendInterval
+	systemd.ExtendInterval = time.Hour // which no test waits for
+	t.Cleanup(func() { systemd.ExtendInterval = before })
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "tried")
 	proctest.OK(t, upg.Ready())

@@ -53,6 +53,14 @@ func (tr *trialRun) awaitTrial() {
 	tr.child.AwaitStep(readyReturns)
 }
 
+// awaitUndone waits until the child accepts no more, and returns what WaitForParent has
+// returned.
+func (tr *trialRun) awaitUndone() proctest.Message {
+	tr.t.Helper()
+	tr.child.Take("closed")
+	return tr.child.Take("never alone")
+}
+
 // hold has the child accept connections, whose requests are not complete.
 func (tr *trialRun) hold() {
 	tr.t.Helper()
@@ -117,13 +125,8 @@ func (tr *trialRun) wantUndone() {
 
 func TestTrial(t *testing.T) {
 	t.Parallel()
-	c := newChain(t)
-	parent, _ := c.start(shortTrial, c.PauseAt(step.TrialBegun))
-	tr := &trialRun{chain: c, parent: parent}
-	parent.AwaitStep(alone)
-	parent.Order("upgrade")
-	tr.awaitTrial()
-	parent.AwaitStep(step.TrialBegun)
+	tr := pauseTrial(t, step.TrialBegun)
+	c, parent := tr.chain, tr.parent
 
 	// Both serve, and the parent is in charge.
 	tr.hold()
@@ -143,6 +146,10 @@ func TestTrial(t *testing.T) {
 	parent.AwaitEnd()
 	tr.child.AwaitStep(alone)
 	tr.wantLook(tr.child, "2 %d in charge", tr.child.PID)
+	tr.child.Order("undo")
+	if m := tr.child.Await("undone"); m.Text != "false" {
+		t.Error("a process in charge has undone its trial")
+	}
 	c.wantCharge(tr.child.PID)
 	for _, r := range tr.held {
 		proctest.Must(io.WriteString(r.conn, "o\n"))
@@ -151,6 +158,31 @@ func TestTrial(t *testing.T) {
 	next := c.upgrade(tr.child)
 	c.wantCharge(next.PID)
 	c.wantStop(next)
+}
+
+// A trial goes on until the child is in charge.
+func TestTrialTakesCharge(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	parent, _ := c.start(shortTrial, c.PauseAt(step.BeforeCommit))
+	tr := &trialRun{chain: c, parent: parent}
+	parent.AwaitStep(alone)
+	parent.Order("upgrade", c.PauseAt(step.PIDFileWritten))
+	tr.awaitTrial()
+	parent.AwaitStep(step.BeforeCommit)
+	parent.Resume()
+	tr.child.AwaitStep(step.PIDFileWritten)
+	tr.wantLook(tr.child, "1 %d in charge, 2 %d on trial", parent.PID, tr.child.PID)
+	tr.child.Order("upgrade")
+	if m := tr.child.Await("upgraded"); m.Text != "upgrade in progress" {
+		t.Errorf("Upgrade of a process on trial returned %q", m.Text)
+	}
+	tr.child.Resume()
+	tr.wantUpgraded("", "")
+	parent.AwaitEnd()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
 }
 
 // A trial is undone by its child, at any of its steps. One that lives drains.
@@ -162,6 +194,7 @@ func TestTrialChildUndoes(t *testing.T) {
 	}{
 		{order: "stop", says: "was stopped during its trial", drains: true},
 		{order: "fail", says: "failed: no disk", drains: true},
+		{order: "undo", says: "failed: unhealthy", drains: true},
 		{order: "exit"},
 		{order: "kill"},
 	} {
@@ -176,7 +209,7 @@ func TestTrialChildUndoes(t *testing.T) {
 					tr.child.Order(test.order)
 				}
 				if test.drains {
-					tr.child.Await("never alone")
+					tr.awaitUndone()
 				} else {
 					tr.child.AwaitEnd()
 				}
@@ -269,7 +302,7 @@ func TestTrialParentUndoes(t *testing.T) {
 			tr.parent.Await("cancelled")
 			tr.parent.Resume()
 			tr.wantUpgraded("cancelled", "")
-			if m := tr.child.Await("never alone"); !strings.Contains(m.Text, "undone") {
+			if m := tr.awaitUndone(); !strings.Contains(m.Text, "undone") {
 				t.Errorf("WaitForParent returned %q", m.Text)
 			}
 			tr.wantDrained()
@@ -286,7 +319,7 @@ func TestTrialDeadline(t *testing.T) {
 	parent.Order("upgrade until", "2s")
 	tr.awaitTrial()
 	tr.wantUpgraded("deadline exceeded", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantUndone()
 }
 
@@ -312,7 +345,7 @@ func TestTrialStop(t *testing.T) {
 	tr.parent.Await("stopped")
 	tr.wantFiles()
 	tr.parent.AwaitEnd()
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and need not hurry
 	tr.wantDrained()
 	tr.AwaitEnd()
@@ -430,12 +463,18 @@ func TestTrialOrphanStop(t *testing.T) {
 	tr := &trialRun{chain: c, parent: parent}
 	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
 	tr.awaitTrial()
+	tr.hold()
 	proctest.Kill(t, parent.PID, syscall.SIGKILL)
 	tr.child.AwaitStep(step.VerdictReceived)
 	tr.child.Order("stop")
 	tr.child.Await("stopped")
 	tr.wantFiles("pid") // of the parent, who was killed
-	tr.child.AwaitEnd()
+	tr.child.Resume()
+	tr.child.Order("await the end of the trial")
+	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
+		t.Errorf("undone: %s", m.Text)
+	}
+	tr.wantDrained()
 }
 
 // What fails when the child takes charge undoes the trial.
@@ -446,7 +485,7 @@ func TestTrialCommitFails(t *testing.T) {
 	proctest.OK(t, os.Remove(filepath.Join(tr.dir, "pid.tmp")))
 	tr.parent.Resume()
 	tr.wantUpgraded("can't replace the PID file", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantDrained()
 	tr.wantUndone()
 }
@@ -458,7 +497,7 @@ func undoTrial(t *testing.T, env ...string) *trialRun {
 	tr.hold()
 	tr.child.Order("stop")
 	tr.wantUpgraded("was stopped", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	return tr
 }
 

@@ -106,6 +106,23 @@ func TestUpstreamParent(t *testing.T) {
 	f.AwaitEnd()
 }
 
+// The parent tells the service manager nothing, and may exit once the child is ready.
+func TestUpstreamManager(t *testing.T) {
+	m := startedByManager(t)
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	child := f.Await("new")
+	proctest.Terminate(t, child.PID)
+	said := make([]byte, 10)
+	n, err := f.ready.Read(said)
+	if string(said[:n]) != upstreamReady || err != nil {
+		t.Fatalf("the child said %q, %v", said[:n], err)
+	}
+	m.sendLast()
+	m.want(child.PID, mainPID(child.PID))
+	m.want(os.Getpid(), last)
+}
+
 // A parent that dies in the last moment leaves the child in charge.
 func TestUpstreamParentDies(t *testing.T) {
 	t.Run("before Ready", func(t *testing.T) {

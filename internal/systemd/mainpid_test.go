@@ -52,7 +52,7 @@ func TestPrepareMainPIDWithoutDescriptors(t *testing.T) {
 // A process that has begun an upgrade is not ready yet.
 func TestMainPID(t *testing.T) {
 	n, conn := manager(t)
-	for ready, want := range map[bool]string{false: "MAINPID=5", true: "MAINPID=5\nREADY=1"} {
+	for ready, want := range map[bool]string{false: "MAINPID=5", true: "MAINPID=5\nREADY=1\nSTATUS="} {
 		n.MainPID(5, ready)
 		message := make([]byte, 100)
 		if size, err := conn.Read(message); err != nil || string(message[:size]) != want {

@@ -7,6 +7,7 @@ package systemd
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,6 +25,9 @@ var (
 
 	// BarrierTimeout limits how long the manager may take to read of a handover.
 	BarrierTimeout = 5 * time.Second
+
+	// ExtendInterval is how often the manager is told that a trial goes on.
+	ExtendInterval = time.Second
 
 	send = descriptor.Send
 )
@@ -48,11 +52,12 @@ func (n *Notifier) Ready() { n.notify("READY=1") }
 // Stopping tells the manager that the service stops.
 func (n *Notifier) Stopping() { n.notify("STOPPING=1") }
 
-// MainPID tells the manager that pid is the main process, and whether it is ready.
+// MainPID tells the manager that pid is the main process, and whether it is ready. The status
+// was that of the process before it, which may have had a trial under way.
 func (n *Notifier) MainPID(pid int, ready bool) {
 	fields := []string{mainPID(pid)}
 	if ready {
-		fields = append(fields, "READY=1")
+		fields = append(fields, "READY=1", "STATUS=")
 	}
 	n.notify(fields...)
 }
@@ -69,11 +74,29 @@ func (n *Notifier) Reloading() {
 	n.notify(fields...)
 }
 
-// OnTrial tells the manager that a new process is on trial, after which the answer to the
-// reload takes no longer than patience.
-func (n *Notifier) OnTrial(pid int, trial, patience time.Duration) {
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (trial+patience).Microseconds()),
-		fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
+// OnTrial tells the manager, until ctx is done, that a new process is on trial, after which
+// the answer to the reload takes no longer than patience.
+func (n *Notifier) OnTrial(ctx context.Context, pid int, trial, patience time.Duration) {
+	if n == nil {
+		return
+	}
+	began := time.Now()
+	extend := func(left time.Duration) string {
+		// The sum of the two may be no Duration.
+		return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", left.Microseconds()+patience.Microseconds())
+	}
+	n.notify(extend(trial), fmt.Sprintf("STATUS=upgrade: process %d is on trial for %v", pid, trial))
+	// systemd sets the timeout anew when it learns that the process of ExecReload= has ended.
+	again := time.NewTicker(ExtendInterval)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			_ = n.send(nil, extend(max(trial-time.Since(began), 0))) // an error is logged once
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // ReloadFailed tells the manager that an upgrade has left this process in charge.

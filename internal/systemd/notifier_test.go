@@ -3,10 +3,14 @@
 package systemd
 
 import (
+	"context"
 	"errors"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -67,4 +71,48 @@ func TestNotifierQueueStaysFull(t *testing.T) {
 	if err := n.send(nil, "READY=1"); !errors.Is(err, syscall.ENOBUFS) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// The longest trial is one without an end.
+func TestNotifierOnTrial(t *testing.T) {
+	n, conn := manager(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	n.OnTrial(ctx, 5, math.MaxInt64, time.Minute)
+	message := make([]byte, 1000)
+	size, err := conn.Read(message)
+	if err != nil || !strings.HasPrefix(string(message[:size]), "EXTEND_TIMEOUT_USEC=9223372096854775\n") {
+		t.Errorf("the manager got %q, %v", message[:size], err)
+	}
+}
+
+// The manager may forget the first message, and learns of what is left.
+func TestNotifierOnTrialAgain(t *testing.T) {
+	before := ExtendInterval
+	ExtendInterval = time.Millisecond
+	t.Cleanup(func() { ExtendInterval = before })
+	n, conn := manager(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.OnTrial(ctx, 5, time.Minute, time.Hour)
+	}()
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	message := make([]byte, 1000)
+	last := (time.Minute + time.Hour).Microseconds()
+	for i := range 3 {
+		size, err := conn.Read(message)
+		text, status, _ := strings.Cut(string(message[:size]), "\n")
+		digits, isExtended := strings.CutPrefix(text, "EXTEND_TIMEOUT_USEC=")
+		left, _ := strconv.ParseInt(digits, 10, 64)
+		if isLess := left < last; err != nil || !isExtended || left < time.Hour.Microseconds() || isLess != (i > 0) || (status != "") != (i == 0) {
+			t.Errorf("the manager got %q, %v after %d", message[:size], err, last)
+		}
+		last = left
+	}
+	cancel()
+	<-done
 }

@@ -96,27 +96,30 @@ func TestTrialHangs(t *testing.T) {
 func TestTrialOutlastsTimeout(t *testing.T) {
 	leaveToLong(t)
 	for _, test := range []struct {
-		name    string
+		name string
+		kind
 		since   int // version of systemd
 		changes []string
 	}{
-		{"Notify", 0, []string{"TimeoutStartSec=4s"}},
-		{"NotifyReload", 253, []string{"TimeoutStartSec=4s", "Type=notify-reload", "ExecReload="}},
+		{"Notify", notify, 0, []string{"TimeoutStartSec=4s"}},
+		{"NotifyReload", notify, 253, []string{"TimeoutStartSec=4s", "Type=notify-reload", "ExecReload="}},
+		{"Supervised", supervised, 0, []string{"TimeoutStartSec=4s"}},
+		{"Control", controlled, 0, []string{"TimeoutStartSec=4s"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			onMachine(t, func(t *testing.T) {
 				if v := systemdVersion(t); v < test.since {
 					t.Skipf("systemd %d has no Type=notify-reload", v)
 				}
-				s := newService(t, notify)
+				s := newService(t, test.kind)
 				s.forTrials(6*time.Second, test.changes...)
 				s.phase("Start", tolerance{}, s.start)
 				s.load = startLoad(t)
 				s.phase("Pass", tolerance{}, s.passTrial)
-				s.phase("Sick", tolerance{}, func() { s.undoTrial("sick", nil, "not healthy: this version is sick") })
+				s.phase("Sick", tolerance{warnings: "Control process exited|^Reload failed"}, func() { s.undoTrial("sick", nil, "not healthy: this version is sick") })
 				s.load.end()
 				s.load = nil
-				s.phase("Stop", tolerance{}, s.stopOnTrial)
+				s.phase("Stop", tolerance{warnings: "Control process exited|Failed with result"}, s.stopOnTrial)
 			})
 		})
 	}
@@ -134,6 +137,10 @@ func TestTrialControl(t *testing.T) {
 			s.tried[s.install("sick")] = true
 			s.wantReloadFails("not healthy: this version is sick")
 			s.expectRunning()
+		})
+		s.phase("Cancel", tolerance{warnings: reloadFailed}, func() {
+			leave := func(t *testing.T, _ int) { s.systemctl("kill", "--kill-whom=control", "--signal=KILL", s.service) }
+			s.undoTrial("good", leave, "upgrade cancelled")
 		})
 		s.phase("Status", tolerance{}, func() {
 			child := s.beginTrial("good")
@@ -298,8 +305,14 @@ func (s *service) stopOnTrial() {
 	for _, request := range requests {
 		request.finish(s.t)
 	}
-	s.await("ActiveState", equal("inactive"))
-	s.expect(map[string]string{"Result": "success", "ExecMainStatus": "0", "NRestarts": "0"})
+	if s.service == controlled.service { // the client of the reload was interrupted
+		s.await("ActiveState", equal("failed"))
+		s.expect(map[string]string{"Result": "exit-code"})
+	} else {
+		s.await("ActiveState", equal("inactive"))
+		s.expect(map[string]string{"Result": "success"})
+	}
+	s.expect(map[string]string{"ExecMainStatus": "0", "NRestarts": "0"})
 	if got := processes(); len(got) > 0 {
 		s.t.Errorf("processes %v are left", got)
 	}

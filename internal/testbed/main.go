@@ -100,6 +100,10 @@ func realMain() int {
 		fmt.Fprintln(os.Stderr, "testbed: -trial is less than two and a half -acknowledge-timeout")
 		return 2
 	}
+	if cfg.trial != 0 && cfg.library != tableflip && cfg.library != service {
+		fmt.Fprintf(os.Stderr, "testbed: there is no -trial with %s\n", cfg.library)
+		return 2
+	}
 	libraries := []string{cfg.library}
 	switch cfg.library {
 	case "both":
@@ -120,7 +124,7 @@ func realMain() int {
 	context.AfterFunc(ctx, stop) // a second signal ends the process, and thereby the servers
 
 	status, isMixed := 0, cfg.library == mixture
-	var compared []*drains
+	var beds []*bed
 	for _, cfg.library = range libraries {
 		if ctx.Err() != nil {
 			break
@@ -137,11 +141,9 @@ func realMain() int {
 		if bad > 0 && (cfg.library != cloudflare || len(libraries) == 1) {
 			status = 1
 		}
-		if isMixed {
-			compared = append(compared, b.drainsBy(tableflip), b.drainsBy(cloudflare))
-		}
+		beds = append(beds, b)
 	}
-	if len(compared) == 4 && !reportDrains(os.Stdout, compared[0], compared[1], compared[3]) {
+	if isMixed && len(beds) == 2 && !reportDrains(os.Stdout, beds[0], beds[1]) {
 		status = 1
 	}
 	return status

@@ -23,6 +23,20 @@ func TestShort(t *testing.T) {
 	runHere(t, cfg)
 }
 
+// TestTrial has the new process fail, or be stopped, suspended or killed, while it serves
+// beside the old one.
+func TestTrial(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute")
+	}
+	runHere(t, config{
+		library: tableflip, seed: uint64(time.Now().UnixNano()) % 1e9,
+		upgrades: 1, faultCount: 4, only: "trial", duration: 5 * time.Second, trial: 1500 * time.Millisecond,
+		clients: 1, pace: 10 * time.Millisecond,
+		grace: 500 * time.Millisecond, drain: 20 * time.Second, upgradeTimeout: 3 * time.Second, acknowledgeTimeout: 500 * time.Millisecond,
+	})
+}
+
 // TestInARow is the same without clients, for whatever the next upgrade would show.
 func TestInARow(t *testing.T) {
 	if testing.Short() {

@@ -1,0 +1,127 @@
+//go:build unix
+
+package handovertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"example.com/tableflip"
+	"example.com/tableflip/internal/proctest"
+	"example.com/tableflip/internal/step"
+)
+
+func init() {
+	// logging fails on trial, and says what it had logged by then, and before.
+	proctest.Role("logging", func() {
+		terminated := proctest.Terminated()
+		logger, log := proctest.NewLogger()
+		upg := proctest.Must(tableflip.New(tableflip.Options{Logger: logger}))
+		MustBeReady(upg)
+		proctest.Report("serving", logged(log))
+		<-terminated
+		upg.Fail(errors.New("no disk"))
+		proctest.Report("failed", logged(log))
+	})
+}
+
+// logged returns the messages that have been logged, without waiting.
+func logged(log proctest.Logbook) string {
+	var messages []string
+	for range len(log) {
+		_, rest, _ := strings.Cut(<-log, `msg="tableflip: `)
+		message, _, _ := strings.Cut(rest, `"`)
+		messages = append(messages, message)
+	}
+	return strings.Join(messages, ", ")
+}
+
+// What either process logs is not held back until the trial ends, because both may crash
+// before.
+func TestTrialLog(t *testing.T) {
+	logger, log := proctest.NewLogger()
+	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour, Logger: logger}, "logging")
+	proctest.OK(t, upg.Ready())
+	result := proctest.InBackground(upg.Upgrade)
+	child := s.Await("serving")
+	log.Await(t, "tableflip: on trial")
+	if child.Text != "on trial" {
+		t.Errorf("when Ready had returned, the log had %q", child.Text)
+	}
+	proctest.Terminate(t, child.PID)
+	if got := s.Await("failed").Text; got != "this process stops because it has failed, draining" {
+		t.Errorf("when Fail had returned, the log had %q", got)
+	}
+	if err := proctest.Within(t, "Upgrade", result); err == nil || !strings.Contains(err.Error(), "no disk") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+}
+
+// However often an upgrade has waited for its end, a process whose trial was undone is told
+// once to hurry: it may read nothing, and there is not room for ever.
+func TestTrialHurryOnce(t *testing.T) {
+	heard := filepath.Join(t.TempDir(), "heard")
+	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; ` +
+		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, MaxDraining: 1, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		restore := proctest.During(t, step.UndoneAwaited, cancel)
+		proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+		restore()
+	}
+	upg.Stop()
+	var content []byte
+	proctest.AwaitThat(t, "it has heard that the service stops", func() bool {
+		content, _ = os.ReadFile(heard)
+		return strings.HasSuffix(string(content), "stopping\n")
+	})
+	if string(content) != "abort\nhurry\nstopping\n" {
+		t.Errorf("it has heard %q", content)
+	}
+}
+
+// A stopper is the handler of a Logger that stops an Upgrader when a trial begins.
+type stopper struct {
+	slog.Handler
+	upg *atomic.Pointer[tableflip.Upgrader]
+}
+
+func (s stopper) Enabled(context.Context, slog.Level) bool { return true }
+
+func (s stopper) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "tableflip: on trial" {
+		s.upg.Load().Stop()
+	}
+	return nil
+}
+
+// A handler may end the trial that it is told of.
+func TestTrialLoggerStops(t *testing.T) {
+	var upg atomic.Pointer[tableflip.Upgrader]
+	script := "{ echo here - trial; echo ready; read -r trial; echo stopping; } >&3 <&4"
+	parent := NewUpgrader(t, tableflip.Options{
+		Trial:   time.Hour,
+		Logger:  slog.New(stopper{slog.DiscardHandler, &upg}),
+		Command: proctest.Shell(script),
+	})
+	upg.Store(parent)
+	proctest.OK(t, parent.Ready())
+	err := proctest.Within(t, "Upgrade", proctest.InBackground(parent.Upgrade))
+	if !errors.Is(err, tableflip.ErrStopped) && !strings.Contains(fmt.Sprint(err), "stopped during its trial") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	proctest.Within(t, "Stop", parent.Exit())
+}

@@ -1,0 +1,84 @@
+package supervise
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestStatOfNobody(t *testing.T) {
+	if got := statOf(1 << 30); got != (stat{}) {
+		t.Errorf("got %+v", got)
+	}
+	if serves(1 << 30) {
+		t.Error("nobody serves")
+	}
+	if _, err := watchProcess(1 << 30); err == nil {
+		t.Error("nobody is watched")
+	}
+}
+
+// A signal goes to nobody who is not the service's, and leaves nothing open.
+func TestSignalDescendant(t *testing.T) {
+	child := listening(t, nil)
+	opened := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := opened()
+	if err := signalDescendant(child, 0); err != nil {
+		t.Errorf("a child: %v", err)
+	}
+	if err := signalDescendant(os.Getppid(), 0); err != unix.ESRCH {
+		t.Errorf("the parent: %v", err)
+	}
+	if after := opened(); after != before {
+		t.Errorf("%d descriptors are open, and %d were", after, before)
+	}
+}
+
+// listening starts a process that has a socket, unless that is nil.
+func listening(t *testing.T, file *os.File) int {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.ExtraFiles = []*os.File{file}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd.Process.Pid
+}
+
+// Of several that serve, the one counts that was started last, whatever its PID is.
+func TestFindServerNewest(t *testing.T) {
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	file, err := ln.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	first := listening(t, file)
+	last := listening(t, file)
+	for limit := time.Now().Add(30 * time.Second); statOf(last).started <= statOf(first).started; {
+		if time.Now().After(limit) {
+			t.Fatal("no process is started later than another")
+		}
+		last = listening(t, file) // a tick later
+	}
+	for _, pids := range [][]int{{first, last}, {last, first}} {
+		if got, ok := findServer(pids); got != last || !ok {
+			t.Errorf("of %v, %d serves (%t), want %d", pids, got, ok, last)
+		}
+	}
+}
