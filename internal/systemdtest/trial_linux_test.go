@@ -161,7 +161,27 @@ func TestTrialControl(t *testing.T) {
 	})
 }
 
-// If the old process dies, the new one is in charge.
+// If the old process dies, systemd ends the new one as well.
+func TestTrialEndsWithParent(t *testing.T) {
+	onMachine(t, func(t *testing.T) {
+		s := newService(t, notify)
+		s.forTrials(time.Hour)
+		s.phase("Start", tolerance{}, s.start)
+		s.load = startLoad(t)
+		s.phase("Kill", tolerance{refused: true, cut: true, warnings: exited + "|Reload failed|reception only permitted for main PID"}, func() {
+			child := s.beginTrial("good")
+			s.restarted(s.version, func() { proctest.Kill(s.t, s.main, syscall.SIGKILL) })
+			s.awaitEnd(child)
+			if s.main == child {
+				s.t.Errorf("the process that was on trial, %d, is the main process", child)
+			}
+		})
+		s.load.end()
+		s.load = nil
+	})
+}
+
+// Under a supervisor that waits for it, the new one is in charge.
 func TestTrialOutlivesParent(t *testing.T) {
 	onMachine(t, func(t *testing.T) {
 		s := newService(t, supervised)
