@@ -147,7 +147,8 @@ func TestTrialControl(t *testing.T) {
 			for range 10 {
 				status := s.ask("status")
 				for _, want := range []string{
-					fmt.Sprintf(`(?m)^.*\b%d\b.*in charge`, s.main), fmt.Sprintf(`(?m)^.*\b%d\b.*on trial`, child),
+					// The first line is about the process that answers.
+					fmt.Sprintf(`^process %d, .* is in charge`, s.main), fmt.Sprintf(`(?m)^process %d, .* is on trial`, child),
 				} {
 					if !regexp.MustCompile(want).MatchString(status) {
 						s.t.Fatalf("no %q in the status:\n%s", want, status)
