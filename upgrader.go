@@ -167,7 +167,8 @@ type Options struct {
 	// descriptors that nobody claimed, errors of cleaning up, a new process that dies
 	// before the old one, and messages that the service manager did not receive. Its
 	// handler may call methods of the Upgrader, because they log only when they return:
-	// the steps of an upgrade arrive at its end, each with the time at which it happened.
+	// the steps of an upgrade arrive at its end, or when its trial begins, each with the time
+	// at which it happened.
 	// Exit is closed before, so a process that exits without waiting for Upgrade to
 	// return loses these records.
 	Logger *slog.Logger
@@ -1161,6 +1162,8 @@ func (u *Upgrader) tryOut(a *attempt, c *child) error {
 	telling.Go(func() { u.notifier.OnTrial(ctx, c.pid, u.trial, trialPatience) })
 	defer telling.Wait() // the answer comes next
 	defer cancel()
+	// It can take hours, and this process can crash meanwhile.
+	defer u.logs.Pause()()
 	return c.tryOut(a.ctx, min(u.trial, step.MaxTrial))
 }
 

@@ -48,7 +48,8 @@ type Drainer struct {
 	// Replaced tells Shutdown that another process accepts from the same sockets, as
 	// after an upgrade. Then it leaves the connections that wait in their queues to
 	// that process, and accepts no more. Otherwise it accepts and serves them. It
-	// must not be changed after the call of Shutdown.
+	// must not be changed after the call of Shutdown. If the trial of this process was
+	// undone (Options.Trial of package tableflip), Shutdown knows without it.
 	Replaced bool
 
 	// WaitHijacked has Shutdown wait until the hijacked connections are closed, as

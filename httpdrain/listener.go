@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"example.com/tableflip/internal/trial"
 )
 
 // This file owns how a listener stops: before the server does, without losing
@@ -128,7 +130,7 @@ func (l *listener) accept() (net.Conn, error) {
 // acceptQueued returns the next connection that waits in the queue, or nil.
 func (l *listener) acceptQueued() net.Conn {
 	ln, ok := l.Listener.(deadliner)
-	if !ok || l.drainer.Replaced {
+	if !ok || l.drainer.Replaced || isParents() {
 		return nil
 	}
 	if l.limit.IsZero() {
@@ -154,6 +156,10 @@ func (l *listener) acceptQueued() net.Conn {
 		}
 	}
 }
+
+// isParents reports whether the queues are those of a parent that is in charge, because the
+// trial of this process was undone, or is being undone.
+func isParents() bool { return trial.IsOn() || trial.WasUndone() }
 
 // mayRetry waits after an error of Accept, and reports whether it may go away.
 func (l *listener) mayRetry(err error) bool {

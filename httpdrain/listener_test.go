@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/tableflip/httpdrain"
+	"example.com/tableflip/internal/trial"
 )
 
 // backlog is a listener in memory whose Accept has deadlines, and fails when it is told to.
@@ -159,6 +160,21 @@ func TestReplaced(t *testing.T) {
 // begun, although nobody else does yet.
 func TestReplacedAcceptsNothing(t *testing.T) {
 	t.Parallel()
+	testAcceptsNothing(t, true)
+}
+
+// So does one whose trial is undone, because its parent serves.
+func TestUndoneAcceptsNothing(t *testing.T) {
+	begin := func() func(bool) { return trial.Begin(func(error) bool { return false }) }
+	defer func() { begin()(false) }()
+	end := begin()
+	testAcceptsNothing(t, false)
+	end(true)
+	testAcceptsNothing(t, false)
+}
+
+func testAcceptsNothing(t *testing.T, replaced bool) {
+	t.Helper()
 	ln := listenTCP(t).(*net.TCPListener)
 	second := duplicate(t, ln)
 	busy, resume := make(chan struct{}, 100), make(chan struct{})
@@ -167,7 +183,7 @@ func TestReplacedAcceptsNothing(t *testing.T) {
 		listen:  func() net.Listener { return ln },
 		server:  holdNew(busy, resume),
 	})
-	old.Replaced = true
+	old.Replaced = replaced
 	first := dial(t, old.addr)
 	wait(t, busy, "the first connection")
 	var waiting []*client

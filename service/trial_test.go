@@ -3,7 +3,9 @@
 package service_test
 
 import (
+	"bufio"
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -201,6 +203,48 @@ func TestUndoneDrains(t *testing.T) {
 	if err := r.returns(); err == nil || !strings.Contains(err.Error(), "10ms after its trial was undone") {
 		t.Errorf("got %v, want the timeout", err)
 	}
+}
+
+// What waits in the queue is the parent's, because this version may be unhealthy.
+func TestUndoneLeavesTheQueue(t *testing.T) {
+	opts, socket := quiet(), filepath.Join(t.TempDir(), "socket")
+	opts.IdleGrace = proctest.Patience
+	accepted, stuck, unstuck := 0, make(chan struct{}), make(chan struct{})
+	r := startOnTrial(t, opts, service.HTTP(&http.Server{
+		Addr: socket,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context { // no other is accepted meanwhile
+			if accepted++; accepted == 2 {
+				close(stuck)
+				<-unstuck
+			}
+			return ctx
+		},
+	}))
+	dial := func() net.Conn {
+		conn := proctest.Opened[net.Conn](t)(net.Dial("unix", socket))
+		conn.SetDeadline(time.Now().Add(proctest.Patience))
+		return conn
+	}
+	ask := func(conn net.Conn) (*http.Response, error) {
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		return http.ReadResponse(bufio.NewReader(conn), nil)
+	}
+	first, second := dial(), dial()
+	proctest.Within(t, "the second connection", stuck)
+	waiting := dial()
+	r.undo()
+	proctest.AwaitThat(t, "the drain has begun", func() bool {
+		response, err := ask(first)
+		proctest.OK(t, err)
+		io.Copy(io.Discard, response.Body)
+		return response.Close
+	})
+	close(unstuck)
+	if response, err := ask(waiting); err == nil {
+		t.Errorf("answered with %s", response.Status)
+	}
+	second.Close()
+	proctest.OK(t, r.returns())
 }
 
 // The control socket is the parent's.

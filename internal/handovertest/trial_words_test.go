@@ -5,9 +5,12 @@ package handovertest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,13 +44,15 @@ func logged(log proctest.Logbook) string {
 	return strings.Join(messages, ", ")
 }
 
-// What a process on trial logs is not held back until the trial ends, because it may crash
+// What either process logs is not held back until the trial ends, because both may crash
 // before.
 func TestTrialLog(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "logging")
+	logger, log := proctest.NewLogger()
+	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour, Logger: logger}, "logging")
 	proctest.OK(t, upg.Ready())
 	result := proctest.InBackground(upg.Upgrade)
 	child := s.Await("serving")
+	log.Await(t, "tableflip: on trial")
 	if child.Text != "on trial" {
 		t.Errorf("when Ready had returned, the log had %q", child.Text)
 	}
@@ -86,4 +91,37 @@ func TestTrialHurryOnce(t *testing.T) {
 	if string(content) != "abort\nhurry\nstopping\n" {
 		t.Errorf("it has heard %q", content)
 	}
+}
+
+// A stopper is the handler of a Logger that stops an Upgrader when a trial begins.
+type stopper struct {
+	slog.Handler
+	upg *atomic.Pointer[tableflip.Upgrader]
+}
+
+func (s stopper) Enabled(context.Context, slog.Level) bool { return true }
+
+func (s stopper) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "tableflip: on trial" {
+		s.upg.Load().Stop()
+	}
+	return nil
+}
+
+// A handler may end the trial that it is told of.
+func TestTrialLoggerStops(t *testing.T) {
+	var upg atomic.Pointer[tableflip.Upgrader]
+	script := "{ echo here - trial; echo ready; read -r trial; echo stopping; } >&3 <&4"
+	parent := NewUpgrader(t, tableflip.Options{
+		Trial:   time.Hour,
+		Logger:  slog.New(stopper{slog.DiscardHandler, &upg}),
+		Command: proctest.Shell(script),
+	})
+	upg.Store(parent)
+	proctest.OK(t, parent.Ready())
+	err := proctest.Within(t, "Upgrade", proctest.InBackground(parent.Upgrade))
+	if !errors.Is(err, tableflip.ErrStopped) && !strings.Contains(fmt.Sprint(err), "stopped during its trial") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	proctest.Within(t, "Stop", parent.Exit())
 }

@@ -14,6 +14,7 @@ type Queue struct {
 	mu       sync.Mutex
 	methods  int // under way
 	handlers int // releases that handle records
+	pauses   int // that handle records, which no release overtakes
 	records  []record
 }
 
@@ -42,10 +43,34 @@ func (q *Queue) Hold() (release func()) {
 	return q.release
 }
 
+// Pause is called by a method before it waits for long, while it holds no lock. Records are
+// handled, as when the method returns, until the method calls resume. It does not wait for
+// them, nor does the release of a method that returns meanwhile, because a handler may wait
+// for the method.
+func (q *Queue) Pause() (resume func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.methods--
+	q.pauses++
+	go func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.handleAllLocked()
+		q.pauses--
+	}()
+	return func() { q.Hold() }
+}
+
 func (q *Queue) release() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.methods--
+	if q.pauses == 0 {
+		q.handleAllLocked()
+	}
+}
+
+func (q *Queue) handleAllLocked() {
 	for q.methods == 0 && len(q.records) > 0 {
 		held := q.records
 		q.records = nil
@@ -85,7 +110,7 @@ func (q *Queue) isHolding() bool {
 	return q.isHoldingLocked()
 }
 
-func (q *Queue) isHoldingLocked() bool { return q.methods > 0 || q.handlers > 0 }
+func (q *Queue) isHoldingLocked() bool { return q.methods > 0 || q.handlers > 0 || q.pauses > 0 }
 
 // A handler passes records to the program's handler, by way of a queue.
 type handler struct {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"testing/synctest"
 )
 
 func TestQueue(t *testing.T) {
@@ -148,4 +149,40 @@ type countingHandler struct {
 func (h countingHandler) Enabled(context.Context, slog.Level) bool {
 	*h.asked++
 	return false
+}
+
+// A handler that is stuck holds up neither a method that pauses nor its return, and what is
+// logged then does not overtake what it handles.
+func TestQueuePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var queue Queue
+		handles, goOn := make(chan string, 10), make(chan struct{})
+		logger := queue.Logger(slog.New(handlerFunc(func(message string) {
+			handles <- message
+			<-goOn
+		})))
+		release := queue.Hold()
+		logger.Info("first")
+		resume := queue.Pause()
+		synctest.Wait()
+		go logger.Info("second")
+		synctest.Wait()
+		resume()
+		logger.Info("third")
+		release()
+		synctest.Wait()
+		if len(handles) != 1 {
+			t.Errorf("%d records are being handled, want 1", len(handles))
+		}
+		close(goOn)
+		synctest.Wait()
+		close(handles)
+		var got []string
+		for message := range handles {
+			got = append(got, message)
+		}
+		if !slices.Equal(got, []string{"first", "second", "third"}) {
+			t.Errorf("the order is %q", got)
+		}
+	})
 }
