@@ -796,17 +796,17 @@ func (u *Upgrader) Upgrade() error {
 // has none, to become ready. If there is a trial, it is on trial for Options.Trial then, and
 // the end of ctx undoes that. Then it has 10 seconds to take charge, which it does at
 // once unless it is suspended, and during which ctx no longer counts. If more earlier
-// generations drain than Options.MaxDraining allows, UpgradeContext first waits for a
-// place, as described there. If there is a
-// service manager, UpgradeContext also waits, for at most six seconds, until the manager
-// knows the new main process.
+// generations drain than Options.MaxDraining allows, or one whose trial was undone,
+// UpgradeContext first waits for a place, as described there. If there is a service manager,
+// UpgradeContext also waits, for at most six seconds, until the manager knows the new main
+// process.
 //
 // After an error this process is in charge as before, the new one has been killed and
-// reaped, or drains because its trial was undone, and UpgradeContext can be called again, unless the error is [ErrUpgraded] or
-// [ErrStopped]. A new process that called Fail has had a second to exit by itself. If
-// the death of the new process cannot be confirmed in a second,
-// because it belongs to another user or the kernel does not let it go, the error says
-// so. Until it has ended, or has taken charge after all, upgrades are refused with
+// reaped, or drains because its trial was undone, and UpgradeContext can be called again,
+// unless the error is [ErrUpgraded] or [ErrStopped]. A new process that called Fail has had
+// a second to exit by itself. If the death of the new process cannot be confirmed in a second,
+// because it belongs to another user or the kernel does not let it go, the error says so.
+// Until it has ended, or has taken charge after all, upgrades are refused with
 // [ErrUpgradeInProgress], and methods that add or remove descriptors block.
 //
 // If its cause is one of the following, the error is or wraps it. Otherwise it says in

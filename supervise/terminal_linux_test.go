@@ -221,6 +221,25 @@ func TestShellJobInTheBackground(t *testing.T) {
 	}
 }
 
+// A job that is started there takes the terminal only once the shell has given it to the
+// supervisor.
+func TestShellJobStartedInTheBackground(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, " &")
+	first := c.next()
+	c.supervisorOf(first)
+	if group := c.foreground(); group != c.supervisor.Process.Pid {
+		t.Errorf("group %d has the terminal, not the shell", group)
+	}
+	c.press("fg\n")
+	proctest.AwaitThat(t, "the shell has given it the terminal", func() bool { return c.foreground() == c.pid })
+	second := first.upgrade(c.bed)
+	group, err := unix.Getpgid(second.PID)
+	proctest.OK(t, err)
+	proctest.AwaitThat(t, "the supervisor has given it to the service", func() bool { return c.foreground() == group })
+	c.reads(second)
+}
+
 // Two processes of the service are stopped one after the other.
 func TestShellJobStopsOnce(t *testing.T) {
 	t.Parallel()

@@ -233,6 +233,7 @@ func (g *generation) obeyUntilExit() {
 			g.tcp.Close()
 			g.unix.Close()
 			g.udp.SetReadDeadline(time.Unix(1, 0))
+			g.wire.Report("closed")
 			answered = proctest.Waited(&g.serving)
 		case <-answered:
 			obeying.Wait()

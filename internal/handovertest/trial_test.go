@@ -53,6 +53,14 @@ func (tr *trialRun) awaitTrial() {
 	tr.child.AwaitStep(readyReturns)
 }
 
+// awaitUndone waits until the child accepts no more, and returns what WaitForParent has
+// returned.
+func (tr *trialRun) awaitUndone() proctest.Message {
+	tr.t.Helper()
+	tr.child.Take("closed")
+	return tr.child.Take("never alone")
+}
+
 // hold has the child accept connections, whose requests are not complete.
 func (tr *trialRun) hold() {
 	tr.t.Helper()
@@ -117,13 +125,8 @@ func (tr *trialRun) wantUndone() {
 
 func TestTrial(t *testing.T) {
 	t.Parallel()
-	c := newChain(t)
-	parent, _ := c.start(shortTrial, c.PauseAt(step.TrialBegun))
-	tr := &trialRun{chain: c, parent: parent}
-	parent.AwaitStep(alone)
-	parent.Order("upgrade")
-	tr.awaitTrial()
-	parent.AwaitStep(step.TrialBegun)
+	tr := pauseTrial(t, step.TrialBegun)
+	c, parent := tr.chain, tr.parent
 
 	// Both serve, and the parent is in charge.
 	tr.hold()
@@ -206,7 +209,7 @@ func TestTrialChildUndoes(t *testing.T) {
 					tr.child.Order(test.order)
 				}
 				if test.drains {
-					tr.child.Await("never alone")
+					tr.awaitUndone()
 				} else {
 					tr.child.AwaitEnd()
 				}
@@ -299,7 +302,7 @@ func TestTrialParentUndoes(t *testing.T) {
 			tr.parent.Await("cancelled")
 			tr.parent.Resume()
 			tr.wantUpgraded("cancelled", "")
-			if m := tr.child.Await("never alone"); !strings.Contains(m.Text, "undone") {
+			if m := tr.awaitUndone(); !strings.Contains(m.Text, "undone") {
 				t.Errorf("WaitForParent returned %q", m.Text)
 			}
 			tr.wantDrained()
@@ -316,7 +319,7 @@ func TestTrialDeadline(t *testing.T) {
 	parent.Order("upgrade until", "2s")
 	tr.awaitTrial()
 	tr.wantUpgraded("deadline exceeded", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantUndone()
 }
 
@@ -342,7 +345,7 @@ func TestTrialStop(t *testing.T) {
 	tr.parent.Await("stopped")
 	tr.wantFiles()
 	tr.parent.AwaitEnd()
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and need not hurry
 	tr.wantDrained()
 	tr.AwaitEnd()
@@ -482,7 +485,7 @@ func TestTrialCommitFails(t *testing.T) {
 	proctest.OK(t, os.Remove(filepath.Join(tr.dir, "pid.tmp")))
 	tr.parent.Resume()
 	tr.wantUpgraded("can't replace the PID file", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	tr.wantDrained()
 	tr.wantUndone()
 }
@@ -494,7 +497,7 @@ func undoTrial(t *testing.T, env ...string) *trialRun {
 	tr.hold()
 	tr.child.Order("stop")
 	tr.wantUpgraded("was stopped", "")
-	tr.child.Await("never alone")
+	tr.awaitUndone()
 	return tr
 }
 

@@ -119,7 +119,7 @@ func TestUpstreamManager(t *testing.T) {
 		t.Fatalf("the child said %q, %v", said[:n], err)
 	}
 	m.sendLast()
-	m.want(child.PID, fmt.Sprintf("MAINPID=%d\nREADY=1", child.PID))
+	m.want(child.PID, mainPID(child.PID))
 	m.want(os.Getpid(), last)
 }
 

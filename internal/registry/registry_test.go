@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -372,4 +373,24 @@ func TestOptionsOfInheritedSockets(t *testing.T) {
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	proctest.OK(t, proctest.ErrorOf(c.Listen("tcp", "localhost:"+port)))
 	proctest.OK(t, proctest.ErrorOf(c.ListenPacket("udp", conn.LocalAddr().String())))
+}
+
+// Listeners are those that the next child gets: not what nobody has claimed, and nothing
+// but listeners and packet conns.
+func TestListeners(t *testing.T) {
+	r := firstGeneration(t, registry.Options{})
+	proctest.Must(r.Listen("tcp", "localhost:0"))
+	proctest.Must(r.Listen("tcp", "127.0.0.1:0"))
+	proctest.Must(r.ListenPacket("udp", "localhost:0"))
+	proctest.OK(t, r.AddFile("file", os.Stderr))
+	c := child(t, r, registry.Options{}) // now the newest
+	if got := registry.Listeners(); got == nil || len(got) > 0 {
+		t.Errorf("before any claim: %q", got)
+	}
+	proctest.Must(c.Listen("tcp", "localhost:0"))
+	proctest.Must(c.ListenPacket("udp", "localhost:0"))
+	proctest.Must(c.File("file"))
+	if got, want := registry.Listeners(), []string{"tcp localhost:0", "udp localhost:0"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

@@ -54,22 +54,23 @@ func (d *drains) mean() (mean, standardError float64) {
 
 // reportDrains compares, and reports whether cloudflare/tableflip has lost no more in a
 // mixed chain than alone, as far as that many upgrades can tell.
-func reportDrains(w io.Writer, ours, theirs, alone *drains) bool {
+func reportDrains(w io.Writer, mixed, alone *bed) bool {
+	theirs, theirsAlone := mixed.drainsBy(cloudflare), alone.drainsBy(cloudflare)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nwho drained\tupgrades\tLOST\tper upgrade\tstandard error")
 	row := func(chain string, d *drains) {
 		mean, standardError := d.mean()
 		fmt.Fprintf(t, "%s, %s\t%d\t%.0f\t%.2f\t%.2f\n", d.library, chain, len(d.lost), mean*float64(len(d.lost)), mean, standardError)
 	}
-	row("in the mixed chain", ours)
+	row("in the mixed chain", mixed.drainsBy(tableflip))
 	row("in the mixed chain", theirs)
-	row("alone", alone)
+	row("alone", theirsAlone)
 	t.Flush()
-	if min(len(theirs.lost), len(alone.lost)) < 2 {
+	if min(len(theirs.lost), len(theirsAlone.lost)) < 2 {
 		return true
 	}
 	more, noise := theirs.mean()
-	fewer, aloneNoise := alone.mean()
+	fewer, aloneNoise := theirsAlone.mean()
 	ok := more-fewer <= 3*math.Hypot(noise, aloneNoise)
 	if !ok {
 		fmt.Fprintln(w, "\nbroken promise: cloudflare/tableflip loses more in a mixed chain than alone")
