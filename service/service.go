@@ -57,9 +57,10 @@ type Options struct {
 	// [tableflip.Options] has it: once it serves, and again a second after each answer. If it
 	// returns an error, the trial is undone. The parent's UpgradeContext then returns the
 	// reason, with which its UpgradeFailed is called, and this process drains, and Run returns
-	// the error. The context ends when the trial does, and after that an answer does not
-	// count. So Healthy may also watch until then, and return nil. It is called neither in a
-	// process in charge nor without a trial.
+	// the error. The context ends when the trial does, which waits for no answer, and after
+	// that an answer does not count. So Trial must be longer than Healthy takes to find out.
+	// Healthy may also watch until then, and return nil. It is called neither in a process in
+	// charge nor without a trial.
 	Healthy func(context.Context) error
 
 	// DrainTimeout limits how long the process may take to finish its requests
