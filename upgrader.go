@@ -781,7 +781,15 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-trial.Ended(): // at once, now that the parent has ended
+		return u.parent.abandonment()
+	case <-ctx.Done():
+		return fmt.Errorf("tableflip: wait for the end of the trial: %w", context.Cause(ctx))
+	}
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].
