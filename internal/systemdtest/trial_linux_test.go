@@ -64,11 +64,11 @@ func (k kind) runTrials(t *testing.T) {
 	s.phase("Start", tolerance{}, s.start)
 	s.load = startLoad(t)
 	for _, u := range undoings {
-		s.phase(u.name, tolerance{cut: u.cut}, func() { s.undoTrial(u.behaviour, u.do, u.says) })
+		s.phase(u.name, tolerance{cut: u.cut}, func() { s.undoTrial(u.behaviour, u.do, u.says, !u.cut) })
 	}
 	s.phase("CrashFiveTimes", tolerance{}, func() {
 		for range 5 {
-			s.undoTrial("quit", nil, "exited during its trial")
+			s.undoTrial("quit", nil, "exited during its trial", false)
 		}
 	})
 	s.load.end()
@@ -96,7 +96,7 @@ func TestTrialHangs(t *testing.T) {
 		s.load = startLoad(s.t)
 		s.phase("Suspend", tolerance{cut: true}, func() {
 			suspend := func(t *testing.T, child int) { proctest.Kill(t, child, syscall.SIGSTOP) }
-			s.undoTrial("good", suspend, "did not take charge in 10s")
+			s.undoTrial("good", suspend, "did not take charge in 10s", false)
 		})
 		s.phase("Pass", tolerance{}, s.passTrial)
 		s.load.end()
@@ -128,7 +128,7 @@ func TestTrialOutlastsTimeout(t *testing.T) {
 				s.phase("Start", tolerance{}, s.start)
 				s.load = startLoad(t)
 				s.phase("Pass", tolerance{}, s.passTrial)
-				s.phase("Sick", tolerance{warnings: "Control process exited|^Reload failed"}, func() { s.undoTrial("sick", nil, "not healthy: this version is sick") })
+				s.phase("Sick", tolerance{warnings: "Control process exited|^Reload failed"}, func() { s.undoTrial("sick", nil, "not healthy: this version is sick", true) })
 				s.load.end()
 				s.load = nil
 			})
@@ -149,7 +149,7 @@ func TestTrialControl(t *testing.T) {
 			s.expectRunning()
 		})
 		s.phase("Cancel", tolerance{warnings: reloadFailed}, func() {
-			s.undoTrial("good", s.cancelByControl, "upgrade cancelled")
+			s.undoTrial("good", s.cancelByControl, "upgrade cancelled", true)
 		})
 		s.load.end()
 		s.load = nil
@@ -305,14 +305,18 @@ func (s *service) commitTrial(child int) {
 }
 
 // undoTrial upgrades to a version whose trial is undone, and returns when the old process is
-// alone, and has said why.
-func (s *service) undoTrial(behaviour string, do func(*testing.T, int), says string) {
+// alone, and has said why. A new version that behaves well and is not killed drains.
+func (s *service) undoTrial(behaviour string, do func(*testing.T, int), says string, drains bool) {
 	s.t.Helper()
 	before, version, cursor := s.look(), s.version, journalCursor(s.t)
+	var begun *unfinished
 	if behaviour == "quit" { // before it answers
 		s.install(behaviour)
 		s.systemctl("reload", "--no-block", s.service)
 	} else if child := s.beginTrial(behaviour); do != nil {
+		if drains {
+			begun = s.beginWith(child, s.version, s.main)
+		}
 		do(s.t, child)
 	}
 	s.version = version
@@ -327,6 +331,9 @@ func (s *service) undoTrial(behaviour string, do func(*testing.T, int), says str
 	})
 	if s.notifies {
 		s.await("StatusText", failure.MatchString)
+	}
+	if begun != nil {
+		begun.finish(s.t)
 	}
 	s.load.settle(s.t)
 	s.wantAlone(before)
