@@ -147,7 +147,7 @@ func (p *process) stop() error {
 type unit struct{ service }
 
 func (u *unit) files() fs.FS {
-	// With the limit that is the default, the fifth start within ten seconds is the last one.
+	// With the limit that is the default, the fifth crash would be the end.
 	files := fstest.MapFS{"server.service": {Data: []byte("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\n" +
 		u.row.unit + "ExecStart=" + strings.Join(u.command(), " ") + "\n")}}
 	if u.socket != "" {
