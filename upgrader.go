@@ -145,7 +145,9 @@ type Options struct {
 	// The next upgrade waits for its end: until the deadline of its context or, without one,
 	// for UpgradeTimeout, and then returns [ErrUpgradeInProgress]. If MaxDraining is positive,
 	// its Hurry channel is closed for that. If it does not react in 10 seconds, it is killed.
-	// If this process dies during a trial, the new one is in charge.
+	// If this process dies during a trial, the new one is in charge. A new process that hangs,
+	// or answers with errors, passes its trial unless it finds that out and calls Fail, as
+	// package service does if its Options.Healthy says so.
 	//
 	// The new process need not have the option. One with a version of this package, or with
 	// another library, that does not know trials is put in charge at once, and the Logger

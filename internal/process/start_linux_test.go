@@ -143,3 +143,19 @@ func TestStartLimit(t *testing.T) {
 		})
 	}
 }
+
+// A child that has been reaped leaves no descriptor behind.
+func TestChildLeavesNothing(t *testing.T) {
+	count := func() int { return len(proctest.Must(os.ReadDir("/proc/self/fd"))) }
+	start := func() {
+		p := proctest.Must(process.Start(t.Context(), &exec.Cmd{Path: "/bin/true"}, nil, false))
+		<-p.Exited()
+		proctest.OK(t, p.Err())
+	}
+	start() // the first one opens what stays
+	before := count()
+	start()
+	if after := count(); after != before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
