@@ -448,12 +448,15 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 // systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
+	drains := c.leaves
 	timer := time.AfterFunc(exitGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
-			// service in the background.
-			if err := c.process.Err(); err != nil && err != process.ErrStatusUnknown || c.isHere.Load() {
+			// service in the background. The end of a wrapper is nothing to a
+			// service that drains.
+			err := c.process.Err()
+			if c.isHere.Load() || !drains && err != nil && err != process.ErrStatusUnknown {
 				fail(c.exitError())
 			}
 		case <-ctx.Done():

@@ -145,7 +145,9 @@ type Options struct {
 	// The next upgrade waits for its end: until the deadline of its context or, without one,
 	// for UpgradeTimeout, and then returns [ErrUpgradeInProgress]. If MaxDraining is positive,
 	// its Hurry channel is closed for that. If it does not react in 10 seconds, it is killed.
-	// If this process dies during a trial, the new one is in charge.
+	// If this process dies during a trial, the new one is in charge. A new process that hangs,
+	// or answers with errors, passes its trial unless it finds that out and calls Fail, as
+	// package service does if its Options.Healthy says so.
 	//
 	// The new process need not have the option. One with a version of this package, or with
 	// another library, that does not know trials is put in charge at once, and the Logger
@@ -781,7 +783,15 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil
 	}
-	return u.parent.wait(ctx)
+	if err := u.parent.wait(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-trial.Ended(): // at once, now that the parent has ended
+		return u.parent.abandonment()
+	case <-ctx.Done():
+		return fmt.Errorf("tableflip: wait for the end of the trial: %w", context.Cause(ctx))
+	}
 }
 
 // Upgrade is [Upgrader.UpgradeContext] with [context.Background].

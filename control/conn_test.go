@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"example.com/tableflip"
 	stub "example.com/tableflip/testing"
 )
 
@@ -77,15 +79,24 @@ func wantOK(t *testing.T, conn net.Conn) {
 
 func serveInMemory(t *testing.T) memoryListener {
 	t.Helper()
+	upg := newMemoryUpgrader()
+	serve(t, upg)
+	return upg.ln
+}
+
+func newMemoryUpgrader() memoryUpgrader {
 	upg, _ := stub.New()
-	ln := newMemoryListener()
-	ctl, err := New(memoryUpgrader{upg, ln}, "", Options{})
+	return memoryUpgrader{upg, newMemoryListener()}
+}
+
+func serve(t *testing.T, upg Upgrader) {
+	t.Helper()
+	ctl, err := New(upg, "", Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(ctl.Close)
 	go ctl.Serve()
-	return ln
 }
 
 // Clients that ask nothing, or half of it, or do not read their answers, leave room for
@@ -137,7 +148,56 @@ func TestUpgradeLong(t *testing.T) {
 		"no body": "POST /upgrade HTTP/1.0\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { wantOK(t, serveInMemory(t).ask(t, question)) })
+			synctest.Test(t, func(t *testing.T) {
+				ln := serveInMemory(t)
+				wantOK(t, ln.ask(t, question))
+				select {
+				case <-ln.closed:
+				default:
+					t.Error("who asks again meets the process that was replaced")
+				}
+			})
+		})
+	}
+}
+
+// A scriptedUpgrader has an error for each upgrade.
+type scriptedUpgrader struct {
+	memoryUpgrader
+	errs chan error
+}
+
+func (u scriptedUpgrader) UpgradeContext(context.Context) error { return <-u.errs }
+
+// Who waits is not refused for what ends, and hears of what does not.
+func TestUpgradeWaits(t *testing.T) {
+	running := tableflip.ErrParentRunning
+	for _, test := range []struct {
+		question string
+		errs     []error
+		status   int
+	}{
+		{"/upgrade?wait", []error{tableflip.ErrUpgradeInProgress, running, fmt.Errorf("%w: %w", running, os.ErrDeadlineExceeded), tableflip.ErrUpgradeInProgress, nil}, http.StatusOK},
+		{"/upgrade?wait", []error{running, tableflip.ErrUpgraded}, http.StatusConflict},
+		{"/upgrade?wait=0", []error{running}, http.StatusConflict},
+		{"/upgrade?wait=false", []error{tableflip.ErrUpgradeInProgress}, http.StatusConflict},
+		{"/upgrade", []error{running}, http.StatusConflict},
+		{"/upgrade", []error{tableflip.ErrNotReady}, http.StatusConflict},
+		{"/upgrade", []error{tableflip.ErrStopped}, http.StatusServiceUnavailable},
+		{"/upgrade", []error{tableflip.ErrNotSupported}, http.StatusNotImplemented},
+		{"/upgrade", []error{os.ErrDeadlineExceeded}, http.StatusInternalServerError},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			upg := scriptedUpgrader{newMemoryUpgrader(), make(chan error, len(test.errs))}
+			for _, err := range test.errs {
+				upg.errs <- err
+			}
+			serve(t, upg)
+			conn := upg.ln.ask(t, "POST "+test.question+" HTTP/1.0\r\n\r\n")
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil || answer.StatusCode != test.status || len(upg.errs) > 0 {
+				t.Errorf("%s, %v: got %v, %v after all but %d", test.question, test.errs, answer, err, len(upg.errs))
+			}
 		})
 	}
 }

@@ -57,17 +57,18 @@ type Options struct {
 	// [tableflip.Options] has it: once it serves, and again a second after each answer. If it
 	// returns an error, the trial is undone. The parent's UpgradeContext then returns the
 	// reason, with which its UpgradeFailed is called, and this process drains, and Run returns
-	// the error. The context ends when the trial does, and after that an answer does not
-	// count. So Healthy may also watch until then, and return nil. It is called neither in a
-	// process in charge nor without a trial.
+	// the error. The context ends when the trial does, which waits for no answer, and after
+	// that an answer does not count. So Trial must be longer than Healthy takes to find out.
+	// Healthy may also watch until then, and return nil. It is called neither in a process in
+	// charge nor without a trial.
 	Healthy func(context.Context) error
 
 	// DrainTimeout limits how long the process may take to finish its requests
-	// once it has been replaced or stopped. What is left then is cut. If zero or
-	// negative, DefaultDrainTimeout is used. A process whose successor crashes while it
-	// drains has one more second, because a supervisor waits for its end before it
-	// starts the service again. So has one whose place is needed by an upgrade, because
-	// more processes drain than the MaxDraining of [tableflip.Options] allows.
+	// once it has been replaced or stopped, or its trial was undone. What is left then is
+	// cut. If zero or negative, DefaultDrainTimeout is used. A process whose successor
+	// crashes while it drains has one more second, because a supervisor waits for its end
+	// before it starts the service again. So has one whose place is needed by an upgrade,
+	// because more processes drain than the MaxDraining of [tableflip.Options] allows.
 	DrainTimeout time.Duration
 
 	// StopTimeout, if positive, takes the place of DrainTimeout once the process was told
@@ -77,9 +78,10 @@ type Options struct {
 
 	// DrainDelay is how long the process still accepts connections and serves after it
 	// was told to stop, so that load balancers have the time to notice that Health
-	// fails. The timeouts begin after it. A process that was replaced drains at once,
-	// because its successor accepts on the same sockets. If zero or negative, the drain
-	// begins at once. That suits services whose clients connect directly.
+	// fails. The timeouts begin after it. A process that was replaced, or whose trial was
+	// undone, drains at once, because another accepts on the same sockets. If zero or
+	// negative, the drain begins at once. That suits services whose clients connect
+	// directly.
 	DrainDelay time.Duration
 
 	// Health, if not nil, fails as soon as the process is told to stop.

@@ -40,6 +40,9 @@ const (
 	trialVariable   = "HANDOVERTEST_TRIAL"   // Trial, for one generation
 	linkVariable    = "HANDOVERTEST_LINK"    // where the first generation dials a connection to pass on
 
+	// Set for one generation that does not begin to count the time of a trial before it is
+	// told to.
+	holdVariable = "HANDOVERTEST_HOLD"
 	// For all generations.
 	maxDrainingVariable = "HANDOVERTEST_MAXDRAINING"
 	// For one generation, how long it waits for a child's acknowledgement.
@@ -77,7 +80,10 @@ func init() {
 		step.Reached(started)
 		step.Reached(beforeNew)
 
-		g := &generation{wire: w}
+		g := &generation{wire: w, goOn: make(chan struct{})}
+		if proctest.Take(holdVariable) != "" {
+			proctest.When(step.TrialBegun, func() { <-g.goOn })
+		}
 		timeout, _ := time.ParseDuration(proctest.Take(timeoutVariable))
 		trialTime, _ := time.ParseDuration(proctest.Take(trialVariable))
 		maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
@@ -124,7 +130,7 @@ func init() {
 		}
 		step.Reached(readyReturns)
 		g.serve()
-		if trial.IsOn() || maxDraining > 0 {
+		if trial.IsOn() || trial.WasUndone() || maxDraining > 0 {
 			go g.awaitAlone()
 		} else {
 			proctest.Must(0, g.upg.WaitForParent(context.Background()))
@@ -140,6 +146,7 @@ type generation struct {
 	upg      *tableflip.Upgrader
 	childEnv atomic.Value // []string, added to the environment of the next child
 	cancel   atomic.Value // func(), of the upgrade under way
+	goOn     chan struct{}
 
 	tcp, unix net.Listener
 	udp       net.PacketConn
@@ -252,6 +259,8 @@ func (g *generation) obey(o proctest.Order) {
 		defer cancel()
 		g.cancel.Store(cancel)
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
+	case "go on":
+		close(g.goOn)
 	case "cancel":
 		g.cancel.Load().(context.CancelFunc)()
 		g.wire.Report("cancelled")

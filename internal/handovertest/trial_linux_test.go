@@ -34,6 +34,13 @@ func init() {
 	})
 }
 
+// asked returns a request to a TCP address.
+func asked(t *testing.T, addr string) request {
+	conn := proctest.Opened[net.Conn](t)(net.Dial("tcp", addr))
+	proctest.Must(conn.Write([]byte("who\n")))
+	return request{"tcp", conn}
+}
+
 func onTrialStatus(pid int) string {
 	return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=upgrade: process %d is on trial for 1h0m0s",
 		(time.Hour + time.Minute).Microseconds(), pid)
@@ -131,7 +138,7 @@ func TestTrialVersionChild(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := newChain(t)
 			file, addr := listenerFile(t)
-			cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir)
+			cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir, maxDrainingVariable+"=1") // so that it obeys beside its parent
 			child := speakToChild(t, cmd, "offers=trial", "listener,tcp,127.0.0.1:0,"+addr, file)
 			g := c.Next()
 			child.want(t, fmt.Sprintf("here %d trial", g.PID))
@@ -142,8 +149,8 @@ func TestTrialVersionChild(t *testing.T) {
 				t.Error("on trial, it has written the PID file")
 			}
 			held := proctest.Opened[net.Conn](t)(net.Dial("tcp", addr))
-			proctest.Must(held.Write([]byte("wh")))
-			proctest.Must(held.Write([]byte("o")))
+			proctest.Must(held.Write([]byte("who")))
+			c.wantAnswers([]request{asked(t, addr)}, g.PID) // after which it has accepted the other, too
 			child.sayAll(t, test.verdict...)
 			child.want(t, test.answer)
 			for _, words := range test.then {

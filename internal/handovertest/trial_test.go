@@ -96,10 +96,20 @@ func (tr *trialRun) wantLook(p *proctest.Process, format string, args ...any) {
 	}
 }
 
+// awaitLook waits until a process knows that.
+func (tr *trialRun) awaitLook(p *proctest.Process, format string, args ...any) {
+	tr.t.Helper()
+	want := fmt.Sprintf(format, args...)
+	proctest.AwaitThat(tr.t, fmt.Sprint(p.PID, " knows ", want), func() bool {
+		p.Order("look")
+		return p.Await("look").Text == want
+	})
+}
+
 // wantUpgraded checks what Upgrade returns.
 func (tr *trialRun) wantUpgraded(text, cause string) {
 	tr.t.Helper()
-	m := tr.parent.Await("upgraded")
+	m := tr.parent.Take("upgraded")
 	if !strings.Contains(m.Text, text) || (m.Text == "") != (text == "") || cause != "" && m.Cause != cause {
 		tr.t.Errorf("Upgrade returned %q, caused by %q; want %q, %q", m.Text, m.Cause, text, cause)
 	}
@@ -109,10 +119,7 @@ func (tr *trialRun) wantUpgraded(text, cause string) {
 func (tr *trialRun) wantUndone() {
 	tr.t.Helper()
 	tr.child.AwaitEnd()
-	proctest.AwaitThat(tr.t, "the parent knows of the end", func() bool {
-		tr.parent.Order("look")
-		return tr.parent.Await("look").Text == fmt.Sprintf("1 %d in charge", tr.parent.PID)
-	})
+	tr.awaitLook(tr.parent, "1 %d in charge", tr.parent.PID)
 	proctest.AwaitThat(tr.t, "it has closed what it had for the child", func() bool {
 		return maps.Equal(proctest.OpenFiles(tr.t, tr.parent.PID), tr.before)
 	})
@@ -235,6 +242,9 @@ func TestTrialChildUndoes(t *testing.T) {
 func pauseTrial(t *testing.T, at step.Step, env ...string) *trialRun {
 	t.Helper()
 	c := newChain(t)
+	if at != step.TrialBegun {
+		env = append(env, holdVariable+"=yes") // or the child may hear of the end, too, before Ready returns
+	}
 	parent, _ := c.start(append(env, shortTrial, c.PauseAt(at))...)
 	tr := &trialRun{chain: c, parent: parent}
 	parent.AwaitStep(alone)
@@ -245,6 +255,9 @@ func pauseTrial(t *testing.T, at step.Step, env ...string) *trialRun {
 	}
 	parent.Order("upgrade", c.PauseAt(pause))
 	tr.awaitTrial()
+	if at != step.TrialBegun {
+		parent.Order("go on")
+	}
 	parent.AwaitStep(at)
 	if pause != (step.Step{}) {
 		tr.child.AwaitStep(pause)
@@ -319,7 +332,6 @@ func TestTrialDeadline(t *testing.T) {
 	parent.Order("upgrade until", "2s")
 	tr.awaitTrial()
 	tr.wantUpgraded("deadline exceeded", "")
-	tr.awaitUndone()
 	tr.wantUndone()
 }
 
@@ -346,7 +358,7 @@ func TestTrialStop(t *testing.T) {
 	tr.wantFiles()
 	tr.parent.AwaitEnd()
 	tr.awaitUndone()
-	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and need not hurry
+	tr.awaitLook(tr.child, "2 %d draining, exit", tr.child.PID) // and need not hurry
 	tr.wantDrained()
 	tr.AwaitEnd()
 }
@@ -509,7 +521,9 @@ func TestTrialUndoneNext(t *testing.T) {
 		t.Run(strconv.Itoa(maxDraining), func(t *testing.T) {
 			t.Parallel()
 			tr := undoTrial(t, maxDrainingVariable+"="+strconv.Itoa(maxDraining))
-			tr.parent.Order("upgrade until", "200ms")
+			// It is longer than a child has that has failed before Ready.
+			tr.parent.Order("upgrade until", "1500ms")
+			tr.parent.AwaitStep(step.UndoneAwaited)
 			tr.wantUpgraded("upgrade in progress: process "+strconv.Itoa(tr.child.PID), "deadline")
 			hurries := ""
 			if maxDraining > 0 {
@@ -547,10 +561,7 @@ func TestTrialUndoneOrphan(t *testing.T) {
 	t.Parallel()
 	tr := undoTrial(t)
 	proctest.Kill(t, tr.parent.PID, syscall.SIGKILL)
-	proctest.AwaitThat(t, "it hurries", func() bool {
-		tr.child.Order("look")
-		return tr.child.Await("look").Text == fmt.Sprintf("2 %d draining, exit, hurry", tr.child.PID)
-	})
+	tr.awaitLook(tr.child, "2 %d draining, exit, hurry", tr.child.PID)
 	tr.wantDrained()
 }
 
@@ -561,10 +572,7 @@ func TestTrialUndoneStop(t *testing.T) {
 	tr.parent.Order("stop")
 	tr.parent.AwaitEnd()
 	tr.wantFiles()
-	proctest.AwaitThat(t, "the end of the parent is known", func() bool {
-		tr.child.Order("look")
-		return tr.child.Await("look").Text == fmt.Sprintf("2 %d draining, exit", tr.child.PID)
-	})
+	tr.awaitLook(tr.child, "2 %d draining, exit", tr.child.PID)
 	tr.wantDrained()
 	tr.AwaitEnd()
 }
@@ -672,20 +680,9 @@ func TestTrialDraining(t *testing.T) {
 	tr.parent.Order("upgrade")
 	tr.awaitTrial()
 	proctest.Kill(t, tr.parent.PID, syscall.SIGKILL)
-	for _, p := range []*proctest.Process{first, tr.child} {
-		want := fmt.Sprintf("1 %d draining, 3 %d in charge", first.PID, tr.child.PID)
-		if p == first {
-			want += ", exit, replaced"
-		}
-		proctest.AwaitThat(t, want, func() bool {
-			p.Order("look")
-			return p.Await("look").Text == want
-		})
-	}
+	tr.awaitLook(first, "1 %d draining, 3 %d in charge, exit, replaced", first.PID, tr.child.PID)
+	tr.awaitLook(tr.child, "1 %d draining, 3 %d in charge", first.PID, tr.child.PID)
 	proctest.Kill(t, tr.child.PID, syscall.SIGKILL)
-	proctest.AwaitThat(t, "the oldest hurries", func() bool {
-		first.Order("look")
-		return first.Await("look").Text == fmt.Sprintf("1 %d draining, exit, replaced, hurry", first.PID)
-	})
+	tr.awaitLook(first, "1 %d draining, exit, replaced, hurry", first.PID)
 	held.Close()
 }

@@ -144,3 +144,32 @@ func init() {
 		proctest.Report("upgraded", upg.Upgrade())
 	})
 }
+
+// A service that drains, because its trial was undone, outlives its wrapper, which a Ctrl-C
+// or a stop of the unit ends first.
+func TestWrapperUndone(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & exit 3`), Trial: time.Hour}, "drain-until-told")
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+	pid := s.Await("draining").PID
+	service := pidfd(t, pid)
+	time.Sleep(3 * time.Second) // longer than a process has that is to be killed
+	if hasEnded(service) {
+		t.Fatal("it was killed")
+	}
+	proctest.Terminate(t, pid)
+	proctest.AwaitThat(t, "its end is known", func() bool { return len(upg.Generations()) == 1 })
+}
+
+func init() {
+	proctest.Role("drain-until-told", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		<-upg.Exit()
+		proctest.Report("draining")
+		<-terminated
+	})
+}

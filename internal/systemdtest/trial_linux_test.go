@@ -16,7 +16,10 @@ import (
 
 // This file owns trials (Options.Trial), in which old and new serve side by side.
 
-// forTrials changes the kind of service whose trials last for this time.
+// endless is a trial that no test waits for.
+const endless = time.Hour
+
+// forTrials has the service that is started next have trials that last for this time.
 func (s *service) forTrials(last time.Duration, changes ...string) {
 	s.t.Helper()
 	s.trial = last
@@ -57,10 +60,9 @@ func TestTrial(t *testing.T) {
 
 func (k kind) runTrials(t *testing.T) {
 	s := newService(t, k)
-	s.forTrials(2 * time.Second)
+	s.forTrials(endless)
 	s.phase("Start", tolerance{}, s.start)
 	s.load = startLoad(t)
-	s.phase("Pass", tolerance{}, s.passTrial)
 	for _, u := range undoings {
 		s.phase(u.name, tolerance{cut: u.cut}, func() { s.undoTrial(u.behaviour, u.do, u.says) })
 	}
@@ -69,17 +71,27 @@ func (k kind) runTrials(t *testing.T) {
 			s.undoTrial("quit", nil, "exited during its trial")
 		}
 	})
-	s.phase("PassAgain", tolerance{}, s.passTrial)
 	s.load.end()
 	s.load = nil
-	s.phase("StopService", tolerance{}, s.stopOnTrial)
+	s.phase("StopOnTrial", tolerance{}, s.stopOnTrial)
+
+	s.forTrials(time.Second)
+	s.phase("StartAgain", tolerance{}, s.start)
+	s.load = startLoad(t)
+	s.phase("Pass", tolerance{}, func() {
+		for range 3 {
+			s.passTrial()
+		}
+	})
+	s.load.end()
+	s.load = nil
 }
 
 // A process that does not react when its trial is over is killed.
 func TestTrialHangs(t *testing.T) {
 	leaveToLong(t)
 	eachKind(t, []kind{notify, supervised}, func(s *service) {
-		s.forTrials(time.Second)
+		s.forTrials(5 * time.Second) // more than it takes to suspend the process
 		s.phase("Start", tolerance{}, s.start)
 		s.load = startLoad(s.t)
 		s.phase("Suspend", tolerance{cut: true}, func() {
@@ -119,7 +131,6 @@ func TestTrialOutlastsTimeout(t *testing.T) {
 				s.phase("Sick", tolerance{warnings: "Control process exited|^Reload failed"}, func() { s.undoTrial("sick", nil, "not healthy: this version is sick") })
 				s.load.end()
 				s.load = nil
-				s.phase("Stop", tolerance{warnings: "Control process exited|Failed with result"}, s.stopOnTrial)
 			})
 		})
 	}
@@ -129,43 +140,70 @@ func TestTrialOutlastsTimeout(t *testing.T) {
 func TestTrialControl(t *testing.T) {
 	onMachine(t, func(t *testing.T) {
 		s := newService(t, controlled)
-		s.forTrials(2 * time.Second)
+		s.forTrials(endless)
 		s.phase("Start", tolerance{}, s.start)
 		s.load = startLoad(t)
-		s.phase("Pass", tolerance{}, s.reloadByControl)
 		s.phase("Sick", tolerance{warnings: reloadFailed}, func() {
 			s.tried[s.install("sick")] = true
 			s.wantReloadFails("not healthy: this version is sick")
 			s.expectRunning()
 		})
 		s.phase("Cancel", tolerance{warnings: reloadFailed}, func() {
-			leave := func(t *testing.T, _ int) { s.systemctl("kill", "--kill-whom=control", "--signal=KILL", s.service) }
-			s.undoTrial("good", leave, "upgrade cancelled")
+			s.undoTrial("good", s.cancelByControl, "upgrade cancelled")
 		})
-		s.phase("Status", tolerance{}, func() {
+		s.load.end()
+		s.load = nil
+		s.phase("StopOnTrial", tolerance{warnings: "Control process exited|Failed with result"}, s.stopOnTrial)
+
+		s.forTrials(time.Second)
+		s.phase("StartAgain", tolerance{}, s.start)
+		s.load = startLoad(t)
+		s.phase("Pass", tolerance{}, s.reloadByControl)
+		s.load.end()
+		s.load = nil
+	})
+}
+
+// cancelByControl has the client of the reload leave, once the process in charge has told
+// of the trial.
+func (s *service) cancelByControl(t *testing.T, child int) {
+	t.Helper()
+	// The first line is about the process that answers.
+	first := fmt.Sprintf("process %d, .* is in charge", s.main)
+	want := regexp.MustCompile("^" + first + `(?s:.*\n)` + fmt.Sprintf("process %d, .* is on trial", child))
+	for range 10 {
+		if status := s.ask("status"); !want.MatchString(status) {
+			t.Fatalf("no %q in the status:\n%s", want, status)
+		}
+	}
+	s.systemctl("kill", "--kill-whom=control", "--signal=KILL", s.service)
+}
+
+// If the old process dies, systemd ends the new one as well.
+func TestTrialEndsWithParent(t *testing.T) {
+	onMachine(t, func(t *testing.T) {
+		s := newService(t, notify)
+		s.forTrials(endless)
+		s.phase("Start", tolerance{}, s.start)
+		s.load = startLoad(t)
+		s.phase("Kill", tolerance{refused: true, cut: true, warnings: exited + "|Reload failed|reception only permitted for main PID"}, func() {
 			child := s.beginTrial("good")
-			for range 10 {
-				status := s.ask("status")
-				for _, want := range []string{
-					fmt.Sprintf(`(?m)^.*\b%d\b.*in charge`, s.main), fmt.Sprintf(`(?m)^.*\b%d\b.*on trial`, child),
-				} {
-					if !regexp.MustCompile(want).MatchString(status) {
-						s.t.Fatalf("no %q in the status:\n%s", want, status)
-					}
-				}
+			s.restarted(s.version, func() { proctest.Kill(s.t, s.main, syscall.SIGKILL) })
+			s.awaitEnd(child)
+			if s.main == child {
+				s.t.Errorf("the process that was on trial, %d, is the main process", child)
 			}
-			s.commitTrial(child)
 		})
 		s.load.end()
 		s.load = nil
 	})
 }
 
-// If the old process dies, the new one is in charge.
+// Under a supervisor that waits for it, the new one is in charge.
 func TestTrialOutlivesParent(t *testing.T) {
 	onMachine(t, func(t *testing.T) {
 		s := newService(t, supervised)
-		s.forTrials(time.Hour)
+		s.forTrials(endless)
 		s.phase("Start", tolerance{}, s.start)
 		s.load = startLoad(t)
 		s.phase("Kill", tolerance{cut: true}, func() {
@@ -197,10 +235,13 @@ func (s *service) beginTrial(behaviour string) (child int) {
 		child = s.load.answering(s.version)
 		return child != 0
 	})
+	if s.trial != endless || behaviour != "good" { // it may have ended
+		return child
+	}
 	if got := s.look(); got != before {
 		s.t.Errorf("on trial: got %+v, want %+v", got, before)
 	}
-	if s.notifies && behaviour == "good" { // or it may be undone already
+	if s.notifies {
 		s.await("StatusText", equal(fmt.Sprintf("upgrade: process %d is on trial for %s", child, s.trial)))
 	}
 	return child

@@ -1,7 +1,7 @@
-// Package trial is where the Upgrader of this process tells packages service and control
-// that the process is on trial, in which its parent is still in charge. It is no part of the
-// root's API, because a program that serves has nothing else to do on trial than later. A
-// process has one Upgrader at a time, so the package keeps one trial.
+// Package trial is where the Upgrader of this process tells packages service, control and
+// httpdrain that the process is on trial, in which its parent is still in charge. It is no
+// part of the root's API, because a program that serves has nothing else to do on trial than
+// later. A process has one Upgrader at a time, so the package keeps one trial.
 package trial
 
 import "sync"
