@@ -521,7 +521,8 @@ func TestTrialUndoneNext(t *testing.T) {
 		t.Run(strconv.Itoa(maxDraining), func(t *testing.T) {
 			t.Parallel()
 			tr := undoTrial(t, maxDrainingVariable+"="+strconv.Itoa(maxDraining))
-			tr.parent.Order("upgrade until", "200ms")
+			// It is longer than a child has that has failed before Ready.
+			tr.parent.Order("upgrade until", "1500ms")
 			tr.parent.AwaitStep(step.UndoneAwaited)
 			tr.wantUpgraded("upgrade in progress: process "+strconv.Itoa(tr.child.PID), "deadline")
 			hurries := ""
