@@ -30,3 +30,27 @@ func TestListenAfterChmod(t *testing.T) {
 		t.Errorf("SO_ACCEPTCONN is %d, %v", accepts, err)
 	}
 }
+
+// A listener is one descriptor, and unlinks its file when it is closed.
+func TestListenCloses(t *testing.T) {
+	opened := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	path := filepath.Join(t.TempDir(), "ctl")
+	before := opened()
+	ln, err := listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := opened(); after != before+1 {
+		t.Errorf("%d descriptors are open, and %d were", after, before)
+	}
+	ln.Close()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the file: %v", err)
+	}
+}

@@ -142,12 +142,13 @@ func TestFailInCharge(t *testing.T) {
 
 // A child that is in charge has nobody to tell.
 func TestFailAfterCommit(t *testing.T) {
+	before := awaitedSuccessors()
 	upg, s := NewParent(t, tableflip.Options{}, "fail-in-charge")
 	Upgrade(t, upg)
 	if m := s.Await("failed"); m.Text != "true" {
 		t.Error("Exit is not closed")
 	}
-	proctest.AwaitThat(t, "the end of the successor is noticed", func() bool { return !isAwaitingSuccessor() })
+	proctest.AwaitThat(t, "the end of the successor is noticed", func() bool { return awaitedSuccessors() <= before })
 	if proctest.IsClosed(upg.Hurry()) {
 		t.Error("Hurry is closed: the successor has not said that it stops")
 	}

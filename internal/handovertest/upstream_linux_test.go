@@ -322,6 +322,54 @@ func TestUpstreamRehearse(t *testing.T) {
 	s.Await("named")
 }
 
+// A child that can't be killed serves until it ends, and has closed its pipe long before.
+func TestUpstreamUnkillable(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can start a process of another user")
+	}
+	bin := proctest.SocketDir(t)
+	proctest.OK(t, os.Chmod(bin, 0o755))
+	copyBinary(t, filepath.Join(bin, "service"))
+	dropCapKill(t)
+	s, _ := proctest.Start(t, "upstream-unkillable", proctest.WithArg(filepath.Join(bin, "service")))
+	child := s.Await("named")
+	if m := s.Await("rehearsed"); !strings.Contains(m.Text, "not permitted") {
+		t.Errorf("Rehearse returned %q", m.Text)
+	}
+	if m := s.Await("refused"); m.Text != tableflip.ErrUpgradeInProgress.Error() {
+		t.Fatalf("while the child serves, Rehearse returned %q", m.Text)
+	}
+	proctest.Kill(t, child.PID, syscall.SIGKILL)
+	if m := s.Await("again"); m.Text != "<nil>" {
+		t.Errorf("once the child had ended, Rehearse returned %q", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("upstream-unkillable", func() {
+		user := &syscall.Credential{Uid: 65534, Gid: 65534}
+		upg := proctest.Must(tableflip.New(tableflip.Options{Compat: true, Command: func(cmd *exec.Cmd) {
+			cmd.Path = proctest.Arg()
+			cmd.Env = append(cmd.Env, proctest.Environment("upstream-child"))
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
+		}}))
+		MustBeReady(upg)
+		rehearse := func() error { return upg.Rehearse(context.Background()) }
+		proctest.Report("rehearsed", rehearse())
+		user = nil
+		// Nothing tells when it could be wrong.
+		err := tableflip.ErrUpgradeInProgress
+		for late := time.Now().Add(time.Second / 10); err == tableflip.ErrUpgradeInProgress && time.Now().Before(late); {
+			err = rehearse()
+		}
+		proctest.Report("refused", err)
+		for err == tableflip.ErrUpgradeInProgress {
+			err = rehearse()
+		}
+		proctest.Report("again", err)
+	})
+}
+
 // The names of many descriptors do not fit into a pipe, and a child of ours never reads
 // them.
 func TestUpstreamManyNames(t *testing.T) {

@@ -41,19 +41,11 @@ func startSibling(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	if !hasPidfds() {
 		return startPolled(cmd, fds)
 	}
-	h, err := spawnWithHandle(cmd, fds)
-	if err != nil {
-		return control{}, err
-	}
-	return control{
-		wait: func() error {
-			defer h.Close()
-			err := waitSibling(h)
-			forget(cmd)
-			return err
-		},
-		kill: h.kill,
-	}, nil
+	return startWithHandle(cmd, fds, func(h *Handle) error {
+		err := waitSibling(h)
+		forget(cmd)
+		return err
+	})
 }
 
 // startChild starts a child of this process.
@@ -61,6 +53,19 @@ func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	if !hasPidfds() {
 		return startByID(cmd, fds)
 	}
+	return startWithHandle(cmd, fds, func(h *Handle) error {
+		if err := h.Wait(); err != nil {
+			return err
+		}
+		if h.isReaped() { // cmd has only the ID, which may be another process's by now
+			return ErrStatusUnknown
+		}
+		return waitChild(cmd)
+	})
+}
+
+// startWithHandle starts a process of which wait waits for the end.
+func startWithHandle(cmd *exec.Cmd, fds []uintptr, wait func(*Handle) error) (control, error) {
 	h, err := spawnWithHandle(cmd, fds)
 	if err != nil {
 		return control{}, err
@@ -68,13 +73,7 @@ func startChild(cmd *exec.Cmd, fds []uintptr) (control, error) {
 	return control{
 		wait: func() error {
 			defer h.Close()
-			if err := h.Wait(); err != nil {
-				return err
-			}
-			if h.isReaped() { // cmd has only the ID, which may be another process's by now
-				return ErrStatusUnknown
-			}
-			return waitChild(cmd)
+			return wait(h)
 		},
 		kill: h.kill,
 	}, nil

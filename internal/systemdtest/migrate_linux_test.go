@@ -27,6 +27,7 @@ func TestMigratePIDFile(t *testing.T) {
 
 // With what a service says to systemd itself, until it leaves that to our library.
 func TestMigrateNotify(t *testing.T) {
+	leaveToLong(t)
 	onMachine(t, func(t *testing.T) {
 		s := startTheirs(t, "tell", "Type=notify", "Restart=on-failure")
 		s.change("Type=notify", "Restart=on-failure", "NotifyAccess=all") // which the service has had no use for
