@@ -175,7 +175,8 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	defer p.told.forget()
 	defer p.closeControl() // last, because whoever has asked for an upgrade waits for the answer
 	context.AfterFunc(p.told.stop, func() {
-		if !trial.IsOn() { // or the parent serves
+		<-trial.Ended()
+		if !trial.WasUndone() { // or the parent serves
 			opts.Health.fail()
 		}
 	})
@@ -205,7 +206,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 	opts.Logger.Info("draining")
 	begin := time.Now()
 	err := p.drain()
-	if unhealthy := p.unhealthy.Load(); unhealthy != nil {
+	if unhealthy := p.unhealthy.Load(); unhealthy != nil && trial.WasUndone() {
 		err = errors.Join(*unhealthy, err)
 	}
 	opts.Logger.Info("drained", "took", time.Since(begin), "error", err)

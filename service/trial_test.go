@@ -118,11 +118,12 @@ func TestHealthyInCharge(t *testing.T) {
 
 // Told to stop, a process on trial undoes that, and nobody else learns of it.
 func TestStopOnTrial(t *testing.T) {
-	opts := quiet()
+	opts, asked := healthy()
 	opts.DrainDelay = time.Hour
 	opts.Health = new(service.Health)
 	opts.Stopping = func() { t.Error("the service stops") }
 	r := startOnTrial(t, opts)
+	proctest.Within(t, "the question, when Ready has returned", asked).err <- nil
 	r.signal(syscall.SIGTERM)
 	if err := proctest.Within(t, "the end of the trial", r.undone); err != nil {
 		t.Errorf("the trial was undone because of %v", err)
