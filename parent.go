@@ -580,7 +580,7 @@ func adoptElder(elders []*elder, entry *nametable.Entry, fd uintptr, knowsPIDs b
 	switch {
 	case entry.Network == elderReady && e.ready == nil && descriptor.SetNonblock(fd, true) == nil:
 		e.ready = os.NewFile(fd, "ready")
-	case entry.Network == elderVerdict && e.verdict == nil:
+	case entry.Network == elderVerdict && e.verdict == nil && descriptor.SetNonblock(fd, true) == nil:
 		e.verdict = os.NewFile(fd, "verdict")
 	case entry.Network == elderProcess && e.handle == nil:
 		e.handle, err = process.Inherited(fd)

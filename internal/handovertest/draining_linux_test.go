@@ -175,6 +175,10 @@ func TestDrainingElderOfStarting(t *testing.T) {
 			if m := child.Await("new"); !strings.HasPrefix(m.Text, fmt.Sprint("4 ", test.pid, " draining, ")) {
 				t.Errorf("the generations are %s", m.Text)
 			}
+			child.Order("look")
+			if m := child.Await("look"); !strings.HasPrefix(m.Text, "4 ") {
+				t.Errorf("before the end of the elder, the generations are %s", m.Text)
+			}
 			verdictWrite.Close()
 			proctest.AwaitThat(t, "the end is known", func() bool {
 				child.Order("look")
