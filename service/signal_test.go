@@ -170,6 +170,7 @@ func (r *run) signal(sig syscall.Signal) {
 	if got := <-r.heard; got != sig {
 		r.t.Fatalf("heard %v, sent %v", got, sig)
 	}
+	signal.Stop(nil) // returns when package signal has told all channels
 }
 
 func (r *run) accepts() bool {
