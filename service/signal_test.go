@@ -43,7 +43,8 @@ type replaceable struct {
 	early    chan context.Context // of upgrades that were refused because of it
 	upgrades chan context.Context // of others
 	outcomes chan error           // of upgrades
-	serving  chan struct{}        // closed by Ready
+	started  func()               // called once Run has what it needs
+	serving  chan struct{}        // closed by started
 }
 
 func (upg replaceable) Exit() <-chan struct{} { return upg.exit }
@@ -57,11 +58,6 @@ func (upg replaceable) Hurry() <-chan struct{} { return upg.hurry }
 func (upg replaceable) Stop() {
 	upg.Upgrader.Stop()
 	upg.end()
-}
-
-func (upg replaceable) Ready() error {
-	defer close(upg.serving)
-	return upg.Upgrader.Ready()
 }
 
 func (upg replaceable) UpgradeContext(ctx context.Context) error {
@@ -82,6 +78,7 @@ func (upg replaceable) UpgradeContext(ctx context.Context) error {
 func (upg replaceable) Rehearse(ctx context.Context) error { return upg.UpgradeContext(ctx) }
 
 func (upg replaceable) WaitForParent(ctx context.Context) error {
+	upg.started()
 	select {
 	case <-upg.parent:
 		return nil
@@ -125,7 +122,7 @@ func startBesideParent(t *testing.T, opts service.Options, servers ...service.Se
 }
 
 func newRun(t *testing.T) *run {
-	exit := make(chan struct{})
+	exit, serving := make(chan struct{}), make(chan struct{})
 	return &run{
 		t: t,
 		upg: replaceable{
@@ -137,7 +134,8 @@ func newRun(t *testing.T) *run {
 			early:    make(chan context.Context, 10),
 			upgrades: make(chan context.Context, 1),
 			outcomes: make(chan error),
-			serving:  make(chan struct{}),
+			started:  sync.OnceFunc(func() { close(serving) }),
+			serving:  serving,
 		},
 		ran:   make(chan error, 1),
 		heard: hearSignals(t),

@@ -132,6 +132,7 @@ type unaware struct {
 }
 
 func (upg unaware) WaitForParent(ctx context.Context) error {
+	upg.started()
 	<-upg.hears
 	return upg.replaceable.WaitForParent(ctx)
 }
