@@ -66,7 +66,7 @@ func serveRole() {
 			flaws[string(flaw)].put(server)
 		}
 		err = service.Run(upg, service.Options{
-			IdleGrace:    200 * time.Millisecond,
+			IdleGrace:    5 * time.Second, // for clients on a busy machine
 			DrainTimeout: 2 * proctest.Patience,
 			WaitHijacked: true,
 			Control:      filepath.Join(directory, "ctl"),
