@@ -58,9 +58,7 @@ func TestChildKilledPipeHeld(t *testing.T) {
 				t.Errorf("the descendant: %v", err)
 			}
 			c.wantCharge(parent.PID)
-			next := c.upgrade(parent)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
+			c.wantGoesOn(parent)
 		})
 	}
 }
@@ -97,9 +95,7 @@ func TestChildStopsAtStep(t *testing.T) {
 				t.Errorf("Upgrade returned %q", m.Text)
 			}
 			c.wantCharge(parent.PID)
-			next := c.upgrade(parent)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
+			c.wantGoesOn(parent)
 		})
 	}
 }
@@ -120,9 +116,7 @@ func TestCommitFails(t *testing.T) {
 		}
 	}
 	c.wantCharge(parent.PID)
-	next := c.upgrade(parent)
-	c.wantCharge(next.PID)
-	c.wantStop(next)
+	c.wantGoesOn(parent)
 }
 
 // An acknowledgement that is there when the time is over counts.

@@ -455,6 +455,14 @@ func (c *chain) wantPIDFile(pid int) {
 	}
 }
 
+// wantGoesOn checks that g can be upgraded, and then the chain be stopped.
+func (c *chain) wantGoesOn(g *proctest.Process) {
+	c.t.Helper()
+	next := c.upgrade(g)
+	c.wantCharge(next.PID)
+	c.wantStop(next)
+}
+
 // wantStop stops g and checks that nothing is left of the service.
 func (c *chain) wantStop(g *proctest.Process) {
 	c.t.Helper()

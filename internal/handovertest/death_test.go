@@ -164,9 +164,7 @@ func TestChildFails(t *testing.T) {
 				t.Errorf("the descriptors were %v, and are %v", before, after)
 			}
 
-			next := c.upgrade(parent)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
+			c.wantGoesOn(parent)
 		})
 	}
 }
@@ -214,9 +212,7 @@ func TestParentKilled(t *testing.T) {
 				t.Errorf("the parent had the descriptors %v, and the child has %v", before, after)
 			}
 
-			next := c.upgrade(child)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
+			c.wantGoesOn(child)
 		})
 	}
 }
@@ -261,9 +257,7 @@ func TestServiceGone(t *testing.T) {
 			again, _ := c.start()
 			again.AwaitStep(alone)
 			c.wantCharge(again.PID)
-			next := c.upgrade(again)
-			c.wantCharge(next.PID)
-			c.wantStop(next)
+			c.wantGoesOn(again)
 		})
 	}
 }

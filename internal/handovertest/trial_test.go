@@ -125,9 +125,7 @@ func (tr *trialRun) wantUndone() {
 	})
 	proctest.WantNoChildren(tr.t, tr.parent.PID)
 	tr.wantCharge(tr.parent.PID)
-	next := tr.upgrade(tr.parent)
-	tr.wantCharge(next.PID)
-	tr.wantStop(next)
+	tr.wantGoesOn(tr.parent)
 }
 
 func TestTrial(t *testing.T) {
@@ -162,9 +160,7 @@ func TestTrial(t *testing.T) {
 		proctest.Must(io.WriteString(r.conn, "o\n"))
 	}
 	c.wantAnswers(tr.held, tr.child.PID)
-	next := c.upgrade(tr.child)
-	c.wantCharge(next.PID)
-	c.wantStop(next)
+	c.wantGoesOn(tr.child)
 }
 
 // A trial goes on until the child is in charge.
@@ -448,9 +444,7 @@ func testTrialOrphan(tr *trialRun) {
 	tr.child.AwaitStep(alone)
 	tr.wantLook(tr.child, "2 %d in charge", tr.child.PID)
 	tr.wantCharge(tr.child.PID)
-	next := tr.upgrade(tr.child)
-	tr.wantCharge(next.PID)
-	tr.wantStop(next)
+	tr.wantGoesOn(tr.child)
 }
 
 // Nobody else serves, so that it does without a PID file.
@@ -463,9 +457,7 @@ func TestTrialOrphanPIDFile(t *testing.T) {
 	tr.wantLook(tr.child, "2 %d in charge", tr.child.PID)
 	tr.wantAnswers(tr.send(), tr.child.PID)
 	tr.wantPIDFile(tr.parent.PID)
-	next := tr.upgrade(tr.child)
-	tr.wantCharge(next.PID)
-	tr.wantStop(next)
+	tr.wantGoesOn(tr.child)
 }
 
 // An orphan that is stopped before it is in charge cleans up as one that is.
