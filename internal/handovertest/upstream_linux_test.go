@@ -350,7 +350,7 @@ func init() {
 		user := &syscall.Credential{Uid: 65534, Gid: 65534}
 		upg := proctest.Must(tableflip.New(tableflip.Options{Compat: true, Command: func(cmd *exec.Cmd) {
 			cmd.Path = proctest.Arg()
-			cmd.Env = append(cmd.Env, proctest.Environment("upstream-child"))
+			cmd.Env = append(cmd.Env, proctest.Environment("upstream-child"), proctest.WithArg("0"))
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 		}}))
 		MustBeReady(upg)
