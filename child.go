@@ -205,7 +205,7 @@ func (c *child) say(word string) error {
 // end, io.EOF, or another.
 func (c *child) next(ctx context.Context) ([]string, error) {
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return nil, c.why(ctx)
 	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -229,7 +229,7 @@ func (c *child) next(ctx context.Context) ([]string, error) {
 	case err == nil:
 		return strings.Fields(string(line)), nil
 	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
+		return nil, c.why(ctx)
 	case errors.Is(err, bufio.ErrBufferFull):
 		return nil, fmt.Errorf("tableflip: the new process, %d, said %.40q and no end of more", c.process.PID(), line)
 	case errors.Is(err, io.EOF):
@@ -457,7 +457,7 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 			// service that drains.
 			err := c.process.Err()
 			if c.isHere.Load() || !drains && err != nil && err != process.ErrStatusUnknown {
-				fail(c.exitError())
+				fail(errExited)
 			}
 		case <-ctx.Done():
 		}
@@ -477,6 +477,17 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	}
 }
 
+// errExited ends the context of watch, from a goroutine that knows nothing else of c.
+var errExited = errors.New("exited")
+
+// why returns the cause of the end of a context that watch may have returned.
+func (c *child) why(ctx context.Context) error {
+	if err := context.Cause(ctx); err != errExited {
+		return err
+	}
+	return c.exitError()
+}
+
 // waitExit waits for a child that has closed its ready pipe to exit.
 func (c *child) waitExit(ctx context.Context) error {
 	grace := time.NewTimer(exitGrace)
@@ -487,7 +498,7 @@ func (c *child) waitExit(ctx context.Context) error {
 	case <-grace.C:
 		return fmt.Errorf("tableflip: the new process, %d, gave up, and was killed because it did not exit", c.process.PID())
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return c.why(ctx)
 	}
 }
 
@@ -621,7 +632,7 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 		case <-c.process.Exited():
 			return c.exitError()
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return c.why(ctx)
 		}
 	}
 	for {
