@@ -113,12 +113,17 @@ func (b *bed) verifyDescriptors(r *row, pid int) {
 		}
 		clear(more)
 		for kind, n := range files {
+			if _, known := (*fewest)[kind]; !known && proc.IsSocket(kind) {
+				(*fewest)[kind] = n
+			}
 			if n > (*fewest)[kind] {
 				more[kind] = n - (*fewest)[kind]
 			}
 		}
 		for kind, n := range *fewest {
-			(*fewest)[kind] = min(n, files[kind])
+			if now, isOpen := files[kind]; isOpen || !proc.IsSocket(kind) {
+				(*fewest)[kind] = min(n, now)
+			}
 		}
 		return len(more) == 0
 	})

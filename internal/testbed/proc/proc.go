@@ -83,7 +83,7 @@ func InGroup(group int) (all []Process) {
 
 // Files returns how many descriptors of each kind a process has open. Connections, which
 // come and go, do not count; of the sockets that listen, or are of UDP, the one that has
-// the most descriptors does, for the kernel may leave out some where many change.
+// the most descriptors does, for the kernel may leave out some, or all, where many change.
 func Files(pid int) (map[string]int, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
@@ -103,12 +103,17 @@ func Files(pid int) (map[string]int, error) {
 			kinds[kind]++
 		case listening[inode] != "":
 			sockets[inode]++
-			kind = "the same socket, " + listening[inode]
+			kind = socketKind + listening[inode]
 			kinds[kind] = max(kinds[kind], sockets[inode])
 		}
 	}
 	return kinds, nil
 }
+
+const socketKind = "the same socket, "
+
+// IsSocket reports whether a kind is one of sockets, whose absence says nothing.
+func IsSocket(kind string) bool { return strings.HasPrefix(kind, socketKind) }
 
 // listeningSockets returns the kinds of sockets by inode. See proc_pid_net(5).
 func listeningSockets() map[string]string {
