@@ -30,6 +30,9 @@ func TestRows(t *testing.T) {
 			if whyNot := machine.Missing(""); r.under == systemd && whyNot != "" {
 				t.Skip(whyNot)
 			}
+			if testing.Short() && r.program != "ours" {
+				t.Skip("the peers take their time")
+			}
 			t.Parallel()
 			crashes, err := measure(task{Row: i, Number: 2, Built: built})
 			if err != nil {
