@@ -563,11 +563,14 @@ func (c *child) undo() (drains bool) {
 	for !c.leaves {
 		words, err := c.next(ctx)
 		if err != nil {
-			return false
+			break
 		}
 		_ = c.left(ctx, words)
 	}
-	return !c.isHere.Load() || !isClosed(c.process.Exited())
+	if !c.leaves { // it may have said so while this process was suspended
+		_ = c.orReason(ctx, nil)
+	}
+	return c.leaves && (!c.isHere.Load() || !isClosed(c.process.Exited()))
 }
 
 // hurry tells a child that drains, because its trial was undone, that its place is needed.

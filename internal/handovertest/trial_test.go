@@ -409,6 +409,27 @@ func TestTrialChildStuck(t *testing.T) {
 	}
 }
 
+// A parent that was suspended has missed that its child drains, and reads it.
+func TestTrialParentSuspended(t *testing.T) {
+	t.Parallel()
+	const soon = 3 * time.Second
+	c, parent, _ := startChain(t, longTrial, acknowledgeVariable+"="+soon.String())
+	tr := &trialRun{chain: c, parent: parent, before: proctest.OpenFiles(t, parent.PID)}
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	tr.awaitTrial()
+	tr.hold()
+	parent.Order("cancel")
+	tr.child.AwaitStep(step.VerdictReceived)
+	proctest.Suspend(t, parent.PID)
+	tr.child.Resume()
+	tr.child.Take("closed")
+	time.Sleep(soon + soon/10) // Its patience with the child is over.
+	proctest.Continue(t, parent.PID)
+	tr.wantUpgraded("cancelled", "")
+	tr.wantDrained()
+	tr.wantUndone()
+}
+
 // The child of a dead parent is in charge.
 func TestTrialOrphan(t *testing.T) {
 	t.Parallel()
