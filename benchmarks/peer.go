@@ -22,6 +22,7 @@ import (
 	"text/template"
 	"time"
 
+	"example.com/tableflip/benchmarks/launch"
 	"example.com/tableflip/internal/load"
 )
 
@@ -250,8 +251,8 @@ type server struct {
 	configuration int // of Caddy
 
 	first *exec.Cmd
-	ended chan struct{} // closed when first has ended
-	group int           // its process group
+	ended <-chan struct{} // closed when first has ended
+	group int             // its process group
 }
 
 func (p *peer) start(ctx context.Context, built string, grace time.Duration) (*server, error) {
@@ -293,21 +294,10 @@ func (s *server) open(ctx context.Context) error {
 
 func (s *server) launch() error {
 	cmd := s.command(s)
-	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ended, err := launch.Start(cmd, s.dir)
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		cmd.Wait()
-	}()
 	s.first, s.ended, s.group = cmd, ended, cmd.Process.Pid
 	return nil
 }

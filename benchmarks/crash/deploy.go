@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing/fstest"
 	"time"
+
+	"example.com/tableflip/benchmarks/launch"
 )
 
 // This file is how services are started, and new versions are deployed.
@@ -66,7 +68,7 @@ func (s *service) install(version string) error {
 type process struct {
 	service
 	first *exec.Cmd
-	ended chan struct{} // closed when first has ended
+	ended <-chan struct{} // closed when first has ended
 }
 
 func (p *process) start() error {
@@ -78,21 +80,10 @@ func (p *process) start() error {
 		command = append([]string{filepath.Join(p.built, good, "tableflip-supervise"), "--"}, command...)
 	}
 	cmd := exec.Command(command[0], command[1:]...)
-	log, err := os.OpenFile(filepath.Join(p.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ended, err := launch.Start(cmd, p.dir)
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		cmd.Wait()
-	}()
 	p.first, p.ended = cmd, ended
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 // net makes six, and nothing in the old one. In the floor, it costs os.NewFile two more.
 func TestUpgrade(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
-		t.Skip(err)
+		t.Skip("needs strace: ", err)
 	}
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "chain")
