@@ -322,7 +322,10 @@ func (c *child) hearHere(words []string) error {
 	if err != nil {
 		return nil // only the pipe tells when it ends
 	}
-	held := c.isHeldBy(pid)
+	held, err := c.isHeldBy(pid)
+	if errors.Is(err, os.ErrProcessDone) {
+		_ = handle.WaitFor(exitGrace)
+	}
 	switch {
 	case handle.Ended(): // one that has ended holds nothing
 		handle.Close()
@@ -340,17 +343,16 @@ func (c *child) announcedExited() error {
 	return fmt.Errorf("tableflip: the new process, %d, exited before it was in charge", c.pid)
 }
 
-// isHeldBy reports whether a process has the ready pipe open.
-func (c *child) isHeldBy(pid int) bool {
-	held := false
-	err := descriptor.Control(c.ready, func(fd uintptr) error {
+// isHeldBy reports whether a process has the ready pipe open, as process.HoldsPipe does.
+func (c *child) isHeldBy(pid int) (held bool, err error) {
+	err = descriptor.Control(c.ready, func(fd uintptr) error {
 		_, inode, err := descriptor.IdentifyPipe(fd)
 		if err == nil {
 			held, err = process.HoldsPipe(pid, inode, process.WriteEnd)
 		}
 		return err
 	})
-	return held && err == nil
+	return held, err
 }
 
 // named adds to the reason why an upgrade had to end which process was starting. The

@@ -92,6 +92,21 @@ func TestWrapperServiceDies(t *testing.T) {
 	}
 }
 
+// A process that exits has closed its descriptors for a moment before it has ended.
+func TestWrapperServiceIsDying(t *testing.T) {
+	upg, _ := NewParent(t, tableflip.Options{
+		Command: proctest.Shell(`
+			sleep 0.3 0<&- >&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
+			until [ -z "$(ls /proc/$!/fd)" ]; do :; done
+			echo here $! >&3
+			exec sleep 1000`),
+	}, "fail")
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "exited before it was in charge") {
+		t.Errorf("Upgrade: %v", err)
+	}
+}
+
 func init() {
 	proctest.Role("die-held", func() {
 		proctest.Must(tableflip.New(tableflip.Options{}))

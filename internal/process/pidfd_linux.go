@@ -76,12 +76,17 @@ func (h *Handle) Wait() error { return awaitPoll(h.file, unix.POLLIN) }
 // Kill ends the process, and returns an error as Process.Kill does.
 func (h *Handle) Kill(patience time.Duration) error {
 	killErr := h.kill()
-	h.file.SetReadDeadline(time.Now().Add(patience))
-	defer h.file.SetReadDeadline(time.Time{})
-	if h.Wait() == nil {
+	if h.WaitFor(patience) == nil {
 		return nil
 	}
 	return killError(h.pid, patience, killErr)
+}
+
+// WaitFor is Wait, and returns os.ErrDeadlineExceeded after patience. No other Wait may run.
+func (h *Handle) WaitFor(patience time.Duration) error {
+	h.file.SetReadDeadline(time.Now().Add(patience))
+	defer h.file.SetReadDeadline(time.Time{})
+	return h.Wait()
 }
 
 // kill returns os.ErrProcessDone if the process has been reaped.
@@ -107,10 +112,15 @@ func (h *Handle) isReaped() bool {
 func (h *Handle) Close() error { return h.file.Close() }
 
 // HoldsPipe reports whether a process has an end of a pipe open. It returns an error if
-// this process may not know, which includes that the other's binary has capabilities.
+// this process may not know, which includes that the other's binary has capabilities, and
+// os.ErrProcessDone if the other has no descriptors at all: one that exits has closed them
+// for a moment before it has ended.
 func HoldsPipe(pid int, inode uint64, end PipeEnd) (bool, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(dir)
+	if err == nil && len(fds) == 0 {
+		err = os.ErrProcessDone
+	}
 	if err != nil {
 		return false, err
 	}

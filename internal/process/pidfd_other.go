@@ -23,6 +23,8 @@ func (*Handle) Ended() bool { return false }
 
 func (*Handle) Wait() error { return errors.ErrUnsupported }
 
+func (*Handle) WaitFor(time.Duration) error { return errors.ErrUnsupported }
+
 func (*Handle) Kill(time.Duration) error { return errors.ErrUnsupported }
 
 func (*Handle) Close() error { return nil }
