@@ -90,7 +90,7 @@ func init() {
 			case "wait":
 				proctest.Must(0, upg.WaitForParent(context.Background()))
 				for !slices.Contains(log.all.All(), "tableflip: "+event.Ended) { // as it says at about the same time
-					time.Sleep(time.Millisecond)
+					time.Sleep(time.Millisecond) // a poll
 				}
 			case "upgrade":
 				go func() {

@@ -335,8 +335,7 @@ func TestTrialUpgradeTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	tr := startTrial(t, timeoutVariable+"="+timeout.String())
-	// Were it at work still, it would have ended the trial by then.
-	time.Sleep(timeout + timeout/2)
+	time.Sleep(timeout + timeout/2) // in which a timeout that is at work still ends the trial
 	tr.wantLook(tr.parent, "1 %d in charge, 2 %d on trial", tr.parent.PID, tr.child.PID)
 	tr.parent.Order("cancel")
 	tr.wantUpgraded("cancelled", "")
