@@ -4,9 +4,12 @@ package service_test
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"example.com/tableflip/internal/load"
@@ -57,6 +60,16 @@ func TestManyUpgradesInARow(t *testing.T) {
 			}
 			for _, g := range generations[:upgrades] {
 				g.AwaitEnd()
+			}
+			toldOfCut := func() bool {
+				conn := proctest.Opened[net.Conn](t)(net.Dial("unix", filepath.Join(directory, "ctl")))
+				io.WriteString(conn, "GET /status?json HTTP/1.0\r\n\r\n")
+				return !strings.Contains(proctest.Answers(t, []net.Conn{conn})[0], `"connectionsCut":0}`)
+			}
+			if test.cut > 0 {
+				proctest.AwaitThat(t, "the status tells what was cut", toldOfCut)
+			} else if toldOfCut() {
+				t.Error("the status tells that something was cut")
 			}
 			proctest.Terminate(t, generations[upgrades].PID)
 			generations[upgrades].AwaitEnd()
