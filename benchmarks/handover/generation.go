@@ -42,6 +42,7 @@ const (
 	contenderVariable = "BENCHMARK_CONTENDER"
 	countVariable     = "BENCHMARK_LISTENERS"
 	hostVariable      = "BENCHMARK_HOST"
+	drainingVariable  = "BENCHMARK_DRAINING"
 	floorVariable     = "BENCHMARK_FLOOR"
 )
 
@@ -102,10 +103,10 @@ type upgrader interface {
 	Stop()
 }
 
-func (c Contender) new() (upgrader, error) {
+func (c Contender) new(maxDraining int) (upgrader, error) {
 	switch c {
 	case Ours:
-		return ours.New(ours.Options{})
+		return ours.New(ours.Options{MaxDraining: maxDraining})
 	case Tableflip:
 		upg, err := theirs.New(theirs.Options{})
 		return patient{upg}, err
@@ -117,11 +118,15 @@ func (c Contender) new() (upgrader, error) {
 
 // generation is the life of one process: it takes its sockets, serves, and obeys.
 func generation(c Contender) error {
-	upg, err := c.new()
+	count, err := strconv.Atoi(os.Getenv(countVariable))
 	if err != nil {
 		return err
 	}
-	count, err := strconv.Atoi(os.Getenv(countVariable))
+	maxDraining, err := strconv.Atoi(os.Getenv(drainingVariable))
+	if err != nil {
+		return err
+	}
+	upg, err := c.new(maxDraining)
 	if err != nil {
 		return err
 	}
@@ -148,11 +153,15 @@ func generation(c Contender) error {
 		return err
 	}
 	served := monotonic()
-	if err := upg.WaitForParent(context.Background()); err != nil {
-		return err
+	accept := keep
+	if maxDraining == 0 {
+		accept = greet
+		if err := upg.WaitForParent(context.Background()); err != nil {
+			return err
+		}
 	}
-	var greeter sync.WaitGroup
-	greeter.Go(func() { greet(listeners[0]) })
+	var accepting sync.WaitGroup
+	accepting.Go(func() { accept(listeners[0]) })
 	go echo(packets)
 	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready, served)
 
@@ -180,7 +189,7 @@ func generation(c Contender) error {
 			fmt.Printf(upgradedFormat, called, <-committed, returned)
 			// What it has accepted is its own to finish.
 			listeners[0].Close()
-			greeter.Wait()
+			accepting.Wait()
 			return nil
 		case commandCPU:
 			var usage syscall.Rusage
@@ -203,6 +212,28 @@ func greet(ln net.Listener) {
 		}
 		conn.Write([]byte{'!'})
 		conn.Close()
+	}
+}
+
+// keep answers each byte on a connection by a line with the process ID, and returns when it
+// can accept no more and the clients have ended all connections.
+func keep(ln net.Listener) {
+	var kept sync.WaitGroup
+	defer kept.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		kept.Go(func() {
+			defer conn.Close()
+			for question := make([]byte, 1); ; {
+				if _, err := conn.Read(question); err != nil {
+					return
+				}
+				fmt.Fprintln(conn, os.Getpid())
+			}
+		})
 	}
 }
 
