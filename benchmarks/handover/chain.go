@@ -50,7 +50,7 @@ func StartDraining(binary string, maxDraining int) (*Chain, error) {
 	return startChain(binary, Ours, 1, maxDraining)
 }
 
-func startChain(binary string, c Contender, n, maxDraining int) (*Chain, error) {
+func startChain(binary string, c Contender, n, maxDraining int, more ...string) (*Chain, error) {
 	commandsRead, commandsWrite, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -64,6 +64,7 @@ func startChain(binary string, c Contender, n, maxDraining int) (*Chain, error) 
 	cmd := exec.Command(binary)
 	cmd.Env = append(os.Environ(), contenderVariable+"="+string(c), countVariable+"="+strconv.Itoa(n),
 		drainingVariable+"="+strconv.Itoa(maxDraining), hostVariable+"="+host())
+	cmd.Env = append(cmd.Env, more...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = commandsRead, answersWrite, os.Stderr
 	ch := &Chain{first: cmd, commands: commandsWrite, output: answersRead, answers: bufio.NewReader(answersRead)}
 	err = cmd.Start()

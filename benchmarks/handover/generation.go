@@ -21,6 +21,8 @@ import (
 	ours "example.com/tableflip"
 	theirs "github.com/cloudflare/tableflip"
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file is what runs in the processes of a chain. They are all of one binary,
@@ -118,6 +120,8 @@ func (c Contender) new(maxDraining int) (upgrader, error) {
 
 // generation is the life of one process: it takes its sockets, serves, and obeys.
 func generation(c Contender) error {
+	wantMarks()
+	mark(MainCalled, monotonic())
 	count, err := strconv.Atoi(os.Getenv(countVariable))
 	if err != nil {
 		return err
@@ -130,6 +134,7 @@ func generation(c Contender) error {
 	if err != nil {
 		return err
 	}
+	mark(NewReturned, monotonic())
 	host := os.Getenv(hostVariable)
 	listeners := make([]net.Listener, count)
 	for i := range listeners {
@@ -149,10 +154,12 @@ func generation(c Contender) error {
 		return err
 	}
 	ready := monotonic()
+	mark(ReadyCalled, ready)
 	if err := upg.Ready(); err != nil {
 		return err
 	}
 	served := monotonic()
+	mark(ReadyReturned, served)
 	accept := keep
 	if maxDraining == 0 {
 		accept = greet
@@ -164,6 +171,7 @@ func generation(c Contender) error {
 	accepting.Go(func() { accept(listeners[0]) })
 	go echo(packets)
 	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready, served)
+	tellMarks(newMarks)
 
 	command := make([]byte, 1)
 	for {
@@ -186,7 +194,12 @@ func generation(c Contender) error {
 			if err != nil {
 				return err
 			}
-			fmt.Printf(upgradedFormat, called, <-committed, returned)
+			exited := <-committed
+			fmt.Printf(upgradedFormat, called, exited, returned)
+			mark(UpgradeCalled, called)
+			mark(ExitClosed, exited)
+			mark(UpgradeReturned, returned)
+			tellMarks(oldMarks)
 			// What it has accepted is its own to finish.
 			listeners[0].Close()
 			accepting.Wait()
@@ -336,6 +349,7 @@ func (f *floor) Ready() error {
 		return nil
 	}
 	_, err := f.ready.Write([]byte{'!'})
+	step.Reached(step.ReadySaid)
 	return err
 }
 
@@ -372,8 +386,10 @@ func (f *floor) Upgrade() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	step.Reached(step.ChildStarted)
 	readyWrite.Close()
 	_, err = readyRead.Read(make([]byte, 1))
+	step.Reached(step.ReadyReceived)
 	close(f.exit)
 	return err
 }
