@@ -148,3 +148,20 @@ func init() {
 		proctest.Report("left", proctest.Must(filepath.Glob(filepath.Join(dir, "*.tmp"))))
 	})
 }
+
+// An orphan that can't take charge says so, and may try again.
+func TestOrphanCommitFails(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	parent, reaped := c.start(c.DieAt(step.ReadyReceived))
+	parent.AwaitStep(alone)
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	child := c.Next()
+	child.AwaitStep(step.VerdictReceived)
+	<-reaped
+	proctest.OK(t, os.Remove(filepath.Join(c.dir, "pid.tmp")))
+	child.Resume()
+	if m := child.Await("refused"); !strings.Contains(m.Text, "can't replace the PID file") {
+		t.Errorf("Ready returned %q", m.Text)
+	}
+}

@@ -499,7 +499,39 @@ func TestTrialOrphanStop(t *testing.T) {
 	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
 		t.Errorf("undone: %s", m.Text)
 	}
+	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID)
 	tr.wantDrained()
+}
+
+// A health check that fails when the parent has died leaves the only process that serves.
+func TestTrialOrphanUndo(t *testing.T) {
+	t.Parallel()
+	c, parent, _ := startChain(t, longTrial)
+	tr := &trialRun{chain: c, parent: parent}
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	tr.awaitTrial()
+	proctest.Kill(t, parent.PID, syscall.SIGKILL)
+	tr.child.AwaitStep(step.VerdictReceived)
+	tr.child.Order("undo")
+	if m := tr.child.Await("undone"); m.Text != "false" {
+		t.Error("an orphan has undone its trial")
+	}
+	tr.child.Resume()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
+}
+
+// Of several health checks that fail at once, one undoes the trial.
+func TestTrialUndoneOnce(t *testing.T) {
+	t.Parallel()
+	tr := startTrial(t)
+	tr.child.Order("undo at once")
+	if m := tr.child.Take("undone"); m.Text != "1" {
+		t.Errorf("%s calls have undone the trial", m.Text)
+	}
+	tr.wantUpgraded("failed: unhealthy", "")
+	tr.wantUndone()
 }
 
 // What fails when the child takes charge undoes the trial.
