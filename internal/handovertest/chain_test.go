@@ -291,21 +291,6 @@ func (g *generation) obey(o proctest.Order) {
 		g.wire.Report("failed")
 	case "undo": // as package service does
 		g.wire.Report("undone", trial.Undo(errors.New("unhealthy")))
-	case "undo at once":
-		var all sync.WaitGroup
-		var undone atomic.Int32
-		begin := make(chan struct{})
-		for range 8 {
-			all.Go(func() {
-				<-begin
-				if trial.Undo(errors.New("unhealthy")) {
-					undone.Add(1)
-				}
-			})
-		}
-		close(begin)
-		all.Wait()
-		g.wire.Report("undone", undone.Load())
 	case "exit":
 		os.Exit(7)
 	case "await the end of the trial":

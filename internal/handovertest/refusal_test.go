@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -85,6 +86,7 @@ func TestReadyRefused(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, cancel)
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	proctest.OK(t, os.WriteFile(filepath.Join(dir, "over"), nil, 0o600))
 	first := s.Await("Ready").Text
 	if !strings.Contains(first, "aborted") {
 		t.Errorf("Ready: %s", first)
@@ -114,6 +116,10 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(proctest.Arg(), "pid")}))
 		proctest.Must(upg.Listen("unix", filepath.Join(proctest.Arg(), "s")))
 		proctest.Report("Ready", upg.Ready())
+		// Until the parent has cleaned up.
+		for late := time.Now().Add(proctest.Patience); !proctest.Exists(filepath.Join(proctest.Arg(), "over")) && time.Now().Before(late); {
+			time.Sleep(time.Millisecond)
+		}
 		proctest.Report("Ready-again", upg.Ready())
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
 		proctest.Report("Upgrade", upg.Upgrade())

@@ -499,7 +499,8 @@ func TestTrialOrphanStop(t *testing.T) {
 	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
 		t.Errorf("undone: %s", m.Text)
 	}
-	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID)
+	tr.awaitLook(tr.child, "2 %d draining, exit", tr.child.PID)
+	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and does not hurry
 	tr.wantDrained()
 }
 
@@ -520,18 +521,6 @@ func TestTrialOrphanUndo(t *testing.T) {
 	tr.child.AwaitStep(alone)
 	c.wantCharge(tr.child.PID)
 	c.wantStop(tr.child)
-}
-
-// Of several health checks that fail at once, one undoes the trial.
-func TestTrialUndoneOnce(t *testing.T) {
-	t.Parallel()
-	tr := startTrial(t)
-	tr.child.Order("undo at once")
-	if m := tr.child.Take("undone"); m.Text != "1" {
-		t.Errorf("%s calls have undone the trial", m.Text)
-	}
-	tr.wantUpgraded("failed: unhealthy", "")
-	tr.wantUndone()
 }
 
 // What fails when the child takes charge undoes the trial.
