@@ -235,6 +235,9 @@ func TestEvents(t *testing.T) {
 
 func TestEventsFailure(t *testing.T) {
 	says := proctest.Shell("echo failed no disk >&3")
+	committed := func(then string) func(*exec.Cmd) {
+		return proctest.Shell("{ echo here -; echo ready; read -r commit; " + then + "; } >&3 <&4")
+	}
 	for _, test := range []struct {
 		cause   string
 		command func(*exec.Cmd)
@@ -246,6 +249,8 @@ func TestEventsFailure(t *testing.T) {
 		{cause: "parent", command: proctest.Unstartable, steps: "failed"},
 		{cause: "child", command: proctest.Shell("exit 7"), steps: "started failed"},
 		{cause: "reason", command: says, steps: "started failed"},
+		{cause: "child", command: committed("exit 7"), steps: "started here ready failed"},
+		{cause: "reason", command: committed("echo failed no disk"), steps: "started here ready failed"},
 		{cause: "timeout", timeout: time.Millisecond, steps: "started failed"},
 		{cause: "cancelled", cancel: true, steps: "started failed"},
 		{cause: "stopped", stop: true, steps: "started failed draining"},
@@ -313,6 +318,10 @@ func TestEventsRefusal(t *testing.T) {
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrNotReady)
 	if got := shownHere(events); !slices.Equal(got, []string{"refused error"}) {
 		t.Errorf("the events are %q", got)
+	}
+	upg.Stop() // nor has it been in charge
+	if got := shownHere(events); len(got) > 0 {
+		t.Errorf("the events of Stop are %q", got)
 	}
 	if proctest.IsClosed(lines) {
 		t.Error("it was logged")

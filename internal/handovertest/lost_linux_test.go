@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -94,5 +95,25 @@ func TestLostTable(t *testing.T) {
 	}
 	if !proctest.IsReaped(m.PID) {
 		t.Error("two services are in charge")
+	}
+}
+
+// The process that has sent the table waits until the deadline of its caller.
+func TestLostDescriptorsDeadline(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{
+		UpgradeTimeout: 1,
+		Command: func(cmd *exec.Cmd) {
+			cmd.Args = proctest.Arguments("lossy", "")
+			proctest.Shell(`exec "$0" "$@" 3>&- 4>&-`)(cmd)
+		},
+	}, "lossy")
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if err := upg.UpgradeContext(ctx); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+	if m := s.Await("new"); !strings.Contains(m.Text, "waits for this one") {
+		t.Errorf("New: %s", m.Text)
 	}
 }
