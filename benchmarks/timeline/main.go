@@ -99,8 +99,12 @@ func run(ctx context.Context, upgrades, listeners int, out io.Writer) error {
 		return err
 	}
 
-	fmt.Fprintln(out, "| | this, µs | bare exec | more |\n| --- | --- | --- | --- |")
 	all, floorAll := append(pieces, wholes...), append(floorPieces, floorWholes...)
+	if err := errors.Join(complete(all, ours), complete(floorAll, floor)); err != nil {
+		return err
+	}
+
+	fmt.Fprintln(out, "| | this, µs | bare exec | more |\n| --- | --- | --- | --- |")
 	for i, p := range all {
 		theirs := floorAll[i]
 		mine, other := p.median(ours), theirs.median(floor)
@@ -119,6 +123,19 @@ func build(ctx context.Context, dir string) (binary string, err error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "example.com/tableflip/benchmarks/servers/chain")
 	cmd.Stderr = os.Stderr
 	return binary, cmd.Run()
+}
+
+// complete returns an error if a mark is missing, which would count as the start of the
+// machine.
+func complete(pieces []piece, upgrades []hand.Timeline) error {
+	for _, t := range upgrades {
+		for _, p := range pieces {
+			if p.from != "" && (t[p.from] == 0 || t[p.to] == 0) {
+				return fmt.Errorf("one of the marks %q and %q is missing: %v", p.from, p.to, t)
+			}
+		}
+	}
+	return nil
 }
 
 // median returns the median length of a piece in µs, and 0 for one that is not there.

@@ -37,29 +37,3 @@ func TestRun(t *testing.T) {
 		t.Errorf("got %d lines, want %d:\n%s", len(lines), want, out.String())
 	}
 }
-
-// A mark that is missing would otherwise be taken for the start of the machine.
-func TestMarksAreThere(t *testing.T) {
-	binary, err := build(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, floor, err := measure(t.Context(), binary, 3, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, upgrade := range ours {
-		for _, p := range append(pieces, wholes...) {
-			if upgrade[p.from] == 0 || upgrade[p.to] == 0 {
-				t.Errorf("this library has not both of %q and %q: %v", p.from, p.to, upgrade)
-			}
-		}
-	}
-	for _, upgrade := range floor {
-		for _, p := range append(floorPieces, floorWholes...) {
-			if p.from != "" && (upgrade[p.from] == 0 || upgrade[p.to] == 0) {
-				t.Errorf("the floor has not both of %q and %q: %v", p.from, p.to, upgrade)
-			}
-		}
-	}
-}
