@@ -110,6 +110,15 @@ func TestTrialVersionParent(t *testing.T) {
 	}
 }
 
+// A child may say on trial what this version does not know.
+func TestTrialUnknownWords(t *testing.T) {
+	shorten(t, &step.MaxTrial)
+	script := `{ echo here - trial; echo ready; read -r trial; echo; echo hello; read -r commit; echo acknowledged; ` +
+		`while read -r line; do :; done; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	Upgrade(t, upg)
+}
+
 // A rehearsal has no trial.
 func TestTrialRehearsal(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "speaker", proctest.WithArg("rehearsed, trial"))

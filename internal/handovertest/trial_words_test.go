@@ -70,7 +70,7 @@ func TestTrialLog(t *testing.T) {
 // once to hurry: it may read nothing, and there is not room for ever.
 func TestTrialHurryOnce(t *testing.T) {
 	heard := filepath.Join(t.TempDir(), "heard")
-	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; ` +
+	script := `{ echo here - trial; echo ready; read -r trial; echo; echo stopping; ` +
 		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`
 	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, MaxDraining: 1, Command: proctest.Shell(script)})
 	proctest.OK(t, upg.Ready())

@@ -19,6 +19,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
@@ -180,6 +181,39 @@ func TestUpstreamParentLeaks(t *testing.T) {
 	f.Await("ready")
 }
 
+// What a parent passes on has the address that it is bound to, too.
+func TestUpstreamParentAddress(t *testing.T) {
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-address", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	if m := f.Await("claimed"); m.Text != "true" {
+		t.Error("the listener was not found by its address")
+	}
+}
+
+// With Options.Compat, a child that needs no names does not keep their pipe.
+func TestUpstreamNamesClosed(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Compat: true}, "compare-names")
+	Upgrade(t, upg)
+	if m := s.Await("same"); m.Text != "false" {
+		t.Error("the pipe of the names is still open")
+	}
+}
+
+func init() {
+	proctest.Role("under-upstream-address", func() {
+		ln := proctest.Must(net.FileListener(os.NewFile(uintptr(proctest.Must(syscall.Dup(5))), "listener")))
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("claimed", proctest.Must(upg.Listener("tcp", ln.Addr().String())) != nil)
+	})
+	proctest.Role("compare-names", func() {
+		var names, now syscall.Stat_t
+		proctest.Must(0, syscall.Fstat(4, &names))
+		MustBeReady(proctest.Must(tableflip.New(tableflip.Options{})))
+		err := syscall.Fstat(4, &now)
+		proctest.Report("same", err == nil && now.Ino == names.Ino)
+	})
+}
+
 func TestUpstreamParentGarbled(t *testing.T) {
 	for _, names := range []string{"", "\x05gar", "garbled"} {
 		t.Run(fmt.Sprintf("%q", names), func(t *testing.T) {
@@ -253,7 +287,13 @@ func TestUpstreamChild(t *testing.T) {
 			upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg(status))
 			ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
 			proctest.OK(t, upg.AddFile("a;b", os.Stderr))
-			Upgrade(t, upg)
+			proctest.OK(t, upg.Ready())
+			events, cancel := event.Subscribe()
+			defer cancel()
+			proctest.OK(t, upg.Upgrade())
+			if all := strings.Join(shown(events), ", "); !strings.Contains(all, "here pid") {
+				t.Errorf("the events are %s", all)
+			}
 			if !upg.Replaced() {
 				t.Error("Replaced returns false")
 			}
@@ -289,12 +329,16 @@ func TestUpstreamChildDies(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	upg, s := NewParent(t, tableflip.Options{Compat: true, PIDFile: pidFile}, "upstream-child", proctest.WithArg("0"))
 	proctest.OK(t, upg.Ready())
-	for _, upgrade := range []func() error{upg.Upgrade, func() error { return upg.Rehearse(t.Context()) }} {
+	rehearse := func() error { return upg.Rehearse(t.Context()) }
+	for i, upgrade := range []func() error{upg.Upgrade, rehearse, rehearse} {
 		restore := proctest.During(t, step.ReadyReceived, func() {
 			child := s.Await("named").PID
 			proctest.OK(t, os.WriteFile(pidFile, []byte(strconv.Itoa(child)), 0o600)) // as the other library does
 			proctest.Kill(t, child, syscall.SIGKILL)
 			proctest.AwaitDeath(t, child)
+			if i == 2 { // as in a program that waits for all of its children
+				proctest.Must(syscall.Wait4(child, nil, 0, nil))
+			}
 		})
 		err := upgrade()
 		restore()
@@ -315,7 +359,8 @@ func TestUpstreamChildDies(t *testing.T) {
 func TestUpstreamRehearse(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg("0"))
 	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Rehearse(t.Context()))
+	proctest.OK(t, twice(t, func() error { return upg.Rehearse(t.Context()) }))
+	s.Await("named")
 	child := s.Await("named")
 	if !proctest.IsReaped(child.PID) {
 		t.Errorf("the child, %d, is still there", child.PID)
@@ -414,6 +459,13 @@ func TestUpstreamManyNames(t *testing.T) {
 	}
 	role = "succeed"
 	proctest.OK(t, upg.Upgrade())
+	s.Await("ready")
+}
+
+// With Options.Compat, too, a wrapper may start the service.
+func TestUpstreamWrapper(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Compat: true, Command: proctest.Shell(`"$0" & wait`)}, "succeed")
+	Upgrade(t, upg)
 	s.Await("ready")
 }
 
