@@ -103,11 +103,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, env systemd.Env, table namet
 	table.PIDNamespace = process.PIDNamespace()
 	table.Offers = offers
 	// Options.Command may have brought back what the package has removed.
-	environ := cmd.Env
-	if environ == nil {
-		environ = cmd.Environ()
-	}
-	cmd.Env = slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
+	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
 		return inherit.IsVariable(name) || name == inherit.Upstream
 	})
@@ -171,9 +167,7 @@ func identifyPipes(t *nametable.Table, ready, verdict uintptr, verdictWrite *os.
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return err
 	}
-	if t.Ready == t.Verdict { // the same of all pipes
-		t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
-	} else if descriptor.UniquePipes {
+	if descriptor.UniquePipes && t.Ready != t.Verdict { // which are not the zeros of all pipes
 		return nil
 	}
 	if slices.ContainsFunc(t.Entries, isVerdictPipe) {
@@ -202,7 +196,7 @@ func (c *child) say(word string) error {
 }
 
 // next returns the words of the child's next line. Its error is the cause of ctx's
-// end, io.EOF, or another.
+// end, or wraps what the read has returned.
 func (c *child) next(ctx context.Context) ([]string, error) {
 	if ctx.Err() != nil {
 		return nil, c.why(ctx)
@@ -232,8 +226,6 @@ func (c *child) next(ctx context.Context) ([]string, error) {
 		return nil, c.why(ctx)
 	case errors.Is(err, bufio.ErrBufferFull):
 		return nil, fmt.Errorf("tableflip: the new process, %d, said %.40q and no end of more", c.process.PID(), line)
-	case errors.Is(err, io.EOF):
-		return nil, io.EOF
 	default:
 		return nil, fmt.Errorf("tableflip: can't read what the new process, %d, says: %w", c.process.PID(), err)
 	}
@@ -276,7 +268,6 @@ func (c *child) awaitReady(ctx context.Context) error {
 		case wordUpstream:
 			// From now on it serves, and takes itself to be in charge.
 			c.here, c.isUpstream = true, true
-			c.isHere.Store(true)
 			c.hereHeard()
 			step.Reached(step.ReadyReceived)
 			return nil
@@ -602,8 +593,7 @@ func (c *child) commit(ctx context.Context) error {
 	if err := c.checkAlive(ctx); err != nil {
 		return err
 	}
-	if c.isUpstream {
-		c.committed = true
+	if c.isUpstream { // it takes itself to be in charge
 		return nil
 	}
 	if err := c.say(wordCommit); err != nil {
@@ -635,10 +625,9 @@ func (c *child) awaitAcknowledged(ctx context.Context) error {
 	if c.isUpstream { // it will say no more
 		select {
 		case <-c.process.Exited():
-			return c.exitError()
 		case <-ctx.Done():
-			return c.why(ctx)
 		}
+		return errExited
 	}
 	for {
 		words, err := c.next(ctx)

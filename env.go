@@ -151,7 +151,6 @@ func takeOverActivated(opts registry.Options) (*registry.Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	inherit.Forget()
 	return r, systemd.ForgetActivatedFDs()
 }
 

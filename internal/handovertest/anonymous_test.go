@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -62,8 +63,8 @@ func TestAnonymousLeaked(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{}, "leak-anonymous")
 	Upgrade(t, upg)
 	for _, pipes := range []string{"empty", "of another handover", "closed"} {
-		if m := s.Await("leaked-anonymous"); m.Text != "false <nil>" {
-			t.Errorf("with pipes that are %s, HasParent and Ready: %s", pipes, m.Text)
+		if m := s.Await("leaked-anonymous"); m.Text != `false <nil> ""` {
+			t.Errorf("with pipes that are %s, HasParent, Ready and the marker: %s", pipes, m.Text)
 		}
 	}
 	s.AwaitEnd()
@@ -96,7 +97,7 @@ func init() {
 	proctest.Role("leaked-anonymous", func() {
 		descriptor.AnonymousPipes = true
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		proctest.Report("leaked-anonymous", upg.HasParent(), upg.Ready())
+		proctest.Report("leaked-anonymous", upg.HasParent(), upg.Ready(), strconv.Quote(os.Getenv("TABLEFLIP_TAKEN")))
 	})
 }
 

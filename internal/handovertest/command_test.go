@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -49,13 +50,35 @@ func TestCommandSpoils(t *testing.T) {
 
 // Options.Command may bring back variables that New has removed.
 func TestCommandForges(t *testing.T) {
-	upg, _ := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
-		cmd.Env = append(cmd.Env, "TABLEFLIP_HANDOVER=garbage", "TABLEFLIP_HANDOVER_0=garbage", "TABLEFLIP_HANDOVER_7=garbage")
-	}}, "succeed")
-	proctest.OK(t, upg.Ready())
-	if err := upg.Upgrade(); err != nil {
-		t.Error(err)
+	upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, "TABLEFLIP_HANDOVER=garbage", "TABLEFLIP_HANDOVER_0=garbage", "TABLEFLIP_HANDOVER_7=garbage",
+			inherit.Upstream+"=yes")
+	}}, "tell-environment")
+	Upgrade(t, upg)
+	if m := s.Await("variables"); strings.Contains(m.Text, "garbage") {
+		t.Errorf("the child found %s", m.Text)
 	}
+}
+
+// Without an environment of its own, a command has this process's, as in package os/exec.
+func TestCommandEnvNil(t *testing.T) {
+	dir := t.TempDir()
+	upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+		cmd.Env, cmd.Dir, cmd.Args = nil, dir, proctest.Arguments("tell-environment")
+	}}, "tell-environment")
+	t.Setenv("LANG", "as here")
+	Upgrade(t, upg)
+	if got, want := s.Await("environment").Text, "as here "+dir; got != want {
+		t.Errorf("the child has %q, want %q", got, want)
+	}
+}
+
+func init() {
+	proctest.Role("tell-environment", func() {
+		proctest.Report("variables", inherit.Variables())
+		MustBeReady(proctest.Must(tableflip.New(tableflip.Options{})))
+		proctest.Report("environment", os.Getenv("LANG"), os.Getenv("PWD"))
+	})
 }
 
 func TestCommandPanics(t *testing.T) {

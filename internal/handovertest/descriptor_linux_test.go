@@ -2,6 +2,7 @@ package handovertest
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -187,7 +188,13 @@ func init() {
 
 // A parent that is out of descriptors says so, and upgrades once it has some.
 func TestDescriptorsInParent(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{}, "list-files")
+	for _, compat := range []bool{false, true} { // which needs another pipe
+		t.Run(fmt.Sprint("compat ", compat), func(t *testing.T) { testDescriptorsInParent(t, compat) })
+	}
+}
+
+func testDescriptorsInParent(t *testing.T, compat bool) {
+	upg, s := NewParent(t, tableflip.Options{Compat: compat}, "list-files")
 	server, _ := proctest.Connect(t)
 	proctest.OK(t, upg.AddConn("tcp", "", server))
 	proctest.OK(t, upg.AddFile("file", os.Stderr))

@@ -76,7 +76,13 @@ func TestUpgradeErrors(t *testing.T) {
 		}},
 		{"unknown words", proctest.Shell("echo hello >&3; exit 3"), exits(3)},
 		{"no process ID", proctest.Shell("echo here hello >&3"), says(`"hello"`)},
+		{"no process ID so large", proctest.Shell("echo here 99999999999999999999 >&3"), says(`said "9999`)},
+		{"no words behind here", proctest.Shell("echo here >&3"), says(`said ""`)},
+		// To signal these would be to signal groups of processes.
+		{"process ID 0", proctest.Shell("echo here 0 >&3"), says(`said "0"`)},
+		{"process ID -7", proctest.Shell("echo here -7 >&3"), says(`said "-7"`)},
 		{"ready before here", proctest.Shell("echo ready >&3"), says("not that it is here")},
+		{"no verdict pipe", proctest.Shell("exec 4<&-; echo here $$ >&3; echo ready >&3; exec sleep 1000"), says("was ready, and died or was stopped")},
 		{"a reason", proctest.Shell("echo failed no disk >&3"), says("failed: no disk")},
 		{"words without end", proctest.Shell("exec cat /dev/zero >&3"), says(`"\x00\x00`)},
 	} {

@@ -65,10 +65,34 @@ func TestHurry(t *testing.T) {
 	}
 }
 
+// Whoever was told to stop may say more.
+func TestHurryStopped(t *testing.T) {
+	before := awaitedSuccessors()
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(
+		"{ echo here $$; echo ready; read -r commit; echo acknowledged; echo; echo stopping; echo hello; } >&3 <&4")})
+	Upgrade(t, upg)
+	proctest.AwaitThat(t, "the end of the successor is noticed", func() bool { return awaitedSuccessors() <= before })
+	if proctest.IsClosed(upg.Hurry()) {
+		t.Error("Hurry is closed, and nobody waits for the end of this process")
+	}
+}
+
 // awaitedSuccessors returns how many of the goroutines that close Hurry run: what does not
 // happen has no event. Those of earlier tests may wait for what these have left behind.
 func awaitedSuccessors() int {
 	var stacks bytes.Buffer
 	proctest.Must(0, pprof.Lookup("goroutine").WriteTo(&stacks, 2))
 	return bytes.Count(stacks.Bytes(), []byte("tableflip.(*Upgrader).outlive("))
+}
+
+// What a later version says that is in charge is ignored unless it is understood.
+func TestSuccessorWords(t *testing.T) {
+	script := "{ echo here -; echo ready; read -r commit; echo acknowledged; echo; echo succeeded 7 3 later; " +
+		"echo preceded 8 4; echo succeeded 9; echo hurry now; cat >/dev/null; } >&3 <&4"
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+	Upgrade(t, upg)
+	proctest.Within(t, "Hurry", upg.Hurry())
+	if all := upg.Generations(); len(all) != 2 || all[1].PID != 7 || all[1].Number != 3 {
+		t.Errorf("the generations are %v", all)
+	}
 }

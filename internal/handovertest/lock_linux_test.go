@@ -265,6 +265,15 @@ func TestLoggerCallsInChild(t *testing.T) {
 	}
 }
 
+// The records of the end of a trial.
+func TestLoggerCallsOnTrial(t *testing.T) {
+	shorten(t, &step.MaxTrial)
+	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "curious", proctest.WithArg("false"))
+	Upgrade(t, upg)
+	proctest.Terminate(t, s.Await("serving").PID)
+	s.AwaitEnd()
+}
+
 func init() {
 	proctest.Role("curious", func() {
 		terminated := proctest.Terminated()

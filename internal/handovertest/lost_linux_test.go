@@ -1,15 +1,20 @@
 package handovertest
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/nametable"
+	"example.com/tableflip/internal/process"
 	"example.com/tableflip/internal/proctest"
 )
 
@@ -95,4 +100,69 @@ func TestLostTable(t *testing.T) {
 	if !proctest.IsReaped(m.PID) {
 		t.Error("two services are in charge")
 	}
+}
+
+// The process that has sent the table waits until the deadline of its caller.
+func TestLostDescriptorsDeadline(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{
+		UpgradeTimeout: 1,
+		Command: func(cmd *exec.Cmd) {
+			cmd.Args = proctest.Arguments("lossy", "")
+			proctest.Shell(`exec "$0" "$@" 3>&- 4>&-`)(cmd)
+		},
+	}, "lossy")
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if err := upg.UpgradeContext(ctx); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+	if m := s.Await("new"); !strings.Contains(m.Text, "waits for this one") {
+		t.Errorf("New: %s", m.Text)
+	}
+}
+
+// Without the pipes, a table is this process's own only if its sender may wait for it.
+func TestLostOrLeaked(t *testing.T) {
+	stranger := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")
+	pipe, err := stranger.StdoutPipe()
+	proctest.OK(t, err)
+	proctest.OK(t, stranger.Start())
+	line, err := bufio.NewReader(pipe).ReadString('\n')
+	proctest.OK(t, err)
+	nephew, err := strconv.Atoi(strings.TrimSpace(line))
+	proctest.OK(t, err)
+	t.Cleanup(func() {
+		syscall.Kill(nephew, syscall.SIGKILL)
+		stranger.Wait()
+	})
+	for _, test := range []struct {
+		sender    string
+		pid       int
+		namespace string
+		until     time.Duration
+		lost      bool
+	}{
+		{"ancestor", os.Getpid(), process.PIDNamespace(), time.Hour, true},
+		{"sibling", stranger.Process.Pid, process.PIDNamespace(), time.Hour, true},
+		{"stranger", nephew, process.PIDNamespace(), time.Hour, false},
+		{"ancestor that waits no more", os.Getpid(), process.PIDNamespace(), -time.Hour, false},
+		{"another PID namespace", os.Getpid(), "other", time.Hour, false},
+	} {
+		t.Run(test.sender, func(t *testing.T) {
+			s := proctest.NewService(t)
+			table := nametable.Table{PID: test.pid, PIDNamespace: test.namespace, Until: time.Now().Add(test.until)}
+			table.Ready, table.Verdict = nametable.PipeID{Inode: 1}, nametable.PipeID{Inode: 2}
+			s.Start(s.Command("new-once", table.Encode()...))
+			if m := s.Await("new"); strings.Contains(m.Text, "did not arrive") != test.lost || !test.lost && m.Text != "<nil>" {
+				t.Errorf("New: %s", m.Text)
+			}
+		})
+	}
+}
+
+func init() {
+	proctest.Role("new-once", func() {
+		proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{})))
+	})
 }

@@ -294,6 +294,35 @@ func TestManagerNoDescriptor(t *testing.T) {
 	m.want(os.Getpid(), "READY=1", reloading, mainPID(child.PID), barrier)
 }
 
+// As long as it can still be told that the upgrade has failed, there is none.
+func TestManagerNoDescriptorEarly(t *testing.T) {
+	m := startedByManager(t)
+	upg, _ := NewParent(t, tableflip.Options{}, "succeed")
+	var before unix.Rlimit
+	proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	restore := proctest.During(t, step.ReadyReceived, func() {
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max})
+	})
+	proctest.OK(t, upg.Ready())
+	err := upg.Upgrade()
+	restore()
+	proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	proctest.WantError(t, "Upgrade", err, syscall.EMFILE)
+	m.want(os.Getpid(), "READY=1", reloading)
+	proctest.OK(t, upg.Upgrade())
+}
+
+// A supervisor is told as systemd is.
+func TestManagerSupervisor(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	c, g, _ := startChain(t, m.variable(), fmt.Sprint("TABLEFLIP_SUPERVISOR=", os.Getpid()))
+	m.want(g.PID, "READY=1")
+	next := c.upgrade(g)
+	m.want(g.PID, reloading, mainPID(next.PID), barrier)
+	c.wantStop(next)
+}
+
 // The process that serves need not be the one that was started.
 func TestManagerWrapper(t *testing.T) {
 	m := startedByManager(t)
@@ -500,6 +529,39 @@ func TestManagerRehearsalLeaks(t *testing.T) {
 	m.wantNoMore()
 }
 
+// Nor does it stay open if the handover fails in the last moment.
+func TestManagerFailureLeaks(t *testing.T) {
+	for _, cancels := range []bool{false, true} {
+		t.Run(fmt.Sprint("cancels ", cancels), func(t *testing.T) {
+			m := startedByManager(t)
+			script := "{ echo here -; echo ready; read -r verdict; echo failed no disk; } >&3 <&4"
+			upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+			proctest.OK(t, upg.Ready())
+			m.want(os.Getpid(), "READY=1")
+			proctest.WithoutGC(t)
+			open := 0
+			for i := range 3 {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				restore := proctest.During(t, step.ReadyReceived, func() {
+					if cancels {
+						cancel()
+					}
+				})
+				err := upg.UpgradeContext(ctx)
+				restore()
+				m.want(os.Getpid(), reloading, failed(err))
+				if i == 0 { // what is opened once is open now
+					open = proctest.OpenDescriptors()
+				}
+			}
+			if now := proctest.OpenDescriptors(); now != open {
+				t.Errorf("%d descriptors were open, and %d are", open, now)
+			}
+		})
+	}
+}
+
 // With Type=notify-reload, every reload is answered: one that meets an upgrade, by
 // the end of that.
 func TestManagerReload(t *testing.T) {
@@ -513,6 +575,18 @@ func TestManagerReload(t *testing.T) {
 	cancel()
 	err := proctest.Within(t, "Upgrade", result)
 	m.want(os.Getpid(), "READY=1", reloading, reloading, failed(err))
+	m.wantNoMore()
+}
+
+// One that succeeds answers it, too.
+func TestManagerReloadSucceeds(t *testing.T) {
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "succeed")
+	proctest.During(t, step.ReadyReceived, func() {
+		proctest.WantError(t, "the second upgrade", upg.Upgrade(), tableflip.ErrUpgradeInProgress)
+	})
+	Upgrade(t, upg)
+	m.want(os.Getpid(), "READY=1", reloading, reloading, mainPID(s.Await("ready").PID), barrier)
 	m.wantNoMore()
 }
 

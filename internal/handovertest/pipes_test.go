@@ -53,6 +53,12 @@ func TestPipesOfOthers(t *testing.T) {
 	}
 }
 
+// Where nothing else tells pipes apart, a descriptor that is none is not taken for one.
+func TestPipesReplaced(t *testing.T) {
+	setPipes(t, true, false)
+	wantNoNew(t, `exec "$0" 3>/dev/null`, "new-twice", 2, "did not arrive")
+}
+
 // The token can be read once, and New be called twice: the second time must not make
 // a first generation of the child.
 func TestPipesTokenTwice(t *testing.T) {

@@ -31,6 +31,7 @@ func TestTableGarbled(t *testing.T) {
 		want          []string
 	}{
 		{"garbage", `TABLEFLIP_HANDOVER=garbage exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
+		{"garbage without pipes", `TABLEFLIP_HANDOVER=garbage exec "$0" 3>&- 4>&-`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"empty", `TABLEFLIP_HANDOVER= exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"header missing", `unset TABLEFLIP_HANDOVER; exec "$0"`, []string{"TABLEFLIP_HANDOVER", "garbled"}},
 		{"names missing", `unset TABLEFLIP_HANDOVER_0; exec "$0"`, []string{"TABLEFLIP_HANDOVER_0", "missing"}},

@@ -86,7 +86,7 @@ func TestTrialEvents(t *testing.T) {
 	proctest.WantError(t, "Upgrade", proctest.Within(t, "Upgrade", result), context.Canceled)
 	log.Await(t, `msg="tableflip: ended"`)
 	var got []string
-	for _, e := range shown(events) {
+	for _, e := range shownHere(events) {
 		got = append(got, strings.ReplaceAll(e, fmt.Sprintf(" pid=%d generation=2", child), " child"))
 	}
 	self := fmt.Sprintf(" pid=%d generation=1", os.Getpid())
@@ -108,6 +108,15 @@ func TestTrialVersionParent(t *testing.T) {
 	if got := proctest.Answer(t, "tcp", ln.Addr().String()); got != strconv.Itoa(child.PID) {
 		t.Errorf("the answer is %q, want %d", got, child.PID)
 	}
+}
+
+// A child may say on trial what this version does not know.
+func TestTrialUnknownWords(t *testing.T) {
+	shorten(t, &step.MaxTrial)
+	script := `{ echo here - trial; echo ready; read -r trial; echo; echo hello; read -r commit; echo acknowledged; ` +
+		`while read -r line; do :; done; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	Upgrade(t, upg)
 }
 
 // A rehearsal has no trial.

@@ -325,8 +325,9 @@ func TestTrialDeadline(t *testing.T) {
 	t.Parallel()
 	c, parent, _ := startChain(t, longTrial, timeoutVariable+"=1ns")
 	tr := &trialRun{chain: c, parent: parent, before: proctest.OpenFiles(t, parent.PID)}
-	parent.Order("upgrade until", "2s")
+	parent.Order("upgrade until")
 	tr.awaitTrial()
+	parent.Order("expire")
 	tr.wantUpgraded("deadline exceeded", "")
 	tr.wantUndone()
 }
@@ -498,7 +499,28 @@ func TestTrialOrphanStop(t *testing.T) {
 	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
 		t.Errorf("undone: %s", m.Text)
 	}
+	tr.awaitLook(tr.child, "2 %d draining, exit", tr.child.PID)
+	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and does not hurry
 	tr.wantDrained()
+}
+
+// A health check that fails when the parent has died leaves the only process that serves.
+func TestTrialOrphanUndo(t *testing.T) {
+	t.Parallel()
+	c, parent, _ := startChain(t, longTrial)
+	tr := &trialRun{chain: c, parent: parent}
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	tr.awaitTrial()
+	proctest.Kill(t, parent.PID, syscall.SIGKILL)
+	tr.child.AwaitStep(step.VerdictReceived)
+	tr.child.Order("undo")
+	if m := tr.child.Await("undone"); m.Text != "false" {
+		t.Error("an orphan has undone its trial")
+	}
+	tr.child.Resume()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
 }
 
 // What fails when the child takes charge undoes the trial.
@@ -533,9 +555,10 @@ func TestTrialUndoneNext(t *testing.T) {
 		t.Run(strconv.Itoa(maxDraining), func(t *testing.T) {
 			t.Parallel()
 			tr := undoTrial(t, maxDrainingVariable+"="+strconv.Itoa(maxDraining))
-			// It is longer than a child has that has failed before Ready.
-			tr.parent.Order("upgrade until", "1500ms")
+			tr.parent.Order("upgrade until")
 			tr.parent.AwaitStep(step.UndoneAwaited)
+			time.Sleep(1500 * time.Millisecond) // longer than a child has that has failed before Ready
+			tr.parent.Order("expire")
 			tr.wantUpgraded("upgrade in progress: process "+strconv.Itoa(tr.child.PID), "deadline")
 			hurries := ""
 			if maxDraining > 0 {

@@ -19,6 +19,7 @@ import (
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/inherit"
 	"example.com/tableflip/internal/nametable"
 	"example.com/tableflip/internal/process"
@@ -152,6 +153,20 @@ func TestUpstreamParentDies(t *testing.T) {
 	})
 }
 
+// Whoever can't take charge tells neither the parent nor the service manager that it has.
+func TestUpstreamParentCommitFails(t *testing.T) {
+	m := startedByManager(t)
+	f := startUnderUpstream(t, "under-upstream-fails", [][]string{})
+	if got := f.Await("refused").Text; !strings.Contains(got, "can't replace the PID file") {
+		t.Errorf("Ready returned %s", got)
+	}
+	m.wantNoMore()
+	if said, err := io.ReadAll(f.ready); len(said) > 0 || err != nil {
+		t.Errorf("the child said %q, %v", said, err)
+	}
+	f.AwaitEnd()
+}
+
 // A parent with the other library leaks the table that it was started with by one of ours,
 // whose process may not have ended yet.
 func TestUpstreamParentLeaks(t *testing.T) {
@@ -164,6 +179,39 @@ func TestUpstreamParentLeaks(t *testing.T) {
 	f := startUnderUpstream(t, "under-upstream-later", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
 	proctest.Terminate(t, f.Await("new").PID)
 	f.Await("ready")
+}
+
+// What a parent passes on has the address that it is bound to, too.
+func TestUpstreamParentAddress(t *testing.T) {
+	listener, _ := listenerFile(t)
+	f := startUnderUpstream(t, "under-upstream-address", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
+	if m := f.Await("claimed"); m.Text != "true" {
+		t.Error("the listener was not found by its address")
+	}
+}
+
+// With Options.Compat, a child that needs no names does not keep their pipe.
+func TestUpstreamNamesClosed(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Compat: true}, "compare-names")
+	Upgrade(t, upg)
+	if m := s.Await("same"); m.Text != "false" {
+		t.Error("the pipe of the names is still open")
+	}
+}
+
+func init() {
+	proctest.Role("under-upstream-address", func() {
+		ln := proctest.Must(net.FileListener(os.NewFile(uintptr(proctest.Must(syscall.Dup(5))), "listener")))
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("claimed", proctest.Must(upg.Listener("tcp", ln.Addr().String())) != nil)
+	})
+	proctest.Role("compare-names", func() {
+		var names, now syscall.Stat_t
+		proctest.Must(0, syscall.Fstat(4, &names))
+		MustBeReady(proctest.Must(tableflip.New(tableflip.Options{})))
+		err := syscall.Fstat(4, &now)
+		proctest.Report("same", err == nil && now.Ino == names.Ino)
+	})
 }
 
 func TestUpstreamParentGarbled(t *testing.T) {
@@ -221,6 +269,11 @@ func init() {
 		<-terminated
 		under(upg)
 	})
+	proctest.Role("under-upstream-fails", func() {
+		upg := open()
+		proctest.When(step.VerdictReceived, func() { proctest.Must(0, os.Remove(proctest.Arg()+".tmp")) })
+		proctest.Report("refused", upg.Ready())
+	})
 	proctest.Role("under-upstream-garbled", func() {
 		for range 2 {
 			proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{})))
@@ -234,7 +287,13 @@ func TestUpstreamChild(t *testing.T) {
 			upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg(status))
 			ln := proctest.Opened[net.Listener](t)(upg.Listen("tcp", "127.0.0.1:0"))
 			proctest.OK(t, upg.AddFile("a;b", os.Stderr))
-			Upgrade(t, upg)
+			proctest.OK(t, upg.Ready())
+			events, cancel := event.Subscribe()
+			defer cancel()
+			proctest.OK(t, upg.Upgrade())
+			if all := strings.Join(shown(events), ", "); !strings.Contains(all, "here pid") {
+				t.Errorf("the events are %s", all)
+			}
 			if !upg.Replaced() {
 				t.Error("Replaced returns false")
 			}
@@ -270,12 +329,16 @@ func TestUpstreamChildDies(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	upg, s := NewParent(t, tableflip.Options{Compat: true, PIDFile: pidFile}, "upstream-child", proctest.WithArg("0"))
 	proctest.OK(t, upg.Ready())
-	for _, upgrade := range []func() error{upg.Upgrade, func() error { return upg.Rehearse(t.Context()) }} {
+	rehearse := func() error { return upg.Rehearse(t.Context()) }
+	for i, upgrade := range []func() error{upg.Upgrade, rehearse, rehearse} {
 		restore := proctest.During(t, step.ReadyReceived, func() {
 			child := s.Await("named").PID
 			proctest.OK(t, os.WriteFile(pidFile, []byte(strconv.Itoa(child)), 0o600)) // as the other library does
 			proctest.Kill(t, child, syscall.SIGKILL)
 			proctest.AwaitDeath(t, child)
+			if i == 2 { // as in a program that waits for all of its children
+				proctest.Must(syscall.Wait4(child, nil, 0, nil))
+			}
 		})
 		err := upgrade()
 		restore()
@@ -296,7 +359,8 @@ func TestUpstreamChildDies(t *testing.T) {
 func TestUpstreamRehearse(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Compat: true}, "upstream-child", proctest.WithArg("0"))
 	proctest.OK(t, upg.Ready())
-	proctest.OK(t, upg.Rehearse(t.Context()))
+	proctest.OK(t, twice(t, func() error { return upg.Rehearse(t.Context()) }))
+	s.Await("named")
 	child := s.Await("named")
 	if !proctest.IsReaped(child.PID) {
 		t.Errorf("the child, %d, is still there", child.PID)
@@ -395,6 +459,13 @@ func TestUpstreamManyNames(t *testing.T) {
 	}
 	role = "succeed"
 	proctest.OK(t, upg.Upgrade())
+	s.Await("ready")
+}
+
+// With Options.Compat, too, a wrapper may start the service.
+func TestUpstreamWrapper(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Compat: true, Command: proctest.Shell(`"$0" & wait`)}, "succeed")
+	Upgrade(t, upg)
 	s.Await("ready")
 }
 

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -99,8 +101,9 @@ func init() {
 			if verdict != "commit" {
 				panic(verdict)
 			}
-			proctest.Must(0, parent.say("please wait"))
-			proctest.Must(0, parent.say("acknowledged with thanks"))
+			for _, line := range []string{"", "please wait", "stopping", "acknowledged with thanks", ""} {
+				proctest.Must(0, parent.say(line))
+			}
 			proctest.Report("in-charge", strings.Join(names, " "))
 			proctest.Report("offers", offers)
 			conn := proctest.Must(proctest.Must(net.FileListener(os.NewFile(5, "listener"))).Accept())
@@ -137,6 +140,70 @@ func init() {
 			}
 		}
 	})
+}
+
+// Words that come with the last one are no reason not to hear that.
+func TestVersionLastWords(t *testing.T) {
+	for _, test := range []struct{ name, words, says string }{
+		{"acknowledged", "echo; echo hello; echo acknowledged; echo bye", ""},
+		{"nothing", "echo; echo hello", "did not take charge"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			before := step.AcknowledgeTimeout
+			step.AcknowledgeTimeout = 1 // so that only what is there already is heard
+			t.Cleanup(func() { step.AcknowledgeTimeout = before })
+			said := filepath.Join(t.TempDir(), "said")
+			upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(
+				"{ echo here $$; echo ready; read -r commit; " + test.words + "; : >" + said + "; while read -r line; do :; done; } >&3 <&4")})
+			proctest.OK(t, upg.Ready())
+			proctest.During(t, step.AfterCommit, func() {
+				proctest.AwaitThat(t, "all is said", func() bool { return proctest.Exists(said) })
+			})
+			if err := upg.Upgrade(); (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
+				t.Errorf("Upgrade: %v, want %q", err, test.says)
+			}
+		})
+	}
+}
+
+// Why a child has failed may not be the first that it says.
+func TestVersionFailedLate(t *testing.T) {
+	var child *exec.Cmd
+	upg := NewUpgrader(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+		proctest.Shell("{ echo here $$; echo ready; echo; echo hello; echo failed no disk; } >&3")(cmd)
+		child = cmd
+	}})
+	proctest.OK(t, upg.Ready())
+	proctest.During(t, step.ReadyReceived, func() { proctest.AwaitDeath(t, child.Process.Pid) })
+	if err := upg.Rehearse(t.Context()); err == nil || !strings.Contains(err.Error(), "failed: no disk") {
+		t.Errorf("Rehearse: %v", err)
+	}
+}
+
+// A child dies before it hears of its trial.
+func TestVersionTrialUnheard(t *testing.T) {
+	var child *exec.Cmd
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: func(cmd *exec.Cmd) {
+		proctest.Shell("{ echo here $$ trial; echo ready; } >&3")(cmd)
+		child = cmd
+	}})
+	proctest.OK(t, upg.Ready())
+	proctest.During(t, step.ReadyReceived, func() { proctest.AwaitDeath(t, child.Process.Pid) })
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "was ready, and died or was stopped") {
+		t.Errorf("Upgrade: %v", err)
+	}
+}
+
+// A child of another PID namespace that has closed its pipes can't take charge any more.
+func TestVersionUnknownLeaves(t *testing.T) {
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(
+		"{ echo here -; echo ready; read -r commit; } >&3 <&4; exec 3>&- 4<&-; exec sleep 1000")})
+	proctest.OK(t, upg.Ready())
+	for range 2 {
+		if err := upg.Upgrade(); err == nil || !strings.HasSuffix(err.Error(), "died or was stopped before it took charge") {
+			t.Errorf("Upgrade: %v", err)
+		}
+	}
 }
 
 // The child takes charge after its abort, and the parent cannot know whether it lives.
@@ -204,7 +271,7 @@ func TestVersionChild(t *testing.T) {
 			child.want(t, "ready")
 			switch end {
 			case "commit":
-				child.sayAll(t, "commit at once", "and", "notified of it", "gone")
+				child.sayAll(t, "commit at once", "and", "notified of it", "notified", "gone")
 				child.want(t, "acknowledged")
 				if m := s.Await("Ready"); m.Text != "<nil>" {
 					t.Errorf("Ready: %s", m.Text)
@@ -244,7 +311,7 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 		t.Run(strconv.Itoa(try), func(t *testing.T) {
 			s := proctest.NewService(t)
 			child := speakToChild(t, s.Command("spoken-to"), "", "fd,a", os.Stderr)
-			child.sayAll(t, "commit"+strings.Repeat("\n", 4000)+"abort")
+			child.sayAll(t, "commit"+strings.Repeat("\n", 4000)+"abort\nabort\nabort")
 			if m := s.Await("Ready"); !strings.Contains(m.Text, "aborted") {
 				t.Errorf("Ready: %s", m.Text)
 			}
@@ -341,8 +408,8 @@ func TestVersionUnknownKinds(t *testing.T) {
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one",
-		write[0], os.Stderr, write[1], write[2], write[3], write[4])
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;"+
+		"earlier,ready,2;earlier,verdict,3", write[0], os.Stderr, write[1], write[2], write[3], write[4], os.Stderr, os.Stderr)
 	for _, w := range write {
 		w.Close()
 	}
@@ -350,6 +417,9 @@ func TestVersionUnknownKinds(t *testing.T) {
 	child.want(t, "ready")
 	child.sayAll(t, "commit")
 	child.want(t, "acknowledged")
+	if m := s.Await("elders"); m.Text != "0" {
+		t.Errorf("the child takes incomplete descriptors for %s earlier generations", m.Text)
+	}
 	if m := s.Await("files"); m.Text != "[fd:known:]" {
 		t.Errorf("the child got the files %s", m.Text)
 	}
@@ -364,6 +434,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 func init() {
 	proctest.Role("tell-files", func() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("elders", len(upg.Generations())-2)
 		var names []string
 		for _, file := range proctest.Must(upg.Files()) {
 			names = append(names, file.Name())

@@ -2,10 +2,14 @@ package handovertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,31 +46,62 @@ func TestWrapperFails(t *testing.T) {
 	} {
 		for _, at := range []step.Step{step.ChildStarted, step.ReadyReceived} {
 			t.Run(wrapper.name+", "+at.String(), func(t *testing.T) {
-				// At the first step the time is over, so that the parent has not heard
+				// At the first step the upgrade is over, so that the parent has not heard
 				// that the service is here.
-				role, timeout := "hang", time.Nanosecond
+				role := "hang"
 				if at == step.ReadyReceived {
-					role, timeout = "ready-or-leave", proctest.Patience
+					role = "ready-or-leave"
 				}
-				upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(wrapper.script), UpgradeTimeout: timeout}, role)
+				script := "{ echo; echo hello; } >&3; " + wrapper.script
+				upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(script)}, role)
 				proctest.OK(t, upg.Ready())
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
+				ctx := &promptContext{done: make(chan struct{})}
 				var service int
 				restore := proctest.During(t, at, func() {
 					service = pidfd(t, s.Await("hanging").PID)
-					cancel()
+					ctx.end()
 				})
 				err := upg.UpgradeContext(ctx)
 				restore()
-				if err == nil {
-					t.Fatal("the upgrade succeeded")
-				}
+				proctest.WantError(t, "Upgrade", err, context.Canceled)
 				if !hasEnded(service) {
 					t.Error("the service's process lives")
 				}
 			})
 		}
+	}
+}
+
+// A promptContext has ended for those that follow it when end returns. Contexts of package
+// context leave that to a goroutine.
+type promptContext struct {
+	done    chan struct{}
+	follows []func()
+}
+
+func (c *promptContext) Deadline() (deadline time.Time, ok bool) { return }
+
+func (c *promptContext) Done() <-chan struct{} { return c.done }
+
+func (c *promptContext) Value(any) any { return nil }
+
+func (c *promptContext) Err() error {
+	if proctest.IsClosed(c.Done()) {
+		return context.Canceled
+	}
+	return nil
+}
+
+// AfterFunc is what context.AfterFunc calls.
+func (c *promptContext) AfterFunc(f func()) (stop func() bool) {
+	c.follows = append(c.follows, f)
+	return func() bool { return !proctest.IsClosed(c.Done()) }
+}
+
+func (c *promptContext) end() {
+	close(c.done)
+	for _, f := range c.follows {
+		f()
 	}
 }
 
@@ -83,7 +118,7 @@ func init() {
 // The service that a wrapper has started dies before it is ready. Neither the wrapper
 // nor the pipe tells.
 func TestWrapperServiceDies(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & exec sleep 1000`)}, "die-held")
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & exec sleep 1000`)}, "die-held", proctest.WithArg("5"))
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()
 	child := s.Await("dying")
@@ -92,27 +127,133 @@ func TestWrapperServiceDies(t *testing.T) {
 	}
 }
 
-// A process that exits has closed its descriptors for a moment before it has ended.
-func TestWrapperServiceIsDying(t *testing.T) {
-	upg, _ := NewParent(t, tableflip.Options{
-		Command: proctest.Shell(`
-			sleep 0.3 0<&- >&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
-			until [ -z "$(ls /proc/$!/fd)" ]; do :; done
-			echo here $! >&3
-			exec sleep 1000`),
-	}, "fail")
+// Nor does the pipe tell of one without a wrapper, for which no status is a success.
+func TestServiceExitsPipeHeld(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{}, "die-held", proctest.WithArg("0"))
 	proctest.OK(t, upg.Ready())
-	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "exited before it was in charge") {
+	err := upg.Upgrade()
+	child := s.Await("dying")
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d, exited before it was ready: exit status 0", child.PID)) {
 		t.Errorf("Upgrade: %v", err)
 	}
+}
+
+// A wrapper may have succeeded long before its service is ready.
+func TestWrapperSucceeds(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`PROCTEST_ARG=$$ "$0" &`)}, "outlive-wrapper")
+	Upgrade(t, upg)
+	s.Await("ready")
+}
+
+func init() {
+	proctest.Role("outlive-wrapper", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		wrapper := proctest.Must(strconv.Atoi(proctest.Arg()))
+		for syscall.Kill(wrapper, 0) != syscall.ESRCH { // until it was reaped
+			time.Sleep(time.Millisecond)
+		}
+		MustBeReady(upg)
+		proctest.Report("ready")
+	})
+}
+
+// The service gets the time to end that its wrapper has not used. A busy machine may need
+// some attempts.
+func TestWrapperServiceFails(t *testing.T) {
+	marker := filepath.Join(t.TempDir(), "marker")
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" &`)}, "fail-slowly", proctest.WithArg(marker))
+	proctest.OK(t, upg.Ready())
+	proctest.AwaitThat(t, "the service ends by itself", func() bool {
+		if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "failed: no disk") {
+			t.Fatalf("Upgrade: %v", err)
+		}
+		s.Await("failing")
+		return proctest.Exists(marker)
+	})
+}
+
+func init() {
+	proctest.Role("fail-slowly", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("failing")
+		upg.Fail(errors.New("no disk"))
+		time.Sleep(time.Second / 5)
+		proctest.Must(0, os.WriteFile(proctest.Arg(), nil, 0o600))
+	})
+}
+
+// The service has ended when the parent looks who has said that it is here.
+func TestWrapperServiceEnds(t *testing.T) {
+	for _, test := range []struct{ name, script string }{
+		// It has closed its descriptors for a moment before it has ended.
+		{"now", `sleep 0.3 0<&- >&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
+			until [ -z "$(ls /proc/$!/fd)" ]; do :; done`},
+		{"and was reaped", "true & wait $!"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			upg, _ := NewParent(t, tableflip.Options{
+				Command: proctest.Shell(test.script + "\necho here $! >&3; exec sleep 1000"),
+			}, "fail")
+			proctest.OK(t, upg.Ready())
+			if err := twice(t, upg.Upgrade); err == nil || !strings.Contains(err.Error(), "exited before it was in charge") {
+				t.Errorf("Upgrade: %v", err)
+			}
+		})
+	}
+}
+
+// twice returns the result of the second of two upgrades, which must leave nothing open.
+func twice(t *testing.T, upgrade func() error) error {
+	t.Helper()
+	proctest.WithoutGC(t)
+	_ = upgrade()
+	before := proctest.OpenDescriptors()
+	err := upgrade()
+	proctest.AwaitThat(t, fmt.Sprintf("no more than %d descriptors are open", before), func() bool {
+		return proctest.OpenDescriptors() <= before
+	})
+	return err
+}
+
+// The parent has a handle of a service that a wrapper has started.
+func TestWrapperLeaks(t *testing.T) {
+	upg, _ := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & wait`)}, "ready-or-leave")
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, twice(t, func() error { return upg.Rehearse(t.Context()) }))
 }
 
 func init() {
 	proctest.Role("die-held", func() {
 		proctest.Must(tableflip.New(tableflip.Options{}))
-		holder := hold(3, 4)
-		proctest.Report("dying", holder)
-		os.Exit(5)
+		proctest.Report("dying", hold(3, 4))
+		os.Exit(proctest.Must(strconv.Atoi(proctest.Arg())))
+	})
+}
+
+// The death of a service that a wrapper has started is confirmed by its handle, whoever has
+// its pipe.
+func TestWrapperStuckPipeHeld(t *testing.T) {
+	shorten(t, &step.AcknowledgeTimeout)
+	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & wait`)}, "hang-committed")
+	proctest.OK(t, upg.Ready())
+	for range 2 {
+		err := upg.Upgrade()
+		proctest.WantError(t, "Upgrade", err, os.ErrDeadlineExceeded)
+		if strings.Contains(fmt.Sprint(err), "still there") {
+			t.Errorf("Upgrade: %v", err)
+		}
+		if m := s.Await("held"); syscall.Kill(m.PID, 0) == nil && !hasEnded(pidfd(t, m.PID)) {
+			t.Errorf("the service, %d, lives", m.PID)
+		}
+	}
+}
+
+func init() {
+	proctest.Role("hang-committed", func() {
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.Report("held", hold(3, 4))
+		proctest.When(step.VerdictReceived, proctest.UntilKilled)
+		upg.Ready()
 	})
 }
 
@@ -134,7 +275,7 @@ func TestWrapperInnocent(t *testing.T) {
 				Command: proctest.Shell(fmt.Sprintf("echo here %d >&3; %s", innocent.Process.Pid, test.then)),
 			}, "fail")
 			proctest.OK(t, upg.Ready())
-			if err := upg.Upgrade(); err == nil {
+			if err := twice(t, upg.Upgrade); err == nil {
 				t.Error("the upgrade succeeded")
 			}
 			if proctest.IsReaped(innocent.Process.Pid) || hasEnded(pidfd(t, innocent.Process.Pid)) {
