@@ -328,12 +328,12 @@ func (p *parent) leaveElders() {
 func (p *parent) hearEnd(err error) {
 	// Whoever learns that the parent has exited finds these descriptors closed.
 	p.verdict.Close()
-	switch ended := errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded); {
-	case ended && !isClosed(p.decided):
+	switch {
+	case isClosed(p.decided):
+	case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
 		p.orphan = true
 		close(p.decided)
-	case ended:
-	case !isClosed(p.decided):
+	default:
 		p.refuse(fmt.Errorf("tableflip: can't read the parent's verdict: %w", err))
 	}
 	if p.refusal == nil || p.onTrial.Load() {
@@ -381,12 +381,7 @@ func (p *parent) sayInCharge(number int) {
 func (p *parent) takeCharge(prepare func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.inCharge:
-		return nil
-	case p.abandoned != nil:
-		return p.abandoned
-	case isClosed(p.aborted):
+	if isClosed(p.aborted) {
 		p.abandonLocked(errAborted)
 		return errAborted
 	}
@@ -676,9 +671,7 @@ const maxReason = 1000
 // oneLine makes the text of err fit into a line of words.
 func oneLine(err error) string {
 	text := strings.ToValidUTF8(err.Error(), "\uFFFD")
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
-		return unicode.IsSpace(r) || unicode.IsControl(r)
-	}), " ")
+	text = strings.Join(strings.FieldsFunc(text, unicode.IsControl), " ")
 	if len(text) > maxReason {
 		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
 	}

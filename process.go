@@ -62,7 +62,7 @@ func (u *Upgrader) checkSupervision() error {
 	case os.Getpid() == 1:
 		return errors.New("tableflip: this process is PID 1, and the kernel ends all other processes of its PID namespace with it: " +
 			"have tableflip-supervise start the service")
-	case u.parent == nil && u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
+	case u.pidFile.IsNone() && u.managerEnv.WatchesFirst():
 		return errors.New("tableflip: systemd ends the service with this process, because it can't learn of the next one: " +
 			"set Type=notify in the unit, or PIDFile= there and in Options.PIDFile")
 	}

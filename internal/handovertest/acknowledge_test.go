@@ -19,7 +19,18 @@ import (
 // Between ready and the acknowledgement, the child dies, gives up, cannot take charge, or
 // acknowledges at the last moment.
 
+const waitRefused = "wait after Ready was refused"
+
 func init() {
+	mishaps[waitRefused] = func(w *proctest.Wire, upg *tableflip.Upgrader) {
+		err := upg.Ready()
+		if err == nil {
+			step.Reached(readyReturns)
+		}
+		w.ReportError("refused", err)
+		w.ReportError("waited", upg.WaitForParent(context.Background()))
+		w.Hang()
+	}
 	mishaps["leave the pipes to a descendant"] = func(w *proctest.Wire, _ *tableflip.Upgrader) {
 		w.Report("holder", hold(3, 4))
 	}
@@ -104,11 +115,14 @@ func TestChildStopsAtStep(t *testing.T) {
 func TestCommitFails(t *testing.T) {
 	t.Parallel()
 	c, parent, _ := startChain(t)
-	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived), mishapVariable+"="+waitRefused)
 	child := c.Next()
 	child.AwaitStep(step.VerdictReceived)
 	proctest.OK(t, os.Remove(filepath.Join(c.dir, "pid.tmp")))
 	child.Resume()
+	if m := child.Await("waited"); !strings.Contains(m.Text, "can't replace the PID file") {
+		t.Errorf("WaitForParent returned %q", m.Text)
+	}
 	m := parent.Await("upgraded")
 	for _, want := range []string{strconv.Itoa(child.PID), "can't replace the PID file", syscall.ENOENT.Error()} {
 		if !strings.Contains(m.Text, want) {

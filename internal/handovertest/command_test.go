@@ -61,15 +61,28 @@ func TestCommandForges(t *testing.T) {
 }
 
 // Without an environment of its own, a command has this process's, as in package os/exec.
-func TestCommandEnvNil(t *testing.T) {
+// Without a directory of its own, it has this process's, whatever that is called.
+func TestCommandCleared(t *testing.T) {
 	dir := t.TempDir()
-	upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
-		cmd.Env, cmd.Dir, cmd.Args = nil, dir, proctest.Arguments("tell-environment")
-	}}, "tell-environment")
-	t.Setenv("LANG", "as here")
-	Upgrade(t, upg)
-	if got, want := s.Await("environment").Text, "as here "+dir; got != want {
-		t.Errorf("the child has %q, want %q", got, want)
+	for _, test := range []struct {
+		name, want string
+		command    func(*exec.Cmd)
+	}{
+		{"environment", "as here " + dir, func(cmd *exec.Cmd) { cmd.Env, cmd.Dir = nil, dir }},
+		{"directory", "as here as called here", func(cmd *exec.Cmd) { cmd.Dir = "" }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			upg, s := NewParent(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+				cmd.Args = proctest.Arguments("tell-environment")
+				test.command(cmd)
+			}}, "tell-environment")
+			t.Setenv("LANG", "as here")
+			t.Setenv("PWD", "as called here")
+			Upgrade(t, upg)
+			if got := s.Await("environment").Text; got != test.want {
+				t.Errorf("the child has %q, want %q", got, test.want)
+			}
+		})
 	}
 }
 

@@ -1,7 +1,9 @@
 package handovertest
 
 import (
+	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -195,6 +197,103 @@ func TestDrainingElderOfStarting(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Nor does it know the PID of its successor there.
+func TestDrainingElderHears(t *testing.T) {
+	for _, test := range []struct{ name, words, script string }{
+		{"same PID namespace", "generation=5", `exec "$0"`},
+		{"another", "generation=5 pidns=other", `"$0" & wait`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("lineage", s.Wire())
+			proctest.Shell(test.script)(cmd)
+			readyRead, readyWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			defer readyRead.Close()
+			verdictRead, verdictWrite, err := os.Pipe()
+			proctest.OK(t, err)
+			defer verdictWrite.Close()
+			details := fmt.Sprint("4,77,", time.Now().UnixMilli())
+			parent := speakToChild(t, cmd, test.words, "earlier,ready,"+details+";earlier,verdict,"+details, readyWrite, verdictRead)
+			readyWrite.Close()
+			verdictRead.Close()
+			child := s.Next()
+			child.Order("new")
+			child.Await("new")
+			child.Order("ready")
+			parent.hear() // here
+			parent.want(t, "ready")
+			parent.sayAll(t, "commit")
+			want := fmt.Sprintf("succeeded %d 6", child.PID)
+			if test.name == "another" {
+				want = "succeeded - 6"
+			}
+			elder := spokenTo{speaker: speaker{hearing: bufio.NewReader(readyRead)}}
+			elder.want(t, want)
+		})
+	}
+}
+
+// An elder whose pipe is closed, and whose process has not ended yet, is not passed on.
+func TestDrainingElderExecutes(t *testing.T) {
+	d := newDrainers(t)
+	readyRead, readyWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	defer readyRead.Close()
+	verdictRead, verdictWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	sleeper, handle := startSleeper(t)
+	details := fmt.Sprint("4,", sleeper.Process.Pid, ",", time.Now().UnixMilli())
+	parent := speakToChild(t, d.command(5), "generation=5",
+		fmt.Sprintf("earlier,ready,%[1]s;earlier,verdict,%[1]s;earlier,process,%[1]s", details), readyWrite, verdictRead, handle)
+	readyWrite.Close()
+	verdictRead.Close()
+	parent.hear() // here
+	parent.want(t, "ready")
+	parent.sayAll(t, "commit")
+	d.add()
+	before := proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))
+	verdictWrite.Close()
+	proctest.AwaitThat(t, "the pipe is closed on its other end, too", func() bool {
+		return proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))["pipe"] < before["pipe"]
+	})
+	d.newest().Order("upgrade", "1m", proctest.Environment("fail"))
+	d.wantRefused("exit status 7")
+}
+
+// What is opened to pass elders on is closed if there are not enough descriptors.
+func TestDrainingDescriptors(t *testing.T) {
+	t.Parallel()
+	d := startDraining(t, 5, 3)
+	newest := d.newest()
+	fail := func() proctest.Message {
+		newest.Order("upgrade", "1m", proctest.Environment("fail"))
+		return newest.Await("upgraded")
+	}
+	fail() // the first may open what stays
+	before := proctest.OpenFiles(t, newest.PID)
+	limit := 3
+	for before[strconv.Itoa(limit)] != "" {
+		limit++
+	}
+	for more := 0; ; more++ {
+		newest.LimitDescriptors(limit + more)
+		m := fail()
+		newest.LimitDescriptors(-1)
+		if after := proctest.OpenFiles(t, newest.PID); !maps.Equal(after, before) {
+			t.Errorf("with %d more descriptors: they were %v, and are %v", more, before, after)
+		}
+		if m.Cause == "exit status 7" {
+			break
+		}
+		if m.Cause != syscall.EMFILE.Error() || !strings.Contains(m.Text, "limit of open files") {
+			t.Fatalf("with %d more descriptors: Upgrade returned %q, caused by %q", more, m.Text, m.Cause)
+		}
+	}
+	d.upgrade()
+	d.wantAll()
 }
 
 // One that has not been heard of for so long that its pipe is full holds nothing up.

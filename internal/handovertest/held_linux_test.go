@@ -1,6 +1,7 @@
 package handovertest
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -141,20 +143,62 @@ func init() {
 	})
 }
 
-// Upgrade is accepted from the moment when the parent's process has ended, whether or not
-// this process has noticed it.
+// Upgrade is accepted from the moment when the parent's process has ended, or has closed its
+// pipe, whether or not this process has noticed it.
 func TestParentDeadUpgrade(t *testing.T) {
+	for _, tells := range []string{"process", "pipe"} {
+		t.Run(tells, func(t *testing.T) {
+			s := proctest.NewService(t)
+			sleeper, handle := startSleeper(t)
+			entries, files := "process,parent", []*os.File{handle}
+			if tells == "pipe" {
+				entries, files = "fd,a", []*os.File{os.Stderr}
+			}
+			arg := proctest.WithArg(tells + " " + strconv.Itoa(sleeper.Process.Pid))
+			child := speakToChild(t, s.Command("upgrade-at-once", arg), "", entries, files...)
+			child.sayAll(t, "commit")
+			if m := s.Await("early"); m.Text != tableflip.ErrParentRunning.Error() {
+				t.Errorf("Upgrade beside the parent: %s", m.Text)
+			}
+			if tells == "process" {
+				sleeper.Process.Kill()
+			} else {
+				child.saying.Close()
+			}
+			if m := s.Await("upgraded"); !strings.HasPrefix(m.Text, "true ") {
+				t.Errorf("Upgrade was not accepted: %s", m.Text)
+			}
+		})
+	}
+}
+
+// The process of a parent may hold a lock for a moment after it has closed its pipe.
+func TestParentProcessAwaited(t *testing.T) {
 	s := proctest.NewService(t)
 	sleeper, handle := startSleeper(t)
-	child := speakToChild(t, s.Command("upgrade-at-once", proctest.WithArg(strconv.Itoa(sleeper.Process.Pid))), "", "process,parent", handle)
+	arg := proctest.WithArg(strconv.Itoa(sleeper.Process.Pid))
+	child := speakToChild(t, s.Command("await-process", arg), "", "process,parent", handle)
 	child.sayAll(t, "commit")
-	if m := s.Await("early"); m.Text != tableflip.ErrParentRunning.Error() {
-		t.Errorf("Upgrade beside the parent: %s", m.Text)
-	}
+	s.Await("waiting")
+	child.saying.Close()
+	time.Sleep(time.Second / 10) // in which it must not return, and need not have begun to wait
 	sleeper.Process.Kill()
-	if m := s.Await("upgraded"); !strings.HasPrefix(m.Text, "true ") {
-		t.Errorf("Upgrade was not accepted: %s", m.Text)
+	if m := s.Await("waited"); m.Text != "true" {
+		t.Error("WaitForParent has returned while the parent's process lived")
 	}
+}
+
+func init() {
+	proctest.Role("await-process", func() {
+		const limit = 5 * time.Second // after which nobody waits for the process
+		parent := proctest.Must(unix.PidfdOpen(proctest.Must(strconv.Atoi(proctest.Arg())), 0))
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		MustBeReady(upg)
+		began := time.Now()
+		proctest.Report("waiting")
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		proctest.Report("waited", time.Since(began) >= limit || hasEnded(parent))
+	})
 }
 
 func init() {
@@ -162,7 +206,11 @@ func init() {
 		runtime.GOMAXPROCS(1)
 		upg := proctest.Must(tableflip.New(tableflip.Options{Command: proctest.Unstartable}))
 		MustBeReady(upg)
-		parent := proctest.Must(unix.PidfdOpen(proctest.Must(strconv.Atoi(proctest.Arg())), 0))
+		tells, pid, _ := strings.Cut(proctest.Arg(), " ")
+		parent := proctest.Must(unix.Dup(4)) // the pipe, which this process may close
+		if tells == "process" {
+			parent = proctest.Must(unix.PidfdOpen(proctest.Must(strconv.Atoi(pid)), 0))
+		}
 		proctest.Report("early", upg.Upgrade())
 		// While it waits like this, no other goroutine runs.
 		polled := unix.PollFd{Fd: int32(parent), Events: unix.POLLIN}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -200,7 +201,12 @@ func TestStartFails(t *testing.T) {
 // where there is no free descriptor, until a start gets through.
 func TestStartDescriptors(t *testing.T) {
 	t.Parallel()
-	c, parent, _ := startChain(t)
+	test := proctest.Opened[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	c, first, _ := startChain(t, linkVariable+"="+test.Addr().String())
+	parent := c.upgrade(first) // which has claimed a connection, of which it passes a duplicate on
+	proctest.OK(t, os.Remove(filepath.Join(c.dir, "journal")))
+	parent.Order("upgrade", proctest.Environment("fail")) // the first may open what stays
+	parent.Await("upgraded")
 	before := proctest.OpenFiles(t, parent.PID)
 	limit := 3
 	for before[strconv.Itoa(limit)] != "" {

@@ -721,3 +721,26 @@ func TestTrialDraining(t *testing.T) {
 	tr.awaitLook(first, "1 %d draining, exit, replaced, hurry", first.PID)
 	held.Close()
 }
+
+// Nor do they take one for a successor that has given up, and drains.
+func TestTrialDrainingStopped(t *testing.T) {
+	t.Parallel()
+	c, first, _ := startChain(t, maxDrainingVariable+"=1")
+	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh"))
+	c.wantAnswers(c.send(), first.PID)
+	first.Order("upgrade", longTrial)
+	tr := &trialRun{chain: c, parent: c.Next()}
+	tr.parent.AwaitStep(readyReturns)
+	first.Await("upgraded")
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	tr.hold()
+	proctest.Suspend(t, tr.parent.PID) // so that it does not undo the trial
+	tr.child.Order("stop")
+	tr.child.Take("closed")
+	proctest.Kill(t, tr.parent.PID, syscall.SIGKILL)
+	tr.awaitLook(first, "1 %d draining, exit, replaced, hurry", first.PID)
+	tr.wantDrained()
+	held.Close()
+}

@@ -462,6 +462,15 @@ func TestUpstreamManyNames(t *testing.T) {
 	s.Await("ready")
 }
 
+// With Options.Compat, too, the parent learns how a child has ended that said nothing.
+func TestUpstreamFails(t *testing.T) {
+	upg, _ := NewParent(t, tableflip.Options{Compat: true}, "fail")
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "exit status 7") {
+		t.Errorf("Upgrade: %v", err)
+	}
+}
+
 // With Options.Compat, too, a wrapper may start the service.
 func TestUpstreamWrapper(t *testing.T) {
 	upg, s := NewParent(t, tableflip.Options{Compat: true, Command: proctest.Shell(`"$0" & wait`)}, "succeed")

@@ -319,6 +319,40 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 	}
 }
 
+// A parent that does not hear the acknowledgement any more has said why, unless it is dead.
+func TestVersionChildUnheard(t *testing.T) {
+	for _, end := range []string{"abort", "death"} {
+		t.Run(end, func(t *testing.T) {
+			c := newChain(t)
+			cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir, mishapVariable+"="+waitRefused, c.PauseAt(step.PIDFileWritten))
+			file, addr := listenerFile(t)
+			child := speakToChild(t, cmd, "", "listener,tcp,127.0.0.1:0,"+addr, file)
+			g := c.Next()
+			child.want(t, fmt.Sprint("here ", g.PID))
+			child.want(t, "ready")
+			child.sayAll(t, "commit")
+			g.AwaitStep(step.PIDFileWritten)
+			child.read.Close()
+			g.Resume()
+			time.Sleep(time.Second / 10) // It has mostly found out by then, and need not.
+			if end == "abort" {
+				child.sayAll(t, "abort")
+			} else {
+				child.saying.Close()
+			}
+			want := "" // in charge
+			if end == "abort" {
+				want = "tableflip: the parent has aborted the upgrade: exit, and leave alone what is shared"
+			}
+			for _, call := range []string{"refused", "waited"} {
+				if m := g.Await(call); m.Text != want {
+					t.Errorf("%s: %q, want %q", call, m.Text, want)
+				}
+			}
+		})
+	}
+}
+
 func init() {
 	proctest.Role("spoken-to", func() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
@@ -409,7 +443,8 @@ func TestVersionUnknownKinds(t *testing.T) {
 		read, write = append(read, r), append(write, w)
 	}
 	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;"+
-		"earlier,ready,2;earlier,verdict,3", write[0], os.Stderr, write[1], write[2], write[3], write[4], os.Stderr, os.Stderr)
+		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4",
+		write[0], os.Stderr, write[1], write[2], write[3], write[4], os.Stderr, os.Stderr, os.Stderr, os.Stderr)
 	for _, w := range write {
 		w.Close()
 	}
