@@ -355,6 +355,7 @@ func TestManagerFailure(t *testing.T) {
 		{name: "reason", role: "fail", opts: tableflip.Options{Command: proctest.Shell("echo failed no disk >&3")}},
 		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
+		{name: "cancelled before, which would be kept", role: "succeed", ctx: queue.Keeping(ended)},
 		{name: "not startable", role: "fail", opts: tableflip.Options{Command: proctest.Unstartable}},
 		{name: "files of its own", role: "fail", opts: tableflip.Options{Command: func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{os.Stderr} }}},
 		{name: "unreadable PID file", role: "fail", opts: tableflip.Options{PIDFile: filepath.Join(t.TempDir(), "pid")}},
@@ -572,6 +573,7 @@ func TestManagerReload(t *testing.T) {
 	result := proctest.InBackground(func() error { return upg.UpgradeContext(ctx) })
 	s.Await("hanging")
 	proctest.WantError(t, "the second upgrade", upg.Upgrade(), tableflip.ErrUpgradeInProgress)
+	proctest.WantError(t, "a rehearsal", upg.Rehearse(t.Context()), tableflip.ErrUpgradeInProgress)
 	cancel()
 	err := proctest.Within(t, "Upgrade", result)
 	m.want(os.Getpid(), "READY=1", reloading, reloading, failed(err))

@@ -185,6 +185,17 @@ func TestGenerationsTakingCharge(t *testing.T) {
 	}
 }
 
+// Nor does a first generation ask a parent that it does not have.
+func TestGenerationsFirstTakingCharge(t *testing.T) {
+	upg := NewUpgrader(t, tableflip.Options{PIDFile: filepath.Join(t.TempDir(), "pid")})
+	proctest.During(t, step.PIDFileWritten, func() {
+		if got, want := lineage(upg), fmt.Sprintf("1 %d starting", os.Getpid()); got != want {
+			t.Errorf("the generations are %s, want %s", got, want)
+		}
+	})
+	proctest.OK(t, upg.Ready())
+}
+
 func init() {
 	proctest.Role("look-at-commit", func() {
 		orphan, path, _ := strings.Cut(proctest.Arg(), " ")
@@ -202,5 +213,31 @@ func init() {
 			proctest.Report("committing", fmt.Sprint(lineage(upg), ": ", upg.Upgrade()))
 		})
 		MustBeReady(upg)
+	})
+}
+
+// A parent that has ended is not in the way, even if that has just happened.
+func TestUpgradeOnceParentEnded(t *testing.T) {
+	s, _ := proctest.Start(t, "kill-and-upgrade")
+	if m := s.Await("upgraded"); !strings.Contains(m.Text, "/nonexistent/binary") {
+		t.Errorf("Upgrade returned %s", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("kill-and-upgrade", func() {
+		isChild := inherit.Variables() != nil
+		upg := proctest.Must(tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
+			if isChild {
+				proctest.Unstartable(cmd)
+			}
+		}}))
+		MustBeReady(upg)
+		if !isChild {
+			proctest.Must(0, upg.Upgrade())
+			proctest.UntilKilled()
+		}
+		killParent()
+		proctest.Report("upgraded", upg.Upgrade())
 	})
 }
