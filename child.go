@@ -171,9 +171,7 @@ func identifyPipes(t *nametable.Table, ready, verdict uintptr, verdictWrite *os.
 	if err := errors.Join(readyErr, verdictErr); err != nil {
 		return err
 	}
-	if t.Ready == t.Verdict { // the same of all pipes
-		t.Ready, t.Verdict = nametable.PipeID{}, nametable.PipeID{}
-	} else if descriptor.UniquePipes {
+	if descriptor.UniquePipes && t.Ready != t.Verdict { // which are not the zeros of all pipes
 		return nil
 	}
 	if slices.ContainsFunc(t.Entries, isVerdictPipe) {

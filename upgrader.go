@@ -520,6 +520,7 @@ func (u *Upgrader) askParent() (isTried bool, err error) {
 		return false, err
 	}
 	u.parent.sayReady()
+	event.Build() // while the parent is at work, so that enterCharge need not wait for it
 
 	select {
 	case <-u.parent.decided:

@@ -145,7 +145,7 @@ type generation struct {
 	wire     *proctest.Wire
 	upg      *tableflip.Upgrader
 	childEnv atomic.Value // []string, added to the environment of the next child
-	cancel   atomic.Value // func(), of the upgrade under way
+	cancel   atomic.Value // context.CancelCauseFunc, of the upgrade under way
 	goOn     chan struct{}
 
 	tcp, unix net.Listener
@@ -255,31 +255,34 @@ func (g *generation) obey(o proctest.Order) {
 	switch o.Do {
 	case "upgrade": // to a child that has the arguments in its environment
 		g.childEnv.Store(o.Arguments)
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
 		g.cancel.Store(cancel)
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
 	case "go on":
 		close(g.goOn)
 	case "cancel":
-		g.cancel.Load().(context.CancelFunc)()
+		g.cancel.Load().(context.CancelCauseFunc)(nil)
 		g.wire.Report("cancelled")
+	case "expire":
+		g.cancel.Load().(context.CancelCauseFunc)(context.DeadlineExceeded)
 	case "upgrade patiently": // whatever the timeouts are
 		step.AcknowledgeTimeout, step.MaxTrial = proctest.Patience, time.Millisecond
 		g.childEnv.Store(o.Arguments)
 		ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 		defer cancel()
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
-	case "upgrade until": // a deadline
-		timeout := proctest.Must(time.ParseDuration(o.Arguments[0]))
-		g.childEnv.Store(o.Arguments[1:])
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
+	case "upgrade until": // a deadline, which passes when the test says so
+		g.childEnv.Store(o.Arguments)
+		limited, end := context.WithTimeout(context.Background(), time.Hour)
+		defer end()
+		ctx, cancel := context.WithCancelCause(limited)
+		g.cancel.Store(cancel)
 		g.wire.ReportError("upgraded", g.upg.UpgradeContext(ctx))
 	case "rehearse":
 		g.childEnv.Store(o.Arguments)
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
 		g.cancel.Store(cancel)
 		g.wire.ReportError("rehearsed", g.upg.Rehearse(ctx))
 	case "stop":

@@ -53,7 +53,13 @@ func init() {
 			close(alone)
 			w.Report("alone")
 		}()
-		cancel := func() {}
+		var ends []context.CancelCauseFunc // of the upgrades that were ordered
+		endAll := func(cause error) {
+			for _, end := range ends {
+				end(cause)
+			}
+			ends = nil
+		}
 		for order := range w.Orders() {
 			switch order.Do {
 			case "look":
@@ -68,14 +74,17 @@ func init() {
 			case "upgrade":
 				timeout := proctest.Must(time.ParseDuration(order.Arguments[0]))
 				childEnv = order.Arguments[1:]
-				ctx, end := context.WithTimeout(context.Background(), timeout)
-				cancel = end
+				limited, cancel := context.WithTimeout(context.Background(), timeout)
+				ctx, end := context.WithCancelCause(limited)
+				ends = append(ends, end)
 				go func() {
-					defer end()
+					defer cancel()
 					w.ReportError("upgraded", upg.UpgradeContext(ctx))
 				}()
 			case "cancel":
-				cancel()
+				endAll(nil)
+			case "expire":
+				endAll(context.DeadlineExceeded)
 			case "keep":
 				queue.Keep()
 			case "fork":
@@ -166,6 +175,18 @@ func (d *drainers) wantRefused(texts ...string) {
 			d.t.Fatalf("Upgrade returned %q, want %q", m.Text, text)
 		}
 	}
+}
+
+// upgradeInVain checks what an upgrade returns whose time is over while it waits. One whose
+// time is over before it begins was cancelled: it waits if another is refused meanwhile.
+func (d *drainers) upgradeInVain(texts ...string) {
+	d.t.Helper()
+	for range 2 {
+		d.newest().Order("upgrade", "1m")
+	}
+	d.wantRefused(tableflip.ErrUpgradeInProgress.Error())
+	d.newest().Order("expire")
+	d.wantRefused(append(texts, tableflip.ErrParentRunning.Error())...)
 }
 
 // end has a process end, and waits for that.
@@ -288,8 +309,7 @@ func TestDrainingLimitEnds(t *testing.T) {
 		t.Error(m.Text)
 	}
 	d.wantAll()
-	waiting.Order("upgrade", "1ms")
-	d.wantRefused(tableflip.ErrParentRunning.Error(), strconv.Itoa(first.PID), os.ErrDeadlineExceeded.Error())
+	d.upgradeInVain(strconv.Itoa(first.PID), os.ErrDeadlineExceeded.Error())
 	d.awaitHurry(first)
 	d.wantAll()
 
@@ -375,8 +395,7 @@ func TestDrainingStuck(t *testing.T) {
 	proctest.Suspend(t, first.PID)
 	d.upgrade()
 	d.upgrade()
-	d.newest().Order("upgrade", "100ms")
-	d.wantRefused(tableflip.ErrParentRunning.Error(), strconv.Itoa(first.PID))
+	d.upgradeInVain(strconv.Itoa(first.PID))
 	d.newest().Order("upgrade", "1m")
 	d.kill(first)
 	d.wantUpgraded()

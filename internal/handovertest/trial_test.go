@@ -325,8 +325,9 @@ func TestTrialDeadline(t *testing.T) {
 	t.Parallel()
 	c, parent, _ := startChain(t, longTrial, timeoutVariable+"=1ns")
 	tr := &trialRun{chain: c, parent: parent, before: proctest.OpenFiles(t, parent.PID)}
-	parent.Order("upgrade until", "2s")
+	parent.Order("upgrade until")
 	tr.awaitTrial()
+	parent.Order("expire")
 	tr.wantUpgraded("deadline exceeded", "")
 	tr.wantUndone()
 }
@@ -555,9 +556,10 @@ func TestTrialUndoneNext(t *testing.T) {
 		t.Run(strconv.Itoa(maxDraining), func(t *testing.T) {
 			t.Parallel()
 			tr := undoTrial(t, maxDrainingVariable+"="+strconv.Itoa(maxDraining))
-			// It is longer than a child has that has failed before Ready.
-			tr.parent.Order("upgrade until", "1500ms")
+			tr.parent.Order("upgrade until")
 			tr.parent.AwaitStep(step.UndoneAwaited)
+			time.Sleep(1500 * time.Millisecond) // longer than a child has that has failed before Ready
+			tr.parent.Order("expire")
 			tr.wantUpgraded("upgrade in progress: process "+strconv.Itoa(tr.child.PID), "deadline")
 			hurries := ""
 			if maxDraining > 0 {

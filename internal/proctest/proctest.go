@@ -44,7 +44,7 @@ import (
 )
 
 // Patience bounds every wait for an event. No test passes because of it.
-const Patience = 30 * time.Second
+const Patience = time.Minute
 
 const (
 	roleArgument   = "proctest.role="  // begins a first argument

@@ -24,6 +24,8 @@ func (b *bed) report(w io.Writer) (bad int) {
 	fmt.Fprintf(w, "\n%s, seed %d: %v\n\n", b.library, b.seed, b.took.Round(time.Millisecond))
 	b.excuseTheirs()
 	b.reportUpgrades(w)
+	b.reportFaults(w)
+	b.reportHeld(w)
 	byKind := make(map[string][3]int)
 	for _, f := range b.record.failures {
 		n := byKind[f.Kind]
