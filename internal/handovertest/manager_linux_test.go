@@ -563,6 +563,22 @@ func TestManagerFailureLeaks(t *testing.T) {
 	}
 }
 
+// Nor does it if the child takes charge after all.
+func TestManagerLateLeaks(t *testing.T) {
+	startedByManager(t)
+	shorten(t, &step.AcknowledgeTimeout)
+	late := filepath.Join(t.TempDir(), "late")
+	script := `{ echo here -; echo ready; until test -e ` + late + `; do sleep 0.1; done; echo acknowledged; cat >/dev/null; } >&3 <&4 &`
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	proctest.WithoutGC(t)
+	proctest.WantError(t, "Upgrade", upg.Upgrade(), os.ErrDeadlineExceeded)
+	before := proctest.OpenDescriptors()
+	proctest.OK(t, os.WriteFile(late, nil, 0o600))
+	proctest.Within(t, "Exit, because the child is in charge", upg.Exit())
+	proctest.AwaitThat(t, "no more is open than before", func() bool { return proctest.OpenDescriptors() <= before })
+}
+
 // With Type=notify-reload, every reload is answered: one that meets an upgrade, by
 // the end of that.
 func TestManagerReload(t *testing.T) {
