@@ -818,6 +818,33 @@ func TestManagerOrphan(t *testing.T) {
 	}
 }
 
+// A child that has stopped is not the service any more when its parent dies.
+func TestManagerOrphanStopped(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	c := newChain(t)
+	parent, reaped := c.start(m.variable(), maxDrainingVariable+"=1", c.PauseAt(step.AcknowledgementReceived))
+	parent.Order("upgrade")
+	parent.AwaitStep(step.AcknowledgementReceived)
+	child := c.Next()
+	child.AwaitStep(readyReturns)
+	proctest.Suspend(t, parent.PID) // or it could be the one that accepts
+	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh")) // so that the child stays
+	c.wantAnswers(c.send(), child.PID)
+	child.Order("stop")
+	child.Await("stopped")
+	proctest.Kill(t, parent.PID, syscall.SIGKILL)
+	<-reaped
+	proctest.AwaitThat(t, "the child knows that the parent has ended", func() bool {
+		child.Order("look")
+		return child.Await("look").Text == fmt.Sprintf("2 %d draining, exit", child.PID)
+	})
+	m.want(parent.PID, "READY=1", reloading)
+	m.want(child.PID, "STOPPING=1")
+	m.wantNoMore()
+}
+
 // WATCHDOG_PID that names the parent would tell the child that its watchdog is
 // another's.
 func TestManagerWatchdog(t *testing.T) {
