@@ -215,29 +215,3 @@ func init() {
 		MustBeReady(upg)
 	})
 }
-
-// A parent that has ended is not in the way, even if that has just happened.
-func TestUpgradeOnceParentEnded(t *testing.T) {
-	s, _ := proctest.Start(t, "kill-and-upgrade")
-	if m := s.Await("upgraded"); !strings.Contains(m.Text, "/nonexistent/binary") {
-		t.Errorf("Upgrade returned %s", m.Text)
-	}
-}
-
-func init() {
-	proctest.Role("kill-and-upgrade", func() {
-		isChild := inherit.Variables() != nil
-		upg := proctest.Must(tableflip.New(tableflip.Options{Command: func(cmd *exec.Cmd) {
-			if isChild {
-				proctest.Unstartable(cmd)
-			}
-		}}))
-		MustBeReady(upg)
-		if !isChild {
-			proctest.Must(0, upg.Upgrade())
-			proctest.UntilKilled()
-		}
-		killParent()
-		proctest.Report("upgraded", upg.Upgrade())
-	})
-}
