@@ -1357,7 +1357,7 @@ func (a *attempt) failure(err error) string {
 		return "stopped"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case a.caller.Err() != nil && errors.Is(err, context.Cause(a.caller)):
+	case errors.Is(err, context.Cause(a.caller)):
 		return "cancelled"
 	}
 	return cmp.Or(a.cause, causeParent)

@@ -242,7 +242,7 @@ func TestEventsFailure(t *testing.T) {
 		cause   string
 		command func(*exec.Cmd)
 		stop    bool
-		cancel  bool
+		cancel  error
 		timeout time.Duration
 		steps   string
 	}{
@@ -252,7 +252,8 @@ func TestEventsFailure(t *testing.T) {
 		{cause: "child", command: committed("exit 7"), steps: "started here ready failed"},
 		{cause: "reason", command: committed("echo failed no disk"), steps: "started here ready failed"},
 		{cause: "timeout", timeout: time.Millisecond, steps: "started failed"},
-		{cause: "cancelled", cancel: true, steps: "started failed"},
+		{cause: "timeout", cancel: context.DeadlineExceeded, steps: "started failed"},
+		{cause: "cancelled", cancel: context.Canceled, steps: "started failed"},
 		{cause: "stopped", stop: true, steps: "started failed draining"},
 	} {
 		t.Run(test.cause, func(t *testing.T) {
@@ -265,12 +266,12 @@ func TestEventsFailure(t *testing.T) {
 			upg, _ := NewParent(t, tableflip.Options{Command: test.command, UpgradeTimeout: test.timeout}, "fail")
 			proctest.OK(t, upg.Ready())
 			shown(events)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
 			stopped := make(chan struct{})
 			close(stopped)
-			if test.cancel {
-				proctest.During(t, step.ChildStarted, cancel)
+			if test.cancel != nil {
+				proctest.During(t, step.ChildStarted, func() { cancel(test.cancel) })
 			}
 			if test.stop {
 				stopped = make(chan struct{})

@@ -185,6 +185,17 @@ func TestGenerationsTakingCharge(t *testing.T) {
 	}
 }
 
+// Nor does a first generation ask a parent that it does not have.
+func TestGenerationsFirstTakingCharge(t *testing.T) {
+	upg := NewUpgrader(t, tableflip.Options{PIDFile: filepath.Join(t.TempDir(), "pid")})
+	proctest.During(t, step.PIDFileWritten, func() {
+		if got, want := lineage(upg), fmt.Sprintf("1 %d starting", os.Getpid()); got != want {
+			t.Errorf("the generations are %s, want %s", got, want)
+		}
+	})
+	proctest.OK(t, upg.Ready())
+}
+
 func init() {
 	proctest.Role("look-at-commit", func() {
 		orphan, path, _ := strings.Cut(proctest.Arg(), " ")
