@@ -67,7 +67,7 @@ func serveRole() {
 		}
 		err = service.Run(upg, service.Options{
 			IdleGrace:    5 * time.Second, // for clients on a busy machine
-			DrainTimeout: 2 * proctest.Patience,
+			DrainTimeout: time.Hour,
 			WaitHijacked: true,
 			Control:      filepath.Join(directory, "ctl"),
 			Healthy: func(context.Context) error {

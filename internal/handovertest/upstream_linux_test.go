@@ -411,6 +411,7 @@ func TestUpstreamUnkillable(t *testing.T) {
 
 func init() {
 	proctest.Role("upstream-unkillable", func() {
+		step.KillTimeout = time.Second // which passes
 		user := &syscall.Credential{Uid: 65534, Gid: 65534}
 		upg := proctest.Must(tableflip.New(tableflip.Options{Compat: true, Command: func(cmd *exec.Cmd) {
 			cmd.Path = proctest.Arg()

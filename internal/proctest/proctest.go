@@ -69,6 +69,7 @@ func Role(name string, play func()) {
 
 // Main plays the role of this process, or runs the tests. It does not return.
 func Main(m *testing.M) {
+	step.KillTimeout = Patience
 	if name := roleOfThisProcess(); name != "" {
 		play(name)
 	}
