@@ -188,6 +188,13 @@ func (r *recorder) stalled(from, to time.Time) {
 	r.stalls = append(r.stalls, window{from: from, to: to})
 }
 
+// hasStalled reports whether the machine has stood still since a time.
+func (r *recorder) hasStalled(since time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.stalls, func(w window) bool { return w.to.After(since) })
+}
+
 // disturbed notes that one of the servers may have stood still.
 func (r *recorder) disturbed(from, to time.Time) {
 	r.mu.Lock()

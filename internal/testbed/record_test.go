@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"example.com/tableflip/internal/load"
+	"example.com/tableflip/internal/step"
+	"example.com/tableflip/internal/testbed/wire"
 )
 
 // Only what nobody promised, and what a crash took with it, is not lost.
@@ -87,5 +90,25 @@ func TestSilence(t *testing.T) {
 		if got := r.silence(load.Exchange{Kind: kind, Idle: 300 * time.Millisecond}); got != want {
 			t.Errorf("%s: got %v, want %v", kind, got, want)
 		}
+	}
+}
+
+// On a machine that stands still, the old process may find an acknowledgement after all.
+func TestLateAcknowledgement(t *testing.T) {
+	b := &bed{record: newRecorder(time.Second)}
+	f := fault{injected: wire.Fault{Action: wire.Suspend, Victim: wire.Child, Step: step.VerdictReceived.String()}, isLong: true}
+	r := &row{began: time.Now(), fault: f}
+	cancelled := &row{began: r.began, fault: f}
+	cancelled.fault.isCancelled = true
+	b.record.stalled(r.began.Add(-2*time.Second), r.began.Add(-time.Second))
+	if got := b.outcomes(r); slices.Contains(got, succeeded) {
+		t.Errorf("without a stall, the outcome may be one of %v", got)
+	}
+	b.record.stalled(r.began.Add(time.Second), r.began.Add(2*time.Second))
+	if got := b.outcomes(r); !slices.Contains(got, succeeded) || !slices.Contains(got, refused) {
+		t.Errorf("in a stall, the outcome must be one of %v", got)
+	}
+	if got := b.outcomes(cancelled); slices.Contains(got, succeeded) {
+		t.Errorf("in a stall, the outcome of a cancelled upgrade may be one of %v", got)
 	}
 }

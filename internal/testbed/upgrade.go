@@ -70,7 +70,7 @@ func (b *bed) perform(a attempt) *row {
 	undo()
 
 	r.err = b.failure(parent)
-	if want := a.fault.outcomes(r.from, r.to); !slices.Contains(want, r.outcome) {
+	if want := b.outcomes(r); !slices.Contains(want, r.outcome) {
 		r.breaks("the outcome is %q, want %q: %s", r.outcome, want, r.err)
 	}
 	// When a process is dead, its last reports may still be in the pipe.
@@ -329,10 +329,21 @@ func (b *bed) awaitUpgraded(parent int) (upgraded bool) {
 	return upgraded
 }
 
+// outcomes returns those that the upgrade may have.
+func (b *bed) outcomes(r *row) []outcome {
+	f, all := r.fault, r.fault.outcomes(r.from, r.to)
+	isLate := f.isLong && f.injected.Victim == wire.Child && f.moment() == uncommitted && !f.cancels()
+	if isLate && b.record.hasStalled(r.began) {
+		// When the old process loses its patience, it looks for an acknowledgement once more. If it
+		// gets no time for that, the new process may have acknowledged meanwhile.
+		all = append(all, succeeded)
+	}
+	return all
+}
+
 // awaitOutcome waits until the upgrade has ended one way or the other.
 func (b *bed) awaitOutcome(parent int, r *row) outcome {
-	f, expected := r.fault, r.fault.outcomes(r.from, r.to)
-	result := endless
+	f, result := r.fault, endless
 	b.chain.await(b.limit(), func() bool {
 		p, child := b.chain.processes[parent], b.child()
 		childLives := child != nil && child.lives()
@@ -344,7 +355,7 @@ func (b *bed) awaitOutcome(parent int, r *row) outcome {
 			result = outage
 		case f.endsParent():
 		// A new process that is to be killed may not have ended yet.
-		case serves && p.reported(wire.Upgraded) && slices.Contains(expected, succeeded):
+		case serves && p.reported(wire.Upgraded) && slices.Contains(b.outcomes(r), succeeded):
 			result = succeeded
 		case p.reported(wire.Upgraded) && child != nil && !childLives:
 			result = crashed
