@@ -41,9 +41,6 @@ const (
 	maxLine = 4096
 )
 
-// killTimeout is how long the death of a child may take.
-const killTimeout = time.Second
-
 // committed keeps what tells a child of the end of this process open until the kernel
 // closes it.
 var committed []*child
@@ -767,9 +764,9 @@ func (c *child) abort() error {
 	c.hearLateHere()
 	var processErr, announcedErr error
 	var killing sync.WaitGroup
-	killing.Go(func() { processErr = c.process.Kill(killTimeout) })
+	killing.Go(func() { processErr = c.process.Kill(step.KillTimeout) })
 	if c.announced != nil {
-		killing.Go(func() { announcedErr = c.announced.Kill(killTimeout) })
+		killing.Go(func() { announcedErr = c.announced.Kill(step.KillTimeout) })
 	}
 	killing.Wait()
 	err := errors.Join(processErr, announcedErr)

@@ -520,6 +520,7 @@ func (u *Upgrader) askParent() (isTried bool, err error) {
 		return false, err
 	}
 	u.parent.sayReady()
+	event.Build() // while the parent is at work, so that enterCharge need not wait for it
 
 	select {
 	case <-u.parent.decided:
@@ -641,10 +642,8 @@ func (u *Upgrader) takeCharge() error {
 		return nil
 	}
 	u.registry.ForgetUnclaimed()
-	if u.notifier != nil {
-		u.notifier.Ready()
-		u.registry.OpenStore()
-	}
+	u.notifier.Ready()
+	u.registry.OpenStore()
 	return nil
 }
 
@@ -652,7 +651,7 @@ func (u *Upgrader) takeCharge() error {
 // other library does not, and may exit as soon as it hears of that.
 func (u *Upgrader) prepareUnderUpstream() error {
 	err := u.pidFile.Commit()
-	if err == nil && u.notifier != nil {
+	if err == nil {
 		u.notifyMainPID()
 	}
 	return err
@@ -1358,7 +1357,7 @@ func (a *attempt) failure(err error) string {
 		return "stopped"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case a.caller.Err() != nil && errors.Is(err, context.Cause(a.caller)):
+	case errors.Is(err, context.Cause(a.caller)):
 		return "cancelled"
 	}
 	return cmp.Or(a.cause, causeParent)
@@ -1372,12 +1371,10 @@ func (u *Upgrader) stayInCharge(a *attempt, err error) {
 
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.state == upgrading {
-		u.state = ready
-		u.attempt = nil
-		if u.undone == nil {
-			u.successor = nil
-		}
+	u.state = ready
+	u.attempt = nil
+	if u.undone == nil {
+		u.successor = nil
 	}
 }
 
@@ -1391,10 +1388,8 @@ func (u *Upgrader) settle(a *attempt, c *child, before *pidfile.Content) {
 	defer close(a.undecided)
 	defer a.stop(nil)
 	if inCharge {
-		mainPID, err := u.notifier.PrepareMainPID()
-		if err == nil {
-			defer mainPID.Close()
-		}
+		mainPID, _ := u.notifier.PrepareMainPID()
+		defer mainPID.Close()
 		u.retire(a, c, mainPID)
 		return
 	}
@@ -1466,7 +1461,7 @@ func (u *Upgrader) endStop(why error) {
 	// for it over a crash to the one after it.
 	inCharge := u.parent == nil && u.state != starting || u.parent != nil && u.parent.abandon(why)
 	wasTried, undone := u.state == onTrial, u.undone
-	wasReady := u.state != starting && !wasTried
+	wasReady := u.state != starting
 	u.state, u.since = stopped, time.Now()
 	u.mu.Unlock()
 
@@ -1481,10 +1476,8 @@ func (u *Upgrader) endStop(why error) {
 	}
 	if inCharge {
 		u.notifier.Stopping()
-		if u.parent != nil {
-			for _, e := range u.earlier() {
-				_ = e.say(wordStopping)
-			}
+		for _, e := range u.earlier() {
+			_ = e.say(wordStopping)
 		}
 	}
 	u.registry.Stop(inCharge, ErrStopped)

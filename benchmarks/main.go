@@ -29,7 +29,7 @@ import (
 )
 
 // measureGroups are what -measures chooses from.
-var measureGroups = []string{requests, latency, upgrade, steady, imported, series}
+var measureGroups = []string{requests, latency, upgrade, steady, imported, draining, series}
 
 // A plan is how much is measured.
 type plan struct {
@@ -40,16 +40,17 @@ type plan struct {
 	sizes    []int         // numbers of listeners
 	samples  int           // of what takes milliseconds, per round
 	series   int
+	draining int // generations at once
 }
 
 var (
 	fullPlan = plan{
 		rounds: 5, control: time.Second, upgrades: 6 * time.Second, latency: 4 * time.Second,
-		sizes: []int{1, 10, 100, 1000, 10000}, samples: 20, series: 1000,
+		sizes: []int{1, 10, 100, 1000, 10000}, samples: 20, series: 1000, draining: 24,
 	}
 	shortPlan = plan{
 		rounds: 1, control: time.Second, upgrades: 2 * time.Second, latency: 2 * time.Second,
-		sizes: []int{1, 100}, samples: 5, series: 50,
+		sizes: []int{1, 100}, samples: 5, series: 50, draining: 6,
 	}
 )
 
@@ -227,6 +228,10 @@ func (b *bench) tasks(peers []*peer, groups []string, short bool) []task {
 			func(ctx context.Context) error { return b.measureSteady(ctx, b.plan.samples, round) })
 		add(imported, "binaries", time.Duration(b.plan.samples)*60*time.Millisecond,
 			func(ctx context.Context) error { return b.measureImport(ctx, b.plan.samples, round) })
+		passes := (b.plan.samples + 4) / 5
+		add(draining, fmt.Sprintf("%d generations that drain", b.plan.draining),
+			time.Duration(passes)*time.Duration(b.plan.draining+1)*(2*drainingPause+10*time.Millisecond),
+			func(ctx context.Context) error { return b.measureDraining(ctx, b.plan.draining, passes, round) })
 		rand.Shuffle(len(ofRound), func(i, j int) { ofRound[i], ofRound[j] = ofRound[j], ofRound[i] })
 		tasks = append(tasks, ofRound...)
 	}
@@ -282,6 +287,7 @@ func (b *bench) carryOut(ctx context.Context, tasks []task) error {
 // lost counts what this library must not lose, including upgrades.
 func (b *bench) lost() float64 {
 	lost := b.sum(latency, ours, withUpgrades, "failed") + b.sum(series, string(hand.Ours), "", "failed") +
+		b.sum(draining, kept, "", "failed") +
 		b.sum(handover, ours, "", "without a new process")
 	for _, k := range kindNames {
 		lost += b.sum(requests, ours, k, "control failed") + b.sum(requests, ours, k, "failed")

@@ -320,3 +320,38 @@ func (r *results) plotSeries(path string) error {
 	times.Legend.Top = false
 	return save(path, 720, 380, times, sizes)
 }
+
+// plotDraining draws the time of an upgrade, and what the process in charge holds, by the
+// number of generations that drain.
+func (r *results) plotDraining(path string) error {
+	times := newPlot("Upgrades while generations drain", "", "commit, ms")
+	held := newPlot("", "generations that drain", "descriptors")
+	for _, drawn := range []struct {
+		on           *plot.Plot
+		metric, name string
+		title        string
+		color        color.Color
+	}{
+		{times, "commit", kept, "as many drain", colorOurs},
+		{times, "commit", ended, "none drains", colorOther},
+		{held, "descriptors", kept, "", colorOurs},
+		{held, "descriptors", ended, "", colorOther},
+	} {
+		var points plotter.XYs
+		for _, about := range r.abouts(draining, ended) {
+			points = append(points, plotter.XY{X: float64(number(about)), Y: r.sample(draining, drawn.name, about, drawn.metric).median()})
+		}
+		line, err := plotter.NewLine(points)
+		if err != nil {
+			return err
+		}
+		line.Color = drawn.color
+		drawn.on.Add(line)
+		drawn.on.Y.Min = 0
+		if drawn.title != "" {
+			drawn.on.Legend.Add(drawn.title, line)
+		}
+	}
+	times.Legend.Top = false
+	return save(path, 620, 340, times, held)
+}

@@ -70,6 +70,7 @@ func (r *results) report(dir string) error {
 	section(steady, "", nil, steadyText, r.steadyTable)
 	section(memory, "", nil, memoryText, r.memoryTable)
 	section(imported, "", nil, importText, r.importTable)
+	section(draining, "draining.svg", r.plotDraining, drainingText, r.drainingTable)
 	section(series, "series.svg", r.plotSeries, seriesText, r.seriesTable)
 	fmt.Fprintf(&out, "## Where this library is worse\n\n%s\n", r.worse())
 	return errors.Join(errs, os.WriteFile(filepath.Join(dir, "report.md"), append(bytes.TrimSpace(out.Bytes()), '\n'), 0o644))
@@ -122,6 +123,15 @@ is what the process has for itself (RssAnon).`
 
 The size of the binary, and the time from its start until it listens, beside a server
 of net/http alone.`
+
+	drainingText = `## Generations that drain at once
+
+With Options.MaxDraining. A client keeps a connection to each generation, which therefore drains
+after its upgrade, and every one answers on it before and after each of those that follow.
+The times are from the signal on, in ms, by how many drain when the upgrade begins; the ratios are to an
+upgrade of a chain of which none drains, right before or after. Medians, their ranges, and the ratios'
+95% intervals. Memory (RssAnon) and descriptors are those of the process in charge, before the
+upgrade. Tableflip refuses an upgrade while one generation drains.`
 
 	seriesText = `## Many upgrades in a row
 
@@ -473,6 +483,31 @@ func (r *results) importTable() string {
 			start.format("%.2f"), fmt.Sprintf("%+.2f", start.median()-r.sample(imported, bare, "", "start").median())})
 	}
 	return markdown([]any{"", "size, KiB", "more", "start, ms", "more"}, rows)
+}
+
+// drainingSizes returns those numbers of generations that have a row in the table: one, its
+// doublings, and the most.
+func (r *results) drainingSizes() []string {
+	sizes := r.abouts(draining, ended)
+	most := slices.MaxFunc(sizes, func(a, b string) int { return number(a) - number(b) })
+	return slices.DeleteFunc(sizes, func(size string) bool {
+		n := number(size)
+		return n&(n-1) != 0 && size != most
+	})
+}
+
+func (r *results) drainingTable() string {
+	var rows [][]any
+	for _, size := range r.drainingSizes() {
+		rows = append(rows, []any{size,
+			r.sample(draining, kept, size, "commit").format("%.2f"), r.ratioWithInterval(draining, kept, ended, size, "commit"),
+			r.sample(draining, kept, size, "serve").format("%.2f"), r.ratioWithInterval(draining, kept, ended, size, "serve"),
+			r.sample(draining, kept, size, "resident").format("%.0f"), r.sample(draining, kept, size, "descriptors").format("%.0f")})
+	}
+	table := markdown([]any{"draining", "commit", "/ none drains", "serves", "/ none drains", "memory, KiB", "descriptors"}, rows)
+	return table + fmt.Sprintf("\n\nWhen all drain, each of them holds %s KiB and %s descriptors. Of %g answers on their connections, %g failed.",
+		r.sample(draining, kept, drains, "resident").format("%.0f"), r.sample(draining, kept, drains, "descriptors").format("%.0f"),
+		r.sum(draining, kept, "", "asked"), r.sum(draining, kept, "", "failed"))
 }
 
 func (r *results) seriesTable() string {

@@ -35,6 +35,7 @@ const (
 	steady   = "steady"   // connections accepted
 	imported = "import"   // size and start of a binary
 	series   = "series"   // many upgrades in a row
+	draining = "draining" // by number of generations that drain
 	setting  = "setting"  // machine, versions, date, durations
 )
 

@@ -82,6 +82,42 @@ func TestUpgradeWithoutNewProcess(t *testing.T) {
 	}
 }
 
+// A generation that drains and does not answer has lost its connection.
+func TestDrainingIsReported(t *testing.T) {
+	b := &bench{}
+	for _, n := range []string{"0", "1", "2", "3"} {
+		for _, name := range []string{kept, ended} {
+			for metric, value := range map[string]float64{"commit": 3, "serve": 4, "resident": 1100, "descriptors": 13} {
+				b.add(draining, name, n, metric, "", 0, value)
+			}
+		}
+	}
+	b.add(draining, kept, drains, "resident", "KiB", 0, 1300)
+	b.add(draining, kept, drains, "descriptors", "", 0, 37)
+	b.add(draining, kept, "", "asked", "", 0, 30)
+	if b.lost() != 0 {
+		t.Errorf("got %g lost, want none", b.lost())
+	}
+	b.add(draining, kept, "", "failed", "", 0, 2)
+	if b.lost() != 2 {
+		t.Errorf("got %g lost, want 2", b.lost())
+	}
+	if got := b.drainingSizes(); !reflect.DeepEqual(got, []string{"0", "1", "2", "3"}) {
+		t.Errorf("got the sizes %q, want powers of two and the most", got)
+	}
+	dir := t.TempDir()
+	if err := b.report(dir); err != nil {
+		t.Fatal(err)
+	}
+	report, err := os.ReadFile(filepath.Join(dir, "report.md"))
+	if err != nil || !strings.Contains(string(report), "Of 30 answers on their connections, 2 failed.") {
+		t.Errorf("the report does not say what failed (%v):\n%s", err, report)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "draining.svg")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestResultsAreReadAsWritten(t *testing.T) {
 	b := played(t)
 	b.set("date", "22 November 2026")

@@ -172,7 +172,7 @@ func (c *conn) scheduleFarewell() {
 func (c *conn) noteFarewell(knows bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended || c.knows || c.told.IsZero() == knows {
+	if c.knows || c.told.IsZero() == knows {
 		return
 	}
 	c.told, c.since, c.knows = time.Now(), time.Now(), knows
@@ -327,7 +327,7 @@ func (c *conn) decide(now time.Time) (next time.Time, waiting bool) {
 		if next = c.expired.Add(expiredWait); now.Before(next) {
 			return next, true
 		}
-		if heard, _, ok := c.drainer.lastTransfer(c.Conn, now); !ok || !heard.After(c.expired.Add(transferTick)) {
+		if heard, _, _ := c.drainer.lastTransfer(c.Conn, now); !heard.After(c.expired.Add(transferTick)) {
 			return time.Time{}, false
 		}
 		c.expired = time.Time{} // it was too late: a request had begun

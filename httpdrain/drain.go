@@ -81,7 +81,7 @@ type Drainer struct {
 	err     error
 
 	setUp         sync.Mutex  // held while the server sets up TLS, or its protocols are looked at
-	learnt        atomic.Bool // learnProtocols was called
+	learnt        atomic.Bool // what follows is known
 	plainHTTP2    atomic.Bool // connections without TLS may be HTTP/2
 	otherProtocol atomic.Bool // connections with TLS may be neither HTTP/1 nor HTTP/2
 

@@ -7,7 +7,10 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 	"unsafe"
 )
 
@@ -18,6 +21,7 @@ type sink struct {
 	net.Conn
 	written bytes.Buffer
 	short   func(n int) int
+	failed  bool
 }
 
 func (s *sink) Write(p []byte) (int, error) {
@@ -27,6 +31,7 @@ func (s *sink) Write(p []byte) (int, error) {
 	}
 	s.written.Write(p[:n])
 	if n < len(p) {
+		s.failed = true
 		return n, net.ErrClosed // as with a deadline, after which the server goes on
 	}
 	return n, nil
@@ -41,6 +46,7 @@ func FuzzInsert(f *testing.F) {
 		f.Add(seed, bytes.Repeat([]byte{0, 3, 5}, 10))
 	}
 	f.Fuzz(func(t *testing.T, seed uint64, sizes []byte) {
+		sizes = sizes[:min(len(sizes), 32)] // so that no input takes seconds
 		random := rand.New(rand.NewPCG(seed, 0))
 		stream, ends := randomFrames(random, sizes)
 		nc := &sink{short: func(n int) int {
@@ -57,7 +63,11 @@ func FuzzInsert(f *testing.F) {
 				want = ends[slices.IndexFunc(ends, func(end int) bool { return end >= at })]
 				c.insert(inserted)
 			}
-			n, _ := c.Write(stream[at : at+1+random.IntN(len(stream)-at)])
+			nc.failed = false
+			n, err := c.Write(stream[at : at+1+random.IntN(len(stream)-at)])
+			if (err != nil) != nc.failed {
+				t.Fatalf("error %v; the connection has failed: %t", err, nc.failed)
+			}
 			at += n
 		}
 		if got := bytes.Index(nc.written.Bytes(), []byte(inserted)); got != want {
@@ -98,6 +108,66 @@ func randomFrames(random *rand.Rand, sizes []byte) (stream []byte, ends []int) {
 		ends = append(ends, len(stream))
 	}
 	return stream, ends
+}
+
+// Only the first acknowledgement counts, and none that comes before the farewell.
+func TestAcknowledgement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(new(http.Server)).framed(&sink{short: func(n int) int { return n }})
+		c.http2.Store(true)
+		c.preface = len(preface)
+		want := func(told time.Time, knows bool) {
+			t.Helper()
+			if c.told != told || c.knows != knows {
+				t.Errorf("told at %v, knows %t; want %v, %t", c.told, c.knows, told, knows)
+			}
+			time.Sleep(time.Second) // in the bubble's time
+		}
+		c.follow([]byte(pingAck + areYouLeaving))
+		want(time.Time{}, false)
+		c.insert(goAway + ping + areYouLeaving)
+		want(time.Now(), false)
+		c.follow([]byte(pingAck + areYouLeaving))
+		known := time.Now()
+		want(known, true)
+		c.follow([]byte(pingAck + areYouLeaving))
+		want(known, true)
+	})
+}
+
+// pieces is a connection that receives one of them at a time.
+type pieces struct {
+	net.Conn
+	left []string
+}
+
+func (c *pieces) Read(p []byte) (int, error) {
+	n := copy(p, c.left[0])
+	c.left = c.left[1:]
+	return n, nil
+}
+
+// A preface that does not come first is not one of HTTP/2.
+func TestPrefaceTooLate(t *testing.T) {
+	for _, first := range []string{"GET / HTTP/1.1\r\n", preface[:3] + "X"} {
+		c := New(new(http.Server)).framed(&pieces{left: []string{first, preface, preface[3:]}})
+		for range 3 {
+			c.Read(make([]byte, 100))
+		}
+		if c.http2.Load() {
+			t.Errorf("taken for HTTP/2 after %q", first)
+		}
+	}
+}
+
+// What is copied to a connection is seen, too.
+func TestReadFrom(t *testing.T) {
+	c := New(new(http.Server)).framed(&sink{short: func(n int) int { return n }})
+	c.http2.Store(true)
+	n, err := plainConn{c}.ReadFrom(strings.NewReader(ping + areYouLeaving))
+	if n != int64(len(ping+areYouLeaving)) || err != nil || !c.greeted {
+		t.Errorf("copied %d bytes, %v; the frame was seen: %t", n, err, c.greeted)
+	}
 }
 
 // depthConn notes how deep the stack is when it is written to.

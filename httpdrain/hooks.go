@@ -63,18 +63,13 @@ func (d *Drainer) serving(ln net.Listener) {
 }
 
 // serves is called before the server is given a connection. It has set up its
-// protocols then.
+// protocols then, and serves looks at them, once.
 func (d *Drainer) serves() {
 	if d.learnt.Load() {
 		return
 	}
 	d.setUp.Lock()
 	defer d.setUp.Unlock()
-	d.learnProtocols()
-}
-
-// learnProtocols looks at what the server has set up, once. d.setUp is held.
-func (d *Drainer) learnProtocols() {
 	if d.learnt.Load() {
 		return
 	}

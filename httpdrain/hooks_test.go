@@ -162,8 +162,11 @@ func TestListenerFails(t *testing.T) {
 	ln := listenTCP(t)
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
 	ln.Close()
-	if err := s.Serve(ln); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Serve: %v", err)
+	wrapped := s.Listener(ln)
+	for range 2 { // as a program may try again
+		if err := s.server.Serve(wrapped); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Serve: %v", err)
+		}
 	}
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Errorf("Shutdown: %v", err)
@@ -244,6 +247,23 @@ func TestUnwatchableConnection(t *testing.T) {
 	}
 }
 
+// One that is no pointer is watched if it can be.
+func TestConnectionThatIsNoPointer(t *testing.T) {
+	t.Parallel()
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := wrappingListener{s.Listener(listenTCP(t)), func(nc net.Conn) net.Conn { return struct{ net.Conn }{nc} }}
+	go func() { s.served <- s.server.Serve(ln) }()
+	c := dial(t, ln.Addr().String())
+	c.get("/").more(t, "hello")
+	if n := s.Progress().Connections; n != 1 {
+		t.Errorf("%d connections are known", n)
+	}
+	result := s.drain(t.Context())
+	c.get("/").last(t, "hello")
+	c.closed()
+	s.finished(result)
+}
+
 // BaseContext that is set after New takes nothing from the drain; with TLS, all is
 // encrypted.
 func TestBaseContextAfterNew(t *testing.T) {
@@ -314,6 +334,10 @@ func TestProtocols(t *testing.T) {
 			s.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
 		}},
 		{"own names", func(s *http.Server) { s.TLSConfig.NextProtos = []string{"shout", "http/1.1"} }},
+		{"GetCertificate", func(s *http.Server) {
+			c := s.TLSConfig.Certificates[0]
+			s.TLSConfig = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &c, nil }}
+		}},
 		{"GetConfigForClient", func(s *http.Server) {
 			config := s.TLSConfig
 			s.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config, nil }}
@@ -346,6 +370,18 @@ func TestProtocols(t *testing.T) {
 			t.Errorf("%s: negotiates %q, want %q", test.name, got, want)
 		}
 	}
+}
+
+// An empty set of protocols is HTTP/1, as Go 1.27 has it.
+func TestNoProtocols(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{tls: true, handler: http.HandlerFunc(hello), server: func(s *http.Server) { s.Protocols = new(http.Protocols) }})
+	c := dialTLS(t, s.addr, "h2", "http/1.1")
+	if got := c.Conn.(*tls.Conn).ConnectionState().NegotiatedProtocol; got != "http/1.1" {
+		t.Errorf("negotiates %q", got)
+	}
+	c.Close()
+	s.finished(s.drain(t.Context()))
 }
 
 // Listeners of one server may be served at the same time, with the protocols that
@@ -398,13 +434,34 @@ func TestServeConcurrently(t *testing.T) {
 func TestServeTLSFails(t *testing.T) {
 	t.Parallel()
 	s := newService(t, config{handler: http.HandlerFunc(hello)})
-	s.server.TLSConfig = nil
-	ln := listenTCP(t)
-	if err := s.ServeTLS(ln, "no-such-file", ""); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("ServeTLS: %v", err)
+	for _, test := range []struct {
+		certificates      []tls.Certificate
+		certFile, keyFile string
+	}{
+		{nil, "", ""},
+		{nil, "no-such-file", ""},
+		{s.server.TLSConfig.Certificates, "", "no-such-file"},
+	} {
+		s.server.TLSConfig.Certificates = test.certificates
+		ln := listenTCP(t)
+		if err := s.ServeTLS(ln, test.certFile, test.keyFile); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("ServeTLS: %v", err)
+		}
+		refused(t, ln.Addr().String())
 	}
-	refused(t, ln.Addr().String())
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Errorf("Shutdown: %v", err)
 	}
+}
+
+// So is a configuration that net/http refuses to set HTTP/2 up with.
+func TestServeTLSCannotSetUp(t *testing.T) {
+	t.Parallel()
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	s.server.TLSConfig.CipherSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
+	ln := listenTCP(t)
+	if err := s.ServeTLS(ln, "", ""); err == nil || !strings.Contains(err.Error(), "CipherSuites") {
+		t.Errorf("ServeTLS: %v", err)
+	}
+	refused(t, ln.Addr().String())
 }

@@ -238,6 +238,29 @@ func TestPipelining(t *testing.T) {
 	})
 }
 
+// halfConn notes that its sending half was closed.
+type halfConn struct {
+	net.Conn
+	closed chan struct{}
+}
+
+func (c *halfConn) CloseWrite() error { close(c.closed); return nil }
+
+// net/http half-closes a connection after its last response, also beside h2c.
+func TestHalfClose(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{})
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := wrappingListener{listenTCP(t), func(nc net.Conn) net.Conn { return &halfConn{nc, closed} }}
+	s.serve(ln, false)
+	c := dial(t, s.addr)
+	c.get("/").more(t, "hello")
+	result := s.drain(t.Context())
+	c.get("/").last(t, "hello")
+	wait(t, closed, "CloseWrite")
+	s.finished(result)
+}
+
 // A client of HTTP/1.0 that would keep the connection is told that it cannot.
 func TestHTTP10(t *testing.T) {
 	t.Parallel()

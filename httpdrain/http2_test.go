@@ -346,13 +346,22 @@ func TestHooksOverHTTP2(t *testing.T) {
 // connections as they are, and any other that wraps the connections.
 func TestHiddenFrames(t *testing.T) {
 	t.Parallel()
+	for _, implicit := range []bool{false, true} {
+		testHiddenFrames(t, implicit)
+	}
+}
+
+// testHiddenFrames has the handler write the header by itself, or implicitly.
+func testHiddenFrames(t *testing.T, implicit bool) {
 	eachHTTP2(t, func(t *testing.T, c config, newTransport func() *http.Transport, scheme string) {
 		t.Parallel()
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Link", "</style.css>")
 			w.WriteHeader(http.StatusEarlyHints)
-			clear(w.Header()) // as httputil.ReverseProxy does
-			w.WriteHeader(http.StatusOK)
+			if !implicit {
+				clear(w.Header()) // as httputil.ReverseProxy does
+				w.WriteHeader(http.StatusOK)
+			}
 			for i := range reflect.TypeOf(w).NumMethod() {
 				fmt.Fprintln(w, reflect.TypeOf(w).Method(i).Name)
 			}
@@ -395,6 +404,32 @@ func TestHiddenFrames(t *testing.T) {
 			_, after, _ = ask(t.Context(), transport, scheme+s.addr, "")
 		}
 		transport.CloseIdleConnections() // it may have got into the listener's queue
+		s.finished(result)
+	})
+}
+
+// A connection whose frames are hidden gets net/http's GOAWAY before it is closed.
+func TestSilentHiddenHTTP2(t *testing.T) {
+	t.Parallel()
+	eachRawHTTP2(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
+		t.Parallel()
+		c.handler, c.grace = http.HandlerFunc(hello), -1
+		s := newService(t, c)
+		ln := s.Listener(listenTCP(t))
+		if c.tls {
+			config := clientTLS("h2")
+			config.Certificates = []tls.Certificate{certificate()}
+			ln = tls.NewListener(ln, config)
+			s.server.TLSConfig = nil
+		}
+		go func() { s.served <- s.server.Serve(hidingListener{ln}) }()
+		client := dial(t, ln.Addr().String())
+		client.startHTTP2()
+		result := s.drain(t.Context())
+		client.next(frameGoAway)
+		if _, err := io.Copy(io.Discard, client.r); err != nil {
+			t.Error(err)
+		}
 		s.finished(result)
 	})
 }

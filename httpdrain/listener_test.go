@@ -260,6 +260,31 @@ func TestQueueWithoutEnd(t *testing.T) {
 	})
 }
 
+// A server that is slow to ask for another connection is given as much as any other then.
+func TestQueueOfSlowServer(t *testing.T) {
+	const slow = 1900 * time.Millisecond
+	var once sync.Once
+	var begun atomic.Bool
+	inBubbleOn(t, config{handler: http.HandlerFunc(hello), server: func(s *http.Server) {
+		s.Protocols.SetUnencryptedHTTP2(false)
+		s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+			if begun.Load() {
+				once.Do(func() { pass(slow) })
+			}
+			return ctx
+		}
+	}}, func() net.Listener {
+		return &endless{closed: make(chan struct{})}
+	}, func(t *testing.T, s *service, ln net.Listener) {
+		begun.Store(true)
+		begin := time.Now()
+		s.finishedInBubble(s.drain(t.Context()))
+		if got := time.Since(begin); got < slow+400*time.Millisecond || got > slow+time.Second {
+			t.Errorf("the drain was over after %v", got)
+		}
+	})
+}
+
 // A server that does not ask for another connection does not keep its listener open.
 func TestQueueOfStuckServer(t *testing.T) {
 	t.Parallel()

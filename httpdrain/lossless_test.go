@@ -40,10 +40,10 @@ func TestUnrepeatableStreams(t *testing.T) {
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case *deadline == patience || rand.N(2) == 0:
-			case rand.N(10) > 0: // the work that a request is
-				time.Sleep(rand.N(20 * time.Millisecond))
+			case rand.N(10) > 0:
+				time.Sleep(rand.N(20 * time.Millisecond)) // the work that a request is
 			default:
-				time.Sleep(rand.N(max(*deadline-*rtt-30*time.Millisecond, time.Millisecond)))
+				time.Sleep(rand.N(max(*deadline-*rtt-30*time.Millisecond, time.Millisecond))) // as much as the deadline allows
 			}
 			echo(w, r)
 		})
@@ -95,8 +95,8 @@ func TestUnrepeatableStreams(t *testing.T) {
 						}
 						a.is(t, "body")
 						served.Add(1)
-						if i%2 == 0 { // the others have their next request at once
-							time.Sleep(rand.N(10 * time.Millisecond))
+						if i%2 == 0 {
+							time.Sleep(rand.N(10 * time.Millisecond)) // the pace; the others have their next request at once
 						}
 					}
 				})

@@ -124,6 +124,20 @@ func TestWaitHijackedCut(t *testing.T) {
 	client.closed()
 }
 
+// Hijacked connections that nobody waits for are not cut.
+func TestHijackedIsNotCut(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{handler: http.HandlerFunc(hijack)})
+	client := dial(t, s.addr)
+	client.send(get("/"))
+	client.switches()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.finished(s.drain(ctx))
+	client.send("\n")
+	client.closed()
+}
+
 // A log is written to by any goroutine.
 type logBuffer struct {
 	mu sync.Mutex
@@ -159,9 +173,14 @@ func TestLog(t *testing.T) {
 			synctest.Wait()
 			result := s.drain(t.Context())
 			pass(6 * time.Second)
+			again := s.drain(t.Context()) // joins it
+			synctest.Wait()
 			close(gate)
 			c.answer().more(t, "")
 			s.finishedInBubble(result)
+			if err := <-again; err != nil {
+				t.Error(err)
+			}
 			want := `msg="drain begins" connections=2 active=1 hijacked=0
 msg="drain goes on" connections=1 active=1 hijacked=0 since=5s
 msg="drain ends" connections=0 active=0 hijacked=0 took=7s

@@ -88,7 +88,7 @@ func TestContextEnds(t *testing.T) {
 	if !errors.As(err, &cut) || cut.Connections != 3 || cut.Active != 2 {
 		t.Errorf("got %#v; want 3 connections cut, 2 of them active", err)
 	}
-	if !errors.Is(err, reason) || !strings.Contains(err.Error(), "3 connections cut") {
+	if !errors.Is(err, reason) || !strings.HasSuffix(err.Error(), "3 connections cut, 2 of them with a request in progress: "+reason.Error()) {
 		t.Errorf("the error is %q", err)
 	}
 	for _, c := range append(active, idle) {
@@ -223,8 +223,9 @@ func TestServeDuringDrain(t *testing.T) {
 	result := s.drain(t.Context())
 	late := listenTCP(t)
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(late) }()
+	ln := s.Listener(late)
 	refused(t, late.Addr().String())
+	go func() { served <- s.server.Serve(ln) }()
 	gate.open()
 	c.answer().is(t, "")
 	c.Close()
@@ -312,6 +313,83 @@ func TestUnixSocket(t *testing.T) {
 	s.finished(result)
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket's file: %v", err)
+	}
+}
+
+// closingListener holds the server up when that closes it.
+type closingListener struct {
+	net.Listener
+	once            sync.Once
+	closing, resume chan struct{}
+}
+
+func (l *closingListener) Close() error {
+	l.once.Do(func() {
+		close(l.closing)
+		<-l.resume
+	})
+	return l.Listener.Close()
+}
+
+// What is cut is what is in use when the context ends, also if that is new since
+// Server.Shutdown was called.
+func TestContextEndsDuringServerShutdown(t *testing.T) {
+	t.Parallel()
+	gate := newGate()
+	defer gate.open()
+	s := newService(t, config{handler: gate, grace: -1})
+	ln := &closingListener{Listener: hidingListener{s.Listener(listenTCP(t))}, closing: make(chan struct{}), resume: make(chan struct{})}
+	go func() { s.served <- s.server.Serve(ln) }()
+	client := dial(t, ln.Addr().String())
+	client.startHTTP2()
+	ctx, cancel := context.WithCancel(t.Context())
+	result := s.drain(ctx)
+	wait(t, ln.closing, "Server.Shutdown")
+	client.request(1)
+	wait(t, gate.entered, "the request")
+	close(ln.resume)
+	client.next(frameGoAway)
+	cancel()
+	var cut *httpdrain.CutError
+	if err := wait(t, result, "Shutdown"); !errors.As(err, &cut) || cut.Connections != 1 || cut.Active != 1 {
+		t.Errorf("got %v; want 1 connection cut", err)
+	}
+}
+
+// A listener that the server was never given is closed with the others when the drain is
+// cut.
+func TestContextEndsBeforeServe(t *testing.T) {
+	t.Parallel()
+	s := newService(t, config{handler: http.HandlerFunc(hello)})
+	ln := s.Listener(listenTCP(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	refused(t, ln.Addr().String())
+	if err := s.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// unclosableListener says that it cannot be closed.
+type unclosableListener struct{ *net.TCPListener }
+
+func (l unclosableListener) Close() error {
+	l.TCPListener.Close()
+	return fs.ErrPermission
+}
+
+// A listener that cannot be closed is Shutdown's error.
+func TestListenerCannotBeClosed(t *testing.T) {
+	t.Parallel()
+	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener {
+		return unclosableListener{listenTCP(t).(*net.TCPListener)}
+	}})
+	err := wait(t, s.drain(t.Context()), "Shutdown")
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "httpdrain: closing a listener") {
+		t.Errorf("Shutdown: %v", err)
 	}
 }
 

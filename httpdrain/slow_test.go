@@ -1,7 +1,9 @@
 package httpdrain_test
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -166,38 +168,84 @@ func TestDrippingResponse(t *testing.T) {
 
 // A request that begins after its connection was taken for silent, on a server that is
 // slow to notice, is served: the Drainer sees it arrive.
+// If the context ends before it has all come, it counts as cut.
 func TestRequestAfterGrace(t *testing.T) {
-	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
-		httpdrain.SetLastTransfer(s.Drainer)
-		late := new(lateConn)
-		nc, err := m.dialBy(func(nc net.Conn) net.Conn {
-			late.kernelConn = newKernelConn(nc)
-			return late
+	const grace = httpdrain.DefaultIdleGrace
+	for _, isCut := range []bool{false, true} {
+		inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+			httpdrain.SetLastTransfer(s.Drainer)
+			late := new(lateConn)
+			nc, err := m.dialBy(func(nc net.Conn) net.Conn {
+				late.kernelConn = newKernelConn(nc)
+				return late
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newClient(t, nc)
+			c.SetDeadline(time.Time{})
+			c.get("/").more(t, "hello")
+			synctest.Wait()
+			late.armed.Store(true)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			result := s.drain(ctx)
+			pass(grace + time.Millisecond)
+			if late.armed.Load() {
+				t.Fatal("the connection is not taken for silent")
+			}
+			// Until the drain looks again, a second later.
+			request := get("/")
+			for ; len(request) > 20; pass(100 * time.Millisecond) {
+				c.send(request[:1])
+				request = request[1:]
+			}
+			if isCut {
+				cancel()
+				var cut *httpdrain.CutError
+				if err := <-result; !errors.As(err, &cut) || cut.Connections != 1 {
+					t.Errorf("got %v; want 1 connection cut", err)
+				}
+				return
+			}
+			c.send(request)
+			c.answer().last(t, "hello")
+			c.Close()
+			s.finishedInBubble(result)
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := newClient(t, nc)
-		c.SetDeadline(time.Time{})
-		c.get("/").more(t, "hello")
-		synctest.Wait()
-		late.armed.Store(true)
-		result := s.drain(t.Context())
-		pass(httpdrain.DefaultIdleGrace + time.Millisecond)
-		if late.armed.Load() {
-			t.Fatal("the connection is not taken for silent")
-		}
-		// Until the drain looks again, a second later.
-		request := get("/")
-		for ; len(request) > 20; pass(100 * time.Millisecond) {
-			c.send(request[:1])
-			request = request[1:]
-		}
-		c.send(request)
-		c.answer().last(t, "hello")
-		c.Close()
-		s.finishedInBubble(result)
-	})
+	}
+}
+
+// A connection on which something has come during the grace is closed a grace later, and
+// left to Server.Shutdown, if its reads cannot be made to fail, another second later.
+func TestSilentAfterByte(t *testing.T) {
+	const grace, early = time.Minute, 500 * time.Millisecond
+	for _, isDeaf := range []bool{false, true} {
+		inBubble(t, config{handler: http.HandlerFunc(hello), grace: grace}, func(t *testing.T, s *service, m *memory) {
+			httpdrain.SetLastTransfer(s.Drainer)
+			deaf := new(deafConn)
+			nc, err := m.dialBy(func(nc net.Conn) net.Conn { deaf.Conn = newKernelConn(nc); return deaf })
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newClient(t, nc)
+			c.SetDeadline(time.Time{})
+			c.get("/").more(t, "hello")
+			synctest.Wait()
+			deaf.deaf.Store(isDeaf)
+			begin := time.Now()
+			result := s.drain(t.Context())
+			pass(early)
+			c.send("G")
+			want := grace + early
+			if isDeaf {
+				want += time.Second
+			}
+			c.closed()
+			after(t, begin, "the connection was closed", want)
+			s.finishedInBubble(result)
+		})
+	}
 }
 
 // lateConn does not heed the first read deadline that expires it once it is armed.

@@ -58,4 +58,8 @@ func TestLastTransfer(t *testing.T) {
 	if received, _ := ask(); received.After(begin.Add(transferTick)) {
 		t.Errorf("received %v after nothing was", received.Sub(begin))
 	}
+	nc.Close()
+	if _, _, ok := lastTransfer(nc, time.Now()); ok {
+		t.Error("the kernel tells of a connection that is closed")
+	}
 }

@@ -2,6 +2,7 @@ package httpdrain_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -135,6 +136,29 @@ func TestIdleGrace(t *testing.T) {
 	}
 }
 
+// So is one on which nothing of a TLS handshake has come, and one without TLS on a server
+// that has protocols of the program's own with TLS.
+func TestSilentNewConnection(t *testing.T) {
+	for _, encrypted := range []bool{true, false} {
+		c := config{handler: http.HandlerFunc(hello), grace: time.Second, tls: encrypted}
+		c.server = func(s *http.Server) {
+			s.Protocols.SetUnencryptedHTTP2(false)
+			if !encrypted {
+				s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"shout": nil}
+			}
+		}
+		inBubble(t, c, func(t *testing.T, s *service, m *memory) {
+			c := m.client(t)
+			c.SetDeadline(time.Time{})
+			begin := time.Now()
+			result := s.drain(t.Context())
+			c.closed()
+			after(t, begin, "the connection was closed", time.Second)
+			s.finishedInBubble(result)
+		})
+	}
+}
+
 // finishedInBubble is finished without patience, which would make time pass.
 func (s *service) finishedInBubble(result <-chan error) {
 	s.t.Helper()
@@ -152,6 +176,8 @@ type deafConn struct {
 	deaf atomic.Bool
 }
 
+func (c *deafConn) NetConn() net.Conn { return c.Conn }
+
 func (c *deafConn) SetReadDeadline(at time.Time) error {
 	if c.deaf.Load() {
 		return nil
@@ -160,25 +186,31 @@ func (c *deafConn) SetReadDeadline(at time.Time) error {
 }
 
 // A silent connection whose reads cannot be made to fail does not hold up the drain: a
-// second later Server.Shutdown closes it.
+// second later Server.Shutdown closes it. So it is if the kernel tells that it is silent.
 func TestDeafConnection(t *testing.T) {
-	inBubble(t, config{handler: http.HandlerFunc(hello), grace: time.Minute}, func(t *testing.T, s *service, m *memory) {
-		deaf := new(deafConn)
-		nc, err := m.dialBy(func(nc net.Conn) net.Conn { deaf.Conn = nc; return deaf })
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := newClient(t, nc)
-		c.SetDeadline(time.Time{})
-		c.get("/").more(t, "hello")
-		synctest.Wait()
-		deaf.deaf.Store(true)
-		begin := time.Now()
-		result := s.drain(t.Context())
-		c.closed()
-		after(t, begin, "the connection was closed", time.Minute+time.Second)
-		s.finishedInBubble(result)
-	})
+	for _, wrap := range []func(net.Conn) net.Conn{
+		func(nc net.Conn) net.Conn { return nc },
+		func(nc net.Conn) net.Conn { return newKernelConn(nc) },
+	} {
+		inBubble(t, config{handler: http.HandlerFunc(hello), grace: time.Minute}, func(t *testing.T, s *service, m *memory) {
+			httpdrain.SetLastTransfer(s.Drainer)
+			deaf := new(deafConn)
+			nc, err := m.dialBy(func(nc net.Conn) net.Conn { deaf.Conn = wrap(nc); return deaf })
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newClient(t, nc)
+			c.SetDeadline(time.Time{})
+			c.get("/").more(t, "hello")
+			synctest.Wait()
+			deaf.deaf.Store(true)
+			begin := time.Now()
+			result := s.drain(t.Context())
+			c.closed()
+			after(t, begin, "the connection was closed", time.Minute+time.Second)
+			s.finishedInBubble(result)
+		})
+	}
 }
 
 // A request in the last moment of the grace is served.
@@ -316,6 +348,26 @@ func TestReadTimeoutAtEndOfGrace(t *testing.T) {
 	})
 }
 
+// Others have what is left of it.
+func TestReadTimeoutDuringGrace(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
+		_, err := io.ReadAll(r.Body)
+		fmt.Fprint(w, time.Since(begin).Round(time.Second), errors.Is(err, os.ErrDeadlineExceeded))
+	}), server: func(s *http.Server) {
+		s.Protocols.SetUnencryptedHTTP2(false)
+		s.ReadTimeout = 8 * time.Second
+	}}, func(t *testing.T, s *service, m *memory) {
+		c := m.client(t)
+		c.SetDeadline(time.Time{})
+		result := s.drain(t.Context())
+		pass(3 * time.Second)
+		c.send("POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\n\r\n")
+		c.answer().is(t, "5s true")
+		s.finishedInBubble(result)
+	})
+}
+
 // Without a grace, a connection whose response did not tell its client to leave is
 // closed at once: the server does not undo that when it becomes idle.
 func TestNoGraceAfterRequest(t *testing.T) {
@@ -353,31 +405,93 @@ func TestServerTimeoutDuringGrace(t *testing.T) {
 	})
 }
 
-// A context that ends during the grace cuts what is silent, and says so; the
-// connection of the last response, which net/http closes half a second later,
-// does not count.
+// A context that ends during the grace cuts what is silent, and says so, also if a
+// response has come that let the client stay; the connection of the last response, which
+// net/http closes half a second later, does not count.
 func TestContextEndsDuringGrace(t *testing.T) {
-	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+	var gate chan struct{}
+	inBubble(t, config{handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			<-gate
+		}
+		io.WriteString(w, "hello")
+	})}, func(t *testing.T, s *service, m *memory) {
+		gate = make(chan struct{})
 		m.client(t)
-		used, last := m.client(t), m.client(t)
+		used, long, last := m.client(t), m.client(t), m.client(t)
 		used.get("/").more(t, "hello")
+		long.send(get("/long"))
+		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), httpdrain.DefaultIdleGrace/2)
 		defer cancel()
 		begin := time.Now()
 		result := s.drain(ctx)
 		pass(httpdrain.DefaultIdleGrace/2 - 100*time.Millisecond)
+		close(gate)
+		long.answer().more(t, "hello")
 		last.get("/").last(t, "hello")
 		err := <-result
 		after(t, begin, "the drain was over", httpdrain.DefaultIdleGrace/2)
 		var cut *httpdrain.CutError
-		if !errors.As(err, &cut) || cut.Connections != 2 || cut.Active != 0 || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %#v; want 2 idle connections cut", err)
+		if !errors.As(err, &cut) || cut.Connections != 3 || cut.Active != 0 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %#v; want 3 idle connections cut", err)
 		}
 		pass(time.Second) // for net/http's goroutine, which waits to close
 		if err := <-s.served; !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
+}
+
+// Over HTTP/2, a stream counts as cut until it has ended, and a client that knows that it
+// is to leave, or has been silent for the grace, does not.
+func TestContextEndsAfterFarewell(t *testing.T) {
+	for _, test := range []struct {
+		name                  string
+		acknowledges, streams bool
+		after                 time.Duration
+		cut                   int
+	}{
+		{"the client knows", true, false, 500 * time.Millisecond, 0},
+		{"the client knows, and a stream is open", true, true, 500 * time.Millisecond, 1},
+		{"the client does not know", false, false, 500 * time.Millisecond, 1},
+		{"the client is silent", false, false, httpdrain.DefaultIdleGrace + 500*time.Millisecond, 0},
+	} {
+		gate := newGate()
+		c := rawHTTP2
+		c.handler = gate
+		inBubble(t, c, func(t *testing.T, s *service, m *memory) {
+			gate.entered, gate.opened = make(chan struct{}, 1), make(chan struct{})
+			c := m.client(t)
+			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+			frames := c.inBackground()
+			c.sendFrame(frameSettings, 0, 0)
+			if test.streams {
+				c.request(1)
+				<-gate.entered
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), test.after)
+			defer cancel()
+			result := s.drain(ctx)
+			pass(50 * time.Millisecond)
+			if got := goAways(frames); !slices.Equal(got, []uint32{1<<31 - 1}) {
+				t.Fatalf("GOAWAY with %d, want all streams", got)
+			}
+			if test.acknowledges {
+				c.acknowledge("draining")
+			}
+			err := <-result
+			var cut *httpdrain.CutError
+			switch {
+			case test.cut == 0 && err != nil:
+				t.Errorf("%s: %v", test.name, err)
+			case test.cut > 0 && (!errors.As(err, &cut) || cut.Connections != test.cut):
+				t.Errorf("%s: got %v; want %d connection cut", test.name, err, test.cut)
+			}
+			gate.open()
+			pass(time.Second) // for net/http's goroutines
+		})
+	}
 }
 
 // A stuck client counts as cut although its handler has returned.
@@ -527,22 +641,26 @@ func TestClientStays(t *testing.T) {
 }
 
 // A connection that becomes HTTP/2 during the drain is told as well, and not
-// before the server has sent its settings.
+// before the server has sent its settings. Its responses are held until then.
 func TestPrefaceDuringDrain(t *testing.T) {
 	inBubble(t, rawHTTP2, func(t *testing.T, s *service, m *memory) {
 		c := m.client(t)
 		c.send("PRI * HTTP/2.0\r\n")
 		result := s.drain(t.Context())
 		pass(time.Second)
-		frames := c.inBackground()
 		c.send("\r\nSM\r\n\r\n")
-		c.sendFrame(frameSettings, 0, 0)
-		pass(300 * time.Millisecond)
-		if first := <-frames; first[0] != frameSettings {
-			t.Errorf("the first frame is %d", first[0])
+		if first, _, _ := c.frame(); first != frameSettings {
+			t.Errorf("the first frame is %d", first)
 		}
-		if got := goAways(frames); !slices.Equal(got, []uint32{1<<31 - 1}) {
-			t.Errorf("GOAWAY with %d, want all streams", got)
+		begin := time.Now()
+		c.sendFrame(frameSettings, 0, 0)
+		c.request(1)
+		c.farewell() // for which the response waits, and not for longer
+		for kind, flags := byte(frameSettings), byte(0); kind > frameHeaders || flags&endStream == 0; {
+			kind, flags, _ = c.frame()
+		}
+		if got, want := time.Since(begin), 15*time.Millisecond; got != want {
+			t.Errorf("the response ends after %v, want %v", got, want)
 		}
 		c.Close()
 		s.finishedInBubble(result)
@@ -637,6 +755,7 @@ func TestSpread(t *testing.T) {
 						}
 					case "HTTP/2":
 						c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(frameSettings, 0, 0))
+						c.request(1) // which is served before
 						c.next(frameGoAway)
 					}
 					times <- time.Since(begin)

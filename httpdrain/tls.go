@@ -42,7 +42,6 @@ func (d *Drainer) setUpTLS(certFile, keyFile string) (*tls.Config, error) {
 	if pathErr := (*fs.PathError)(nil); !errors.As(err, &pathErr) || pathErr.Path != noFile {
 		return nil, err
 	}
-	d.learnProtocols()
 
 	config := new(tls.Config)
 	if d.srv.TLSConfig != nil {
@@ -72,11 +71,10 @@ func (d *Drainer) nextProtos(names []string) []string {
 		name   string
 		served bool
 	}{{"h2", http2}, {"http/1.1", http1}} {
-		has := slices.Contains(names, protocol.name)
 		switch {
-		case protocol.served && !has:
+		case protocol.served && !slices.Contains(names, protocol.name):
 			names = append(names, protocol.name)
-		case !protocol.served && has:
+		case !protocol.served:
 			names = slices.DeleteFunc(names, func(name string) bool { return name == protocol.name })
 		}
 	}

@@ -105,6 +105,33 @@ func TestControlUpgrade(t *testing.T) {
 	r.noUpgrade()
 }
 
+// The status tells how many connections the servers have that know it.
+func TestControlConnections(t *testing.T) {
+	server := conversations()
+	server.Addr = filepath.Join(proctest.SocketDir(t), "socket")
+	r, control := startControlled(t, quiet(), service.HTTP(server), service.Stream("tcp", "localhost:0", serveLines, nil))
+	r.socket = server.Addr
+	request := r.begin()
+	conn := proctest.Opened[net.Conn](t)(net.Dial("unix", control))
+	io.WriteString(conn, "GET /status HTTP/1.0\r\n\r\n")
+	if got := proctest.Answers(t, []net.Conn{conn})[0]; !strings.Contains(got, "has 1 connections") {
+		t.Errorf("the status is %q", got)
+	}
+	request.end()
+	close(r.upg.parent)
+	r.end()
+}
+
+// An Upgrader that cannot be controlled is an error.
+func TestControlNeedsUpgrader(t *testing.T) {
+	opts := quiet()
+	opts.Control = filepath.Join(t.TempDir(), "ctl")
+	err := service.Run(struct{ service.Upgrader }{newStub(t)}, opts)
+	if err == nil || !strings.Contains(err.Error(), "needs a control.Upgrader") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A signal that comes during a rehearsal is queued, too.
 func TestControlRehearse(t *testing.T) {
 	opts, log := logged()

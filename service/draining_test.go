@@ -4,9 +4,12 @@ package service_test
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"example.com/tableflip/internal/load"
@@ -45,10 +48,10 @@ func TestManyUpgradesInARow(t *testing.T) {
 				t.Errorf("process %d is in charge, want %d", pid, generations[upgrades].PID)
 			}
 			for i, h := range all {
-				// Who was just replaced may accept for a moment.
+				// Who was replaced may accept until it notices.
 				inCharge := i / (2 * each)
 				by := slices.IndexFunc(generations, func(p *proctest.Process) bool { return p.PID == h.By })
-				if by != inCharge && by != inCharge-1 {
+				if by < 0 || by > inCharge {
 					t.Errorf("process %d serves, and %d was in charge", h.By, generations[inCharge].PID)
 				}
 				if err := h.Finish(); (err != nil) != (by < test.cut) {
@@ -57,6 +60,16 @@ func TestManyUpgradesInARow(t *testing.T) {
 			}
 			for _, g := range generations[:upgrades] {
 				g.AwaitEnd()
+			}
+			toldOfCut := func() bool {
+				conn := proctest.Opened[net.Conn](t)(net.Dial("unix", filepath.Join(directory, "ctl")))
+				io.WriteString(conn, "GET /status?json HTTP/1.0\r\n\r\n")
+				return !strings.Contains(proctest.Answers(t, []net.Conn{conn})[0], `"connectionsCut":0}`)
+			}
+			if test.cut > 0 {
+				proctest.AwaitThat(t, "the status tells what was cut", toldOfCut)
+			} else if toldOfCut() {
+				t.Error("the status tells that something was cut")
 			}
 			proctest.Terminate(t, generations[upgrades].PID)
 			generations[upgrades].AwaitEnd()

@@ -107,6 +107,7 @@ func TestGoodTLSIsAccepted(t *testing.T) {
 			c.ClientAuth = tls.RequireAndVerifyClientCert
 			c.VerifyConnection = func(tls.ConnectionState) error { return os.ErrPermission }
 		},
+		"keys that are logged": func(c *tls.Config) { c.KeyLogWriter = unwritable{t} },
 		"certificates by name": func(c *tls.Config) {
 			c.Certificates = nil
 			c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, os.ErrNotExist }
@@ -121,13 +122,25 @@ func TestGoodTLSIsAccepted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config := tlsConfig()
 			change(config)
+			auth, verify := config.ClientAuth, config.VerifyConnection != nil
 			p := startRun(t, quiet(), &http.Server{TLSConfig: config})
 			p.upg.Stop()
 			if err := p.returns(); err != nil {
 				t.Error(err)
 			}
+			if config.ClientAuth != auth || (config.VerifyConnection != nil) != verify {
+				t.Error("clients are not asked for certificates any more")
+			}
 		})
 	}
+}
+
+// unwritable fails the test if anything is written.
+type unwritable struct{ t *testing.T }
+
+func (w unwritable) Write(p []byte) (int, error) {
+	w.t.Errorf("written: %q", p)
+	return len(p), nil
 }
 
 func TestFlawedVersionIsRefused(t *testing.T) {

@@ -5,6 +5,7 @@ package service_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -167,6 +168,9 @@ func TestServersEnd(t *testing.T) {
 		"stream": func(err error) service.Server {
 			return service.Stream("tcp", "localhost:0", func(net.Listener) error { return err }, nil)
 		},
+		"closed stream": func(err error) service.Server {
+			return service.Stream("tcp", "localhost:0", func(ln net.Listener) error { ln.Close(); return err }, nil)
+		},
 		"packet": func(err error) service.Server {
 			return service.Packet("udp", "localhost:0", func(net.PacketConn) error { return err }, nil)
 		},
@@ -195,6 +199,65 @@ func TestServersEnd(t *testing.T) {
 			r.end()
 		})
 	}
+}
+
+// askedFor is asked for sockets, and gives others.
+type askedFor struct {
+	replaceable
+	sockets chan string
+}
+
+func (upg askedFor) Listen(network, addr string) (net.Listener, error) {
+	upg.sockets <- network + " " + addr
+	return net.Listen("tcp", "localhost:0")
+}
+
+func (upg askedFor) ListenPacket(network, addr string) (net.PacketConn, error) {
+	upg.sockets <- network + " " + addr
+	return net.ListenPacket("udp", "localhost:0")
+}
+
+func TestAddresses(t *testing.T) {
+	http := func(addr string, config *tls.Config) service.Server {
+		return service.HTTP(&http.Server{Addr: addr, TLSConfig: config})
+	}
+	stream := func(network, addr string) service.Server { return service.Stream(network, addr, serveLines, nil) }
+	packet := func(network, addr string) service.Server {
+		return service.Packet(network, addr, answerPackets(nil, nil), nil)
+	}
+	for want, server := range map[string]service.Server{
+		"tcp :http":          http("", nil),
+		"tcp :https":         http("", tlsConfig()),
+		"tcp localhost:1":    http("localhost:1", nil),
+		"tcp localhost:2":    http("localhost:2", tlsConfig()),
+		"unix /path":         http("/path", nil),
+		"unix @abstract":     stream("tcp", "@abstract"),
+		"unixpacket /packet": stream("unixpacket", "/packet"),
+		"tcp4 localhost:3":   stream("tcp4", "localhost:3"),
+		"unixgram /datagram": packet("udp", "/datagram"),
+		"unixgram @datagram": packet("udp", "@datagram"),
+		"udp6 localhost:4":   packet("udp6", "localhost:4"),
+	} {
+		r := newRun(t)
+		close(r.upg.parent)
+		upg := askedFor{r.upg, make(chan string, 1)}
+		r.run(upg, quiet(), server)
+		if got := <-upg.sockets; got != want {
+			t.Errorf("asked for %q, want %q", got, want)
+		}
+		r.end()
+	}
+}
+
+// A server that the program has closed is done.
+func TestHTTPIsClosed(t *testing.T) {
+	server := conversations()
+	r := startRun(t, quiet(), server)
+	r.begin().end()
+	server.Close()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	r.waits()
+	r.end()
 }
 
 // answerPackets says that it has a datagram, and answers when it may.

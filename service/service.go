@@ -205,10 +205,7 @@ func Run(upg Upgrader, opts Options, servers ...Server) error {
 
 	opts.Logger.Info("draining")
 	begin := time.Now()
-	err := p.drain()
-	if unhealthy := p.unhealthy.Load(); unhealthy != nil && trial.WasUndone() {
-		err = errors.Join(*unhealthy, err)
-	}
+	err := errors.Join(p.whyUndone(), p.drain())
 	opts.Logger.Info("drained", "took", time.Since(begin), "error", err)
 	return err
 }
@@ -223,7 +220,8 @@ type process struct {
 	failed chan error // of each server that has failed
 	asks   chan ask
 
-	unhealthy atomic.Pointer[error] // why the trial of this process was undone
+	undoing   sync.Mutex // held while the trial of this process is undone for want of health
+	unhealthy error      // why it was
 
 	control  *control.Server // nil if there is none
 	cut      atomic.Int64    // connections, by the drain
@@ -289,11 +287,7 @@ func (p *process) checkHealth() {
 	}()
 	for ctx.Err() == nil {
 		if err := p.opts.Healthy(ctx); err != nil {
-			err = fmt.Errorf("service: not healthy: %w", err)
-			p.unhealthy.Store(&err) // first, because Exit is closed next
-			if !trial.Undo(err) {
-				p.unhealthy.Store(nil)
-			}
+			p.undo(fmt.Errorf("service: not healthy: %w", err))
 			return
 		}
 		select {
@@ -301,6 +295,23 @@ func (p *process) checkHealth() {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// undo undoes the trial of this process, unless that has ended.
+func (p *process) undo(unhealthy error) {
+	p.undoing.Lock()
+	defer p.undoing.Unlock()
+	if trial.Undo(unhealthy) {
+		p.unhealthy = unhealthy
+	}
+}
+
+// whyUndone returns the error of Options.Healthy for which the trial of this process was
+// undone, or nil. Call it once Exit is closed: undo, which may have done that, is waited for.
+func (p *process) whyUndone() error {
+	p.undoing.Lock()
+	defer p.undoing.Unlock()
+	return p.unhealthy
 }
 
 func (p *process) serve() {

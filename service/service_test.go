@@ -67,7 +67,7 @@ func serveRole() {
 		}
 		err = service.Run(upg, service.Options{
 			IdleGrace:    5 * time.Second, // for clients on a busy machine
-			DrainTimeout: 2 * proctest.Patience,
+			DrainTimeout: time.Hour,
 			WaitHijacked: true,
 			Control:      filepath.Join(directory, "ctl"),
 			Healthy: func(context.Context) error {
@@ -209,6 +209,7 @@ func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	proctest.OK(t, err)
 	socket := filepath.Join(t.TempDir(), "socket")
 	err = service.Run(upg, service.Options{},
+		service.Background(func(context.Context) error { return nil }),
 		service.HTTP(&http.Server{Addr: socket}), service.HTTP(&http.Server{Addr: taken.Addr().String()}))
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v, want that the address is in use", err)
@@ -254,4 +255,13 @@ func TestReadyErrorStopsTheService(t *testing.T) {
 	if !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
 	}
+}
+
+// That the program has stopped the Upgrader is an error, unless a signal has told it to.
+func TestStopBeforeReady(t *testing.T) {
+	upg, err := stub.New()
+	proctest.OK(t, err)
+	upg.Stop()
+	err = service.Run(upg, service.Options{Logger: slog.New(slog.DiscardHandler)})
+	proctest.WantError(t, "Run", err, tableflip.ErrStopped)
 }

@@ -346,6 +346,24 @@ func TestTermBeforeReady(t *testing.T) {
 	}
 }
 
+// Another error than that of the stop is an error.
+func TestTermAndErrorBeforeReady(t *testing.T) {
+	hearSignals(t)
+	upg := brokenByTerm{newStub(t)}
+	r := &run{t: t, ran: make(chan error, 1)}
+	go func() { r.ran <- service.Run(upg, quiet(), service.HTTP(&http.Server{Addr: "localhost:0"})) }()
+	proctest.WantError(t, "Run", r.returns(), errBroken)
+}
+
+// brokenByTerm fails when it is told to stop before it is ready.
+type brokenByTerm struct{ *stub.Upgrader }
+
+func (upg brokenByTerm) Ready() error {
+	syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	<-upg.Exit()
+	return errBroken
+}
+
 func (r *run) get(path string) (status int) {
 	r.t.Helper()
 	client := unixClient(filepath.Dir(r.socket), false)

@@ -27,18 +27,20 @@ import (
 // A trialRun is a run of a process on trial.
 type trialRun struct {
 	*run
-	undone chan error // receives why the process undoes its trial
-	late   chan error // receives why it would have, after the end
+	undone chan error    // receives why the process undoes its trial, which waits for that
+	late   chan error    // receives why it would have, after the end
+	denied chan struct{} // closed when it may learn that it is too late
 	end    func(undone bool)
 }
 
 // startOnTrial runs servers on trial.
 func startOnTrial(t *testing.T, opts service.Options, servers ...service.Server) trialRun {
 	t.Helper()
-	r := trialRun{run: newRun(t), undone: make(chan error, 1), late: make(chan error, 1)}
+	r := trialRun{run: newRun(t), undone: make(chan error), late: make(chan error, 1), denied: make(chan struct{})}
 	r.end = trial.Begin(func(why error) bool {
 		if !trial.IsOn() {
 			r.late <- why
+			<-r.denied
 			return false
 		}
 		r.undone <- why
@@ -94,6 +96,8 @@ func TestHealthyLate(t *testing.T) {
 	q.err <- errRefused
 	proctest.WantError(t, "what is too late", proctest.Within(t, "the end of the trial", r.late), errRefused)
 	r.upg.end()
+	r.waits() // to learn that it is
+	close(r.denied)
 	proctest.OK(t, r.returns())
 }
 
@@ -125,6 +129,8 @@ func TestStopOnTrial(t *testing.T) {
 	r := startOnTrial(t, opts)
 	proctest.Within(t, "the question, when Ready has returned", asked).err <- nil
 	r.signal(syscall.SIGTERM)
+	r.waits()
+	wantHealth(t, opts.Health, http.StatusOK)
 	if err := proctest.Within(t, "the end of the trial", r.undone); err != nil {
 		t.Errorf("the trial was undone because of %v", err)
 	}
@@ -200,18 +206,36 @@ func TestUndoneDrains(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "socket")
 	r := startOnTrial(t, opts, service.Stream("unix", socket, serveLines, nil))
 	dialLines(t, "unix", socket)
-	r.undo()
+	r.upg.Stop()
+	r.waits() // until it is known how the trial has ended
+	r.end(true)
 	if err := r.returns(); err == nil || !strings.Contains(err.Error(), "10ms after its trial was undone") {
 		t.Errorf("got %v, want the timeout", err)
 	}
 }
 
-// What waits in the queue is the parent's, because this version may be unhealthy.
-func TestUndoneLeavesTheQueue(t *testing.T) {
+// What waits in the queue is the parent's, because this version may be unhealthy, or the
+// successor's.
+func TestTheQueueIsLeft(t *testing.T) {
+	t.Run("undone", func(t *testing.T) {
+		testTheQueueIsLeft(t, func(opts service.Options, server service.Server) (*run, func()) {
+			r := startOnTrial(t, opts, server)
+			return r.run, r.undo
+		})
+	})
+	t.Run("replaced", func(t *testing.T) {
+		testTheQueueIsLeft(t, func(opts service.Options, server service.Server) (*run, func()) {
+			r := startServers(t, opts, server)
+			return r, r.upg.end
+		})
+	})
+}
+
+func testTheQueueIsLeft(t *testing.T, start func(service.Options, service.Server) (r *run, leave func())) {
 	opts, socket := quiet(), filepath.Join(t.TempDir(), "socket")
 	opts.IdleGrace = proctest.Patience
 	accepted, stuck, unstuck := 0, make(chan struct{}), make(chan struct{})
-	r := startOnTrial(t, opts, service.HTTP(&http.Server{
+	r, leave := start(opts, service.HTTP(&http.Server{
 		Addr: socket,
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context { // no other is accepted meanwhile
 			if accepted++; accepted == 2 {
@@ -233,7 +257,7 @@ func TestUndoneLeavesTheQueue(t *testing.T) {
 	first, second := dial(), dial()
 	proctest.Within(t, "the second connection", stuck)
 	waiting := dial()
-	r.undo()
+	leave()
 	proctest.AwaitThat(t, "the drain has begun", func() bool {
 		response, err := ask(first)
 		proctest.OK(t, err)

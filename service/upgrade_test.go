@@ -170,6 +170,34 @@ func TestLateUpgradeIsPassedOn(t *testing.T) {
 	}
 }
 
+// What is not wanted is not passed on, and a process that was stopped has nobody to pass
+// it on to.
+func TestNoUpgradeIsPassedOn(t *testing.T) {
+	passedOn := make(chan struct{}, 10)
+	queue.OnKeep(func() { passedOn <- struct{}{} })
+	t.Cleanup(func() { queue.OnKeep(nil) })
+	startServers(t, quiet()).end()
+
+	opts := quiet()
+	holds, release := make(chan struct{}), make(chan struct{})
+	opts.Logger = slog.New(slog.NewTextHandler(holding{"stopping", holds, release}, nil))
+	r := startRun(t, opts, conversations())
+	request := r.begin()
+	r.signal(syscall.SIGTERM)
+	<-holds
+	r.signal(syscall.SIGHUP)
+	r.upg.Stop()
+	close(release)
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	r.signal(syscall.SIGHUP) // while it drains
+	request.goesOn()
+	request.end()
+	proctest.OK(t, r.returns())
+	if len(passedOn) > 0 {
+		t.Error("an upgrade was passed on")
+	}
+}
+
 // A holding log holds up who writes a text.
 type holding struct {
 	text           string

@@ -2,7 +2,6 @@ package supervise_test
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -103,7 +102,7 @@ func TestFullLogHoldsNothing(t *testing.T) {
 	read, write, err := os.Pipe()
 	proctest.OK(t, err)
 	defer write.Close()
-	fill(write, strings.Repeat("x", 1<<16))
+	fill(t, write, strings.Repeat("x", 1<<16))
 	cmd := supervisor(nil, "puppet")
 	cmd.Stderr = blocking(t, write)
 	b.run(cmd)
@@ -123,15 +122,16 @@ func TestFullLogHoldsNothing(t *testing.T) {
 	b.wantStatus(8)
 }
 
-// fill writes until nothing fits any more.
-func fill(to interface {
-	io.Writer
-	SetWriteDeadline(time.Time) error
-}, text string) {
-	for err := error(nil); err == nil; {
-		to.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
-		_, err = io.WriteString(to, text)
+// fill writes until nothing fits any more. to must not block.
+func fill(t *testing.T, to syscall.Conn, text string) {
+	t.Helper()
+	raw, err := to.SyscallConn()
+	proctest.OK(t, err)
+	for err == nil {
+		controlErr := raw.Control(func(fd uintptr) { _, err = unix.Write(int(fd), []byte(text)) })
+		proctest.OK(t, controlErr)
 	}
+	proctest.WantError(t, "the last write", err, unix.EAGAIN)
 }
 
 // blocking returns the same pipe, opened anew, as programs are given it.
@@ -157,7 +157,7 @@ func TestFullLogEnds(t *testing.T) {
 	proctest.OK(t, err)
 	defer read.Close()
 	defer write.Close()
-	fill(write, strings.Repeat("x", 1<<16))
+	fill(t, write, strings.Repeat("x", 1<<16))
 	cmd := supervisor(nil, "puppet")
 	cmd.Stderr = blocking(t, write)
 	b.run(cmd)
@@ -169,8 +169,8 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	outer := newManager(b)
-	filler := proctest.Opened[net.Conn](t)(net.Dial("unixgram", outer.address))
-	fill(filler, "x")
+	filler := proctest.Opened[*net.UnixConn](t)(net.DialUnix("unixgram", nil, &net.UnixAddr{Name: outer.address, Net: "unixgram"}))
+	fill(t, filler, "x")
 	cmd := supervisor(nil, "puppet")
 	cmd.Env = append(os.Environ(), outer.environment())
 	b.start(cmd)
@@ -192,7 +192,7 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	}
 
 	// Nor does it hold up the end.
-	fill(filler, "x")
+	fill(t, filler, "x")
 	for range 20 {
 		main.do("notify", "STATUS=")
 	}

@@ -48,7 +48,7 @@ func serveRole() {
 	for proctest.Exists(filepath.Join(dir, "hold")) {
 		time.Sleep(5 * time.Millisecond) // a poll
 	}
-	opts := service.Options{IdleGrace: proctest.Patience, WaitHijacked: true, DrainTimeout: 2 * proctest.Patience}
+	opts := service.Options{IdleGrace: proctest.Patience, WaitHijacked: true, DrainTimeout: time.Hour}
 	err := service.Run(upg, opts, service.HTTP(&http.Server{
 		Addr: filepath.Join(dir, "socket"),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -41,7 +41,16 @@ type Chain struct {
 
 // Start starts the first generation of c, which listens on n TCP listeners and one
 // UDP socket, and waits until it serves. The binary must call Main.
-func Start(binary string, c Contender, n int) (*Chain, error) {
+func Start(binary string, c Contender, n int) (*Chain, error) { return startChain(binary, c, n, 0) }
+
+// StartDraining does what Start does, with this library and one listener. It allows for
+// so many generations that drain when an upgrade begins: each does until all connections to
+// it, which Keep opens, have ended.
+func StartDraining(binary string, maxDraining int) (*Chain, error) {
+	return startChain(binary, Ours, 1, maxDraining)
+}
+
+func startChain(binary string, c Contender, n, maxDraining int, more ...string) (*Chain, error) {
 	commandsRead, commandsWrite, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -53,7 +62,9 @@ func Start(binary string, c Contender, n int) (*Chain, error) {
 		return nil, err
 	}
 	cmd := exec.Command(binary)
-	cmd.Env = append(os.Environ(), contenderVariable+"="+string(c), countVariable+"="+strconv.Itoa(n), hostVariable+"="+host())
+	cmd.Env = append(os.Environ(), contenderVariable+"="+string(c), countVariable+"="+strconv.Itoa(n),
+		drainingVariable+"="+strconv.Itoa(maxDraining), hostVariable+"="+host())
+	cmd.Env = append(cmd.Env, more...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = commandsRead, answersWrite, os.Stderr
 	ch := &Chain{first: cmd, commands: commandsWrite, output: answersRead, answers: bufio.NewReader(answersRead)}
 	err = cmd.Start()
@@ -94,8 +105,8 @@ type Timing struct {
 	Call   time.Duration // the call of Upgrade in the parent
 }
 
-// Upgrade replaces the generation in charge. When it returns, that process has
-// exited and the next one serves.
+// Upgrade replaces the generation in charge. When it returns, the next one serves, and
+// that process has exited, unless it may drain.
 func (ch *Chain) Upgrade() (t Timing, err error) {
 	begin := monotonic()
 	if err := ch.command(commandUpgrade); err != nil {

@@ -113,6 +113,34 @@ func TestUpgradeInARow(t *testing.T) {
 	}
 }
 
+// TestDraining shows that as many generations drain as kept connections hold, each of which
+// its own process answers, and that they exit when the connections end.
+func TestDraining(t *testing.T) {
+	const draining = 3
+	ch, err := StartDraining(os.Args[0], draining)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var connections []*Kept
+	for range draining + 1 {
+		conn, err := ch.Keep()
+		if err != nil {
+			t.Fatal(err)
+		}
+		connections = append(connections, conn)
+		upgrade(t, ch)
+	}
+	for _, conn := range connections {
+		if err := conn.Ask(); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+	}
+	if err := ch.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func start(tb testing.TB, c Contender, n int) *Chain {
 	tb.Helper()
 	ch, err := Start(os.Args[0], c, n)

@@ -21,6 +21,8 @@ import (
 	ours "example.com/tableflip"
 	theirs "github.com/cloudflare/tableflip"
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/step"
 )
 
 // This file is what runs in the processes of a chain. They are all of one binary,
@@ -42,6 +44,7 @@ const (
 	contenderVariable = "BENCHMARK_CONTENDER"
 	countVariable     = "BENCHMARK_LISTENERS"
 	hostVariable      = "BENCHMARK_HOST"
+	drainingVariable  = "BENCHMARK_DRAINING"
 	floorVariable     = "BENCHMARK_FLOOR"
 )
 
@@ -102,10 +105,10 @@ type upgrader interface {
 	Stop()
 }
 
-func (c Contender) new() (upgrader, error) {
+func (c Contender) new(maxDraining int) (upgrader, error) {
 	switch c {
 	case Ours:
-		return ours.New(ours.Options{})
+		return ours.New(ours.Options{MaxDraining: maxDraining})
 	case Tableflip:
 		upg, err := theirs.New(theirs.Options{})
 		return patient{upg}, err
@@ -117,14 +120,21 @@ func (c Contender) new() (upgrader, error) {
 
 // generation is the life of one process: it takes its sockets, serves, and obeys.
 func generation(c Contender) error {
-	upg, err := c.new()
-	if err != nil {
-		return err
-	}
+	wantMarks()
+	mark(MainCalled, monotonic())
 	count, err := strconv.Atoi(os.Getenv(countVariable))
 	if err != nil {
 		return err
 	}
+	maxDraining, err := strconv.Atoi(os.Getenv(drainingVariable))
+	if err != nil {
+		return err
+	}
+	upg, err := c.new(maxDraining)
+	if err != nil {
+		return err
+	}
+	mark(NewReturned, monotonic())
 	host := os.Getenv(hostVariable)
 	listeners := make([]net.Listener, count)
 	for i := range listeners {
@@ -144,17 +154,24 @@ func generation(c Contender) error {
 		return err
 	}
 	ready := monotonic()
+	mark(ReadyCalled, ready)
 	if err := upg.Ready(); err != nil {
 		return err
 	}
 	served := monotonic()
-	if err := upg.WaitForParent(context.Background()); err != nil {
-		return err
+	mark(ReadyReturned, served)
+	accept := keep
+	if maxDraining == 0 {
+		accept = greet
+		if err := upg.WaitForParent(context.Background()); err != nil {
+			return err
+		}
 	}
-	var greeter sync.WaitGroup
-	greeter.Go(func() { greet(listeners[0]) })
+	var accepting sync.WaitGroup
+	accepting.Go(func() { accept(listeners[0]) })
 	go echo(packets)
 	fmt.Printf(servingFormat, os.Getpid(), upg.HasParent(), listeners[0].Addr(), packets.LocalAddr(), ready, served)
+	tellMarks(newMarks)
 
 	command := make([]byte, 1)
 	for {
@@ -177,10 +194,15 @@ func generation(c Contender) error {
 			if err != nil {
 				return err
 			}
-			fmt.Printf(upgradedFormat, called, <-committed, returned)
+			exited := <-committed
+			fmt.Printf(upgradedFormat, called, exited, returned)
+			mark(UpgradeCalled, called)
+			mark(ExitClosed, exited)
+			mark(UpgradeReturned, returned)
+			tellMarks(oldMarks)
 			// What it has accepted is its own to finish.
 			listeners[0].Close()
-			greeter.Wait()
+			accepting.Wait()
 			return nil
 		case commandCPU:
 			var usage syscall.Rusage
@@ -203,6 +225,28 @@ func greet(ln net.Listener) {
 		}
 		conn.Write([]byte{'!'})
 		conn.Close()
+	}
+}
+
+// keep answers each byte on a connection by a line with the process ID, and returns when it
+// can accept no more and the clients have ended all connections.
+func keep(ln net.Listener) {
+	var kept sync.WaitGroup
+	defer kept.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		kept.Go(func() {
+			defer conn.Close()
+			for question := make([]byte, 1); ; {
+				if _, err := conn.Read(question); err != nil {
+					return
+				}
+				fmt.Fprintln(conn, os.Getpid())
+			}
+		})
 	}
 }
 
@@ -305,6 +349,7 @@ func (f *floor) Ready() error {
 		return nil
 	}
 	_, err := f.ready.Write([]byte{'!'})
+	step.Reached(step.ReadySaid)
 	return err
 }
 
@@ -341,8 +386,10 @@ func (f *floor) Upgrade() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	step.Reached(step.ChildStarted)
 	readyWrite.Close()
 	_, err = readyRead.Read(make([]byte, 1))
+	step.Reached(step.ReadyReceived)
 	close(f.exit)
 	return err
 }

@@ -371,13 +371,14 @@ func TestActivatedUnixStays(t *testing.T) {
 		ln.Close()
 	}
 	s := proctest.NewService(t)
-	activate(s, s.Command("claim", proctest.WithArg("listener unix "+claimed+"\nready\nstop")), files, named("a", "b.socket"))
+	activate(s, s.Command("claim", proctest.WithArg("listener unix "+claimed+"\nready\nlistener unix "+unclaimed+"\nstop")), files, named("a", "b.socket"))
 	for _, file := range files {
 		file.Close()
 	}
 	wantDone(t, s, "listener unix "+claimed, claimed)
 	wantDone(t, s, "ready", "<nil>")
 	proctest.WantRefused(t, "unclaimed", "unix", unclaimed)
+	wantDone(t, s, "listener unix "+unclaimed, "none") // no parent serves it, and it can be bound anew
 	wantDone(t, s, "stop", "none")
 	if line := s.Await("log").Text; !strings.Contains(line, "nobody claimed") || !strings.Contains(line, "listener:systemd:b.socket") {
 		t.Errorf("the log says %s", line)

@@ -4,6 +4,7 @@ package handovertest
 
 import (
 	"context"
+	"path/filepath"
 	"testing"
 
 	"example.com/tableflip"
@@ -76,5 +77,29 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		upg.Stop()
 		proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{})))
+	})
+}
+
+// Each Upgrader of a process that is in charge has the PID file, from Ready to Stop.
+func TestNewAgainPIDFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	upg, s := NewParent(t, tableflip.Options{}, "ready-and-stop", proctest.WithArg(path))
+	Upgrade(t, upg)
+	for range 2 {
+		if m := s.Await("exists"); m.Text != "true false" {
+			t.Errorf("after Ready and after Stop, the PID file exists: %s", m.Text)
+		}
+	}
+}
+
+func init() {
+	proctest.Role("ready-and-stop", func() {
+		for range 2 {
+			upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: proctest.Arg()}))
+			MustBeReady(upg)
+			ready := proctest.Exists(proctest.Arg())
+			upg.Stop()
+			proctest.Report("exists", ready, proctest.Exists(proctest.Arg()))
+		}
 	})
 }

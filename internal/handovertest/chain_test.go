@@ -95,6 +95,9 @@ func init() {
 		}
 		descriptor.AnonymousPipes = os.Getenv(anonymousVariable) != ""
 		childUser := proctest.Take(childUserVariable)
+		if childUser != "" {
+			step.KillTimeout = time.Second // which passes, because the child can't be killed
+		}
 		happens := proctest.Take(mishapVariable)
 		dir := os.Getenv(dirVariable)
 		pidFile := filepath.Join(dir, "pid")

@@ -60,6 +60,18 @@ func TestTimeoutAndCommand(t *testing.T) {
 	}
 }
 
+// The end of a context that has a deadline ends an upgrade, and no clock of this package.
+func TestDeadlineOfContext(t *testing.T) {
+	upg, _ := NewParent(t, tableflip.Options{}, "succeed")
+	proctest.OK(t, upg.Ready())
+	proctest.OK(t, upg.UpgradeContext(slowClock{t.Context()}))
+}
+
+// A slowClock is a context that has not ended at its deadline.
+type slowClock struct{ context.Context }
+
+func (slowClock) Deadline() (time.Time, bool) { return time.Now(), true }
+
 // A caller's deadline also counts while Options.Command runs.
 func TestDeadlineAndCommand(t *testing.T) {
 	started := countStarts(t)

@@ -315,7 +315,9 @@ func TestDrainingLimitEnds(t *testing.T) {
 
 	waiting.Order("upgrade", "1m")
 	waiting.Order("cancel")
-	d.wantRefused(context.Canceled.Error())
+	if m := waiting.Await("upgraded"); m.Text != "tableflip: upgrade cancelled: context canceled" {
+		t.Errorf("Upgrade, which was cancelled, returned %q", m.Text)
+	}
 	waiting.Order("upgrade", "1m")
 	waiting.Order("stop")
 	waiting.Take("stopped")

@@ -61,6 +61,22 @@ func shown(events <-chan event.Event) (all []string) {
 	}
 }
 
+// shownHere is shown for tests that are the parent themselves. This process may learn late
+// that children of earlier tests have ended.
+func shownHere(events <-chan event.Event) []string {
+	all := shown(events)
+	started := map[string]bool{}
+	for _, e := range all {
+		if process, found := strings.CutPrefix(e, "started "); found {
+			started[strings.Fields(process)[0]] = true
+		}
+	}
+	return slices.DeleteFunc(all, func(e string) bool {
+		process, found := strings.CutPrefix(e, "ended ")
+		return found && !started[strings.Fields(process)[0]]
+	})
+}
+
 // messages is a handler that keeps the messages alone.
 type messages struct {
 	slog.Handler
@@ -90,7 +106,7 @@ func init() {
 			case "wait":
 				proctest.Must(0, upg.WaitForParent(context.Background()))
 				for !slices.Contains(log.all.All(), "tableflip: "+event.Ended) { // as it says at about the same time
-					time.Sleep(time.Millisecond)
+					time.Sleep(time.Millisecond) // a poll
 				}
 			case "upgrade":
 				go func() {
@@ -219,19 +235,25 @@ func TestEvents(t *testing.T) {
 
 func TestEventsFailure(t *testing.T) {
 	says := proctest.Shell("echo failed no disk >&3")
+	committed := func(then string) func(*exec.Cmd) {
+		return proctest.Shell("{ echo here -; echo ready; read -r commit; " + then + "; } >&3 <&4")
+	}
 	for _, test := range []struct {
 		cause   string
 		command func(*exec.Cmd)
 		stop    bool
-		cancel  bool
+		cancel  error
 		timeout time.Duration
 		steps   string
 	}{
 		{cause: "parent", command: proctest.Unstartable, steps: "failed"},
 		{cause: "child", command: proctest.Shell("exit 7"), steps: "started failed"},
 		{cause: "reason", command: says, steps: "started failed"},
+		{cause: "child", command: committed("exit 7"), steps: "started here ready failed"},
+		{cause: "reason", command: committed("echo failed no disk"), steps: "started here ready failed"},
 		{cause: "timeout", timeout: time.Millisecond, steps: "started failed"},
-		{cause: "cancelled", cancel: true, steps: "started failed"},
+		{cause: "timeout", cancel: context.DeadlineExceeded, steps: "started failed"},
+		{cause: "cancelled", cancel: context.Canceled, steps: "started failed"},
 		{cause: "stopped", stop: true, steps: "started failed draining"},
 	} {
 		t.Run(test.cause, func(t *testing.T) {
@@ -244,12 +266,12 @@ func TestEventsFailure(t *testing.T) {
 			upg, _ := NewParent(t, tableflip.Options{Command: test.command, UpgradeTimeout: test.timeout}, "fail")
 			proctest.OK(t, upg.Ready())
 			shown(events)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
 			stopped := make(chan struct{})
 			close(stopped)
-			if test.cancel {
-				proctest.During(t, step.ChildStarted, cancel)
+			if test.cancel != nil {
+				proctest.During(t, step.ChildStarted, func() { cancel(test.cancel) })
 			}
 			if test.stop {
 				stopped = make(chan struct{})
@@ -264,7 +286,7 @@ func TestEventsFailure(t *testing.T) {
 				t.Fatal("no error")
 			}
 			proctest.Within(t, "Stop", stopped)
-			got := shown(events)
+			got := shownHere(events)
 			var names []string
 			for _, e := range got {
 				name, _, _ := strings.Cut(e, " ")
@@ -295,8 +317,12 @@ func TestEventsRefusal(t *testing.T) {
 	logger, lines := proctest.NewLogger()
 	upg := NewUpgrader(t, tableflip.Options{Logger: logger})
 	proctest.WantError(t, "Upgrade", upg.Upgrade(), tableflip.ErrNotReady)
-	if got := shown(events); !slices.Equal(got, []string{"refused error"}) {
+	if got := shownHere(events); !slices.Equal(got, []string{"refused error"}) {
 		t.Errorf("the events are %q", got)
+	}
+	upg.Stop() // nor has it been in charge
+	if got := shownHere(events); len(got) > 0 {
+		t.Errorf("the events of Stop are %q", got)
 	}
 	if proctest.IsClosed(lines) {
 		t.Error("it was logged")

@@ -83,3 +83,15 @@ func awaitedSuccessors() int {
 	proctest.Must(0, pprof.Lookup("goroutine").WriteTo(&stacks, 2))
 	return bytes.Count(stacks.Bytes(), []byte("tableflip.(*Upgrader).outlive("))
 }
+
+// What a later version says that is in charge is ignored unless it is understood.
+func TestSuccessorWords(t *testing.T) {
+	script := "{ echo here -; echo ready; read -r commit; echo acknowledged; echo; echo succeeded 7 3 later; " +
+		"echo preceded 8 4; echo succeeded 9; echo hurry now; cat >/dev/null; } >&3 <&4"
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+	Upgrade(t, upg)
+	proctest.Within(t, "Hurry", upg.Hurry())
+	if all := upg.Generations(); len(all) != 2 || all[1].PID != 7 || all[1].Number != 3 {
+		t.Errorf("the generations are %v", all)
+	}
+}

@@ -2,6 +2,7 @@ package handovertest
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 	"example.com/tableflip/internal/systemd"
+	"example.com/tableflip/internal/trial"
 )
 
 // No call that may block, and no code of the program, runs under a lock.
@@ -265,7 +267,49 @@ func TestLoggerCallsInChild(t *testing.T) {
 	}
 }
 
+// The records of the end of a trial.
+func TestLoggerCallsOnTrial(t *testing.T) {
+	shorten(t, &step.MaxTrial)
+	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "curious", proctest.WithArg("false"))
+	Upgrade(t, upg)
+	proctest.Terminate(t, s.Await("serving").PID)
+	s.AwaitEnd()
+}
+
+// The record of why a process stops is handled once it has stopped.
+func TestLoggerCallsFailure(t *testing.T) {
+	t.Run("Fail", func(t *testing.T) {
+		curious := newCurious(true)
+		upg := NewUpgrader(t, tableflip.Options{Logger: slog.New(curious)})
+		curious.upg.Store(upg)
+		proctest.Within(t, "Fail", proctest.InBackground(func() bool { upg.Fail(errors.New("no disk")); return true }))
+		curious.wantSeen(t, failing)
+	})
+	t.Run("Undo", func(t *testing.T) {
+		upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "undo")
+		proctest.OK(t, upg.Ready())
+		if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "failed: no disk") {
+			t.Errorf("Upgrade returned %v", err)
+		}
+		if m := s.Await("undone"); m.Text != "true true" {
+			t.Errorf("undone and logged: %s", m.Text)
+		}
+	})
+}
+
+const failing = "tableflip: this process stops because it has failed"
+
 func init() {
+	// undo undoes its trial.
+	proctest.Role("undo", func() {
+		curious := newCurious(true)
+		upg := proctest.Must(tableflip.New(tableflip.Options{Logger: slog.New(curious)}))
+		MustBeReady(upg)
+		curious.upg.Store(upg)
+		undone := trial.Undo(errors.New("no disk"))
+		_, logged := curious.seen.Load(failing)
+		proctest.Report("undone", undone, logged)
+	})
 	proctest.Role("curious", func() {
 		terminated := proctest.Terminated()
 		curious := newCurious(proctest.Arg() == "true")

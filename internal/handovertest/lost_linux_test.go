@@ -102,6 +102,26 @@ func TestLostTable(t *testing.T) {
 	}
 }
 
+// The process that has sent the table waits until the deadline of its caller.
+func TestLostDescriptorsDeadline(t *testing.T) {
+	upg, s := NewParent(t, tableflip.Options{
+		UpgradeTimeout: 1,
+		Command: func(cmd *exec.Cmd) {
+			cmd.Args = proctest.Arguments("lossy", "")
+			proctest.Shell(`exec "$0" "$@" 3>&- 4>&-`)(cmd)
+		},
+	}, "lossy")
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if err := upg.UpgradeContext(ctx); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+	if m := s.Await("new"); !strings.Contains(m.Text, "waits for this one") {
+		t.Errorf("New: %s", m.Text)
+	}
+}
+
 // Without the pipes, a table is this process's own only if its sender may wait for it.
 func TestLostOrLeaked(t *testing.T) {
 	stranger := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")

@@ -294,6 +294,35 @@ func TestManagerNoDescriptor(t *testing.T) {
 	m.want(os.Getpid(), "READY=1", reloading, mainPID(child.PID), barrier)
 }
 
+// As long as it can still be told that the upgrade has failed, there is none.
+func TestManagerNoDescriptorEarly(t *testing.T) {
+	m := startedByManager(t)
+	upg, _ := NewParent(t, tableflip.Options{}, "succeed")
+	var before unix.Rlimit
+	proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	restore := proctest.During(t, step.ReadyReceived, func() {
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max})
+	})
+	proctest.OK(t, upg.Ready())
+	err := upg.Upgrade()
+	restore()
+	proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	proctest.WantError(t, "Upgrade", err, syscall.EMFILE)
+	m.want(os.Getpid(), "READY=1", reloading)
+	proctest.OK(t, upg.Upgrade())
+}
+
+// A supervisor is told as systemd is.
+func TestManagerSupervisor(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	c, g, _ := startChain(t, m.variable(), fmt.Sprint("TABLEFLIP_SUPERVISOR=", os.Getpid()))
+	m.want(g.PID, "READY=1")
+	next := c.upgrade(g)
+	m.want(g.PID, reloading, mainPID(next.PID), barrier)
+	c.wantStop(next)
+}
+
 // The process that serves need not be the one that was started.
 func TestManagerWrapper(t *testing.T) {
 	m := startedByManager(t)
@@ -326,6 +355,7 @@ func TestManagerFailure(t *testing.T) {
 		{name: "reason", role: "fail", opts: tableflip.Options{Command: proctest.Shell("echo failed no disk >&3")}},
 		{name: "cancelled", role: "succeed", step: step.ReadyReceived},
 		{name: "cancelled before", role: "succeed", ctx: ended},
+		{name: "cancelled before, which would be kept", role: "succeed", ctx: queue.Keeping(ended)},
 		{name: "not startable", role: "fail", opts: tableflip.Options{Command: proctest.Unstartable}},
 		{name: "files of its own", role: "fail", opts: tableflip.Options{Command: func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{os.Stderr} }}},
 		{name: "unreadable PID file", role: "fail", opts: tableflip.Options{PIDFile: filepath.Join(t.TempDir(), "pid")}},
@@ -500,6 +530,55 @@ func TestManagerRehearsalLeaks(t *testing.T) {
 	m.wantNoMore()
 }
 
+// Nor does it stay open if the handover fails in the last moment.
+func TestManagerFailureLeaks(t *testing.T) {
+	for _, cancels := range []bool{false, true} {
+		t.Run(fmt.Sprint("cancels ", cancels), func(t *testing.T) {
+			m := startedByManager(t)
+			script := "{ echo here -; echo ready; read -r verdict; echo failed no disk; } >&3 <&4"
+			upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+			proctest.OK(t, upg.Ready())
+			m.want(os.Getpid(), "READY=1")
+			proctest.WithoutGC(t)
+			open := 0
+			for i := range 3 {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				restore := proctest.During(t, step.ReadyReceived, func() {
+					if cancels {
+						cancel()
+					}
+				})
+				err := upg.UpgradeContext(ctx)
+				restore()
+				m.want(os.Getpid(), reloading, failed(err))
+				if i == 0 { // what is opened once is open now
+					open = proctest.OpenDescriptors()
+				}
+			}
+			if now := proctest.OpenDescriptors(); now != open {
+				t.Errorf("%d descriptors were open, and %d are", open, now)
+			}
+		})
+	}
+}
+
+// Nor does it if the child takes charge after all.
+func TestManagerLateLeaks(t *testing.T) {
+	startedByManager(t)
+	shorten(t, &step.AcknowledgeTimeout)
+	late := filepath.Join(t.TempDir(), "late")
+	script := `{ echo here -; echo ready; until test -e ` + late + `; do sleep 0.1; done; echo acknowledged; cat >/dev/null; } >&3 <&4 &`
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	proctest.WithoutGC(t)
+	proctest.WantError(t, "Upgrade", upg.Upgrade(), os.ErrDeadlineExceeded)
+	before := proctest.OpenDescriptors()
+	proctest.OK(t, os.WriteFile(late, nil, 0o600))
+	proctest.Within(t, "Exit, because the child is in charge", upg.Exit())
+	proctest.AwaitThat(t, "no more is open than before", func() bool { return proctest.OpenDescriptors() <= before })
+}
+
 // With Type=notify-reload, every reload is answered: one that meets an upgrade, by
 // the end of that.
 func TestManagerReload(t *testing.T) {
@@ -510,9 +589,22 @@ func TestManagerReload(t *testing.T) {
 	result := proctest.InBackground(func() error { return upg.UpgradeContext(ctx) })
 	s.Await("hanging")
 	proctest.WantError(t, "the second upgrade", upg.Upgrade(), tableflip.ErrUpgradeInProgress)
+	proctest.WantError(t, "a rehearsal", upg.Rehearse(t.Context()), tableflip.ErrUpgradeInProgress)
 	cancel()
 	err := proctest.Within(t, "Upgrade", result)
 	m.want(os.Getpid(), "READY=1", reloading, reloading, failed(err))
+	m.wantNoMore()
+}
+
+// One that succeeds answers it, too.
+func TestManagerReloadSucceeds(t *testing.T) {
+	m := startedByManager(t)
+	upg, s := NewParent(t, tableflip.Options{}, "succeed")
+	proctest.During(t, step.ReadyReceived, func() {
+		proctest.WantError(t, "the second upgrade", upg.Upgrade(), tableflip.ErrUpgradeInProgress)
+	})
+	Upgrade(t, upg)
+	m.want(os.Getpid(), "READY=1", reloading, reloading, mainPID(s.Await("ready").PID), barrier)
 	m.wantNoMore()
 }
 
@@ -724,6 +816,33 @@ func TestManagerOrphan(t *testing.T) {
 		m.want(next.PID, "STOPPING=1")
 		m.wantNoMore()
 	}
+}
+
+// A child that has stopped is not the service any more when its parent dies.
+func TestManagerOrphanStopped(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	c := newChain(t)
+	parent, reaped := c.start(m.variable(), maxDrainingVariable+"=1", c.PauseAt(step.AcknowledgementReceived))
+	parent.Order("upgrade")
+	parent.AwaitStep(step.AcknowledgementReceived)
+	child := c.Next()
+	child.AwaitStep(readyReturns)
+	proctest.Suspend(t, parent.PID) // or it could be the one that accepts
+	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh")) // so that the child stays
+	c.wantAnswers(c.send(), child.PID)
+	child.Order("stop")
+	child.Await("stopped")
+	proctest.Kill(t, parent.PID, syscall.SIGKILL)
+	<-reaped
+	proctest.AwaitThat(t, "the child knows that the parent has ended", func() bool {
+		child.Order("look")
+		return child.Await("look").Text == fmt.Sprintf("2 %d draining, exit", child.PID)
+	})
+	m.want(parent.PID, "READY=1", reloading)
+	m.want(child.PID, "STOPPING=1")
+	m.wantNoMore()
 }
 
 // WATCHDOG_PID that names the parent would tell the child that its watchdog is

@@ -5,6 +5,7 @@ package handovertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -146,5 +147,71 @@ func init() {
 		})
 		upg.Ready()
 		proctest.Report("left", proctest.Must(filepath.Glob(filepath.Join(dir, "*.tmp"))))
+	})
+}
+
+// An orphan that can't take charge says so, and may try again.
+func TestOrphanCommitFails(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	parent, reaped := c.start(c.DieAt(step.ReadyReceived))
+	parent.AwaitStep(alone)
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	child := c.Next()
+	child.AwaitStep(step.VerdictReceived)
+	<-reaped
+	proctest.OK(t, os.Remove(filepath.Join(c.dir, "pid.tmp")))
+	child.Resume()
+	if m := child.Await("refused"); !strings.Contains(m.Text, "can't replace the PID file") {
+		t.Errorf("Ready returned %q", m.Text)
+	}
+}
+
+// While Ready takes charge, a parent that has ended is not listed, and one that lives is.
+func TestGenerationsTakingCharge(t *testing.T) {
+	for _, orphan := range []bool{false, true} {
+		t.Run(fmt.Sprint("orphan ", orphan), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "pid")
+			s, first := proctest.Start(t, "look-at-commit", proctest.WithArg(fmt.Sprint(orphan, " ", path)))
+			m := s.Await("committing")
+			want := fmt.Sprintf("2 %d starting", m.PID)
+			if !orphan {
+				want = fmt.Sprintf("1 %d in charge, %s", first.Process.Pid, want)
+			}
+			if m.Text != want+": "+tableflip.ErrNotReady.Error() {
+				t.Errorf("the generations and Upgrade: %s, want %s", m.Text, want)
+			}
+		})
+	}
+}
+
+// Nor does a first generation ask a parent that it does not have.
+func TestGenerationsFirstTakingCharge(t *testing.T) {
+	upg := NewUpgrader(t, tableflip.Options{PIDFile: filepath.Join(t.TempDir(), "pid")})
+	proctest.During(t, step.PIDFileWritten, func() {
+		if got, want := lineage(upg), fmt.Sprintf("1 %d starting", os.Getpid()); got != want {
+			t.Errorf("the generations are %s, want %s", got, want)
+		}
+	})
+	proctest.OK(t, upg.Ready())
+}
+
+func init() {
+	proctest.Role("look-at-commit", func() {
+		orphan, path, _ := strings.Cut(proctest.Arg(), " ")
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: path}))
+		if !upg.HasParent() {
+			MustBeReady(upg)
+			proctest.Must(0, upg.Upgrade())
+			return
+		}
+		if orphan == "true" {
+			killParent()
+			proctest.Must(0, upg.WaitForParent(context.Background()))
+		}
+		proctest.When(step.PIDFileWritten, func() {
+			proctest.Report("committing", fmt.Sprint(lineage(upg), ": ", upg.Upgrade()))
+		})
+		MustBeReady(upg)
 	})
 }

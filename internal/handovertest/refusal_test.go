@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -24,27 +25,31 @@ import (
 // A child that has said that it is ready when its Stop is called must not be put
 // in charge.
 func TestReadyStopped(t *testing.T) {
-	path := filepath.Join(proctest.SocketDir(t), "s")
-	upg, s := NewParent(t, tableflip.Options{}, "stop-in-ready", proctest.WithArg(path))
+	dir := proctest.SocketDir(t)
+	path, pidFile := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
+	upg, s := NewParent(t, tableflip.Options{PIDFile: pidFile}, "stop-in-ready", proctest.WithArg(dir))
 	proctest.OK(t, proctest.ErrorOf(upg.Listen("unix", path)))
 	proctest.OK(t, upg.Ready())
 	proctest.During(t, step.ReadyReceived, func() {
 		if m := s.Await("ready"); m.Text != "true" {
 			t.Error("Ready did not return ErrStopped in the child")
 		}
+		if !proctest.Exists(pidFile + ".tmp") {
+			t.Error("the child has removed what its parent may have given to the next child")
+		}
 	})
 	if err := upg.Upgrade(); err == nil {
 		t.Error("the child was put in charge")
 	}
-	if proctest.IsClosed(upg.Exit()) || !proctest.Exists(path) {
+	if proctest.IsClosed(upg.Exit()) || !proctest.Exists(path) || proctest.Exists(pidFile+".tmp") {
 		t.Error("the parent is no longer in charge")
 	}
 }
 
 func init() {
 	proctest.Role("stop-in-ready", func() {
-		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		proctest.Must(upg.Listen("unix", proctest.Arg()))
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(proctest.Arg(), "pid")}))
+		proctest.Must(upg.Listen("unix", filepath.Join(proctest.Arg(), "s")))
 		stopped := make(chan struct{})
 		proctest.When(step.ReadySaid, func() {
 			go func() {
@@ -81,6 +86,7 @@ func TestReadyRefused(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	proctest.During(t, step.ReadyReceived, cancel)
 	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	proctest.OK(t, os.WriteFile(filepath.Join(dir, "over"), nil, 0o600))
 	first := s.Await("Ready").Text
 	if !strings.Contains(first, "aborted") {
 		t.Errorf("Ready: %s", first)
@@ -100,6 +106,9 @@ func TestReadyRefused(t *testing.T) {
 	if content, err := os.ReadFile(pidFile); string(content) != strconv.Itoa(os.Getpid()) {
 		t.Errorf("the PID file holds %q, %v", content, err)
 	}
+	if proctest.Exists(pidFile + ".tmp") {
+		t.Error("Ready has prepared a PID file after it was refused")
+	}
 }
 
 func init() {
@@ -107,11 +116,40 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: filepath.Join(proctest.Arg(), "pid")}))
 		proctest.Must(upg.Listen("unix", filepath.Join(proctest.Arg(), "s")))
 		proctest.Report("Ready", upg.Ready())
+		// Until the parent has cleaned up.
+		for late := time.Now().Add(proctest.Patience); !proctest.Exists(filepath.Join(proctest.Arg(), "over")) && time.Now().Before(late); {
+			time.Sleep(time.Millisecond)
+		}
 		proctest.Report("Ready-again", upg.Ready())
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
 		proctest.Report("Upgrade", upg.Upgrade())
 		upg.Stop()
 	})
+}
+
+// No upgrade begins once Stop has, which ends the one that is under way.
+func TestStopMeetsNextUpgrade(t *testing.T) {
+	for range 20 {
+		starts := 0
+		upg := NewUpgrader(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+			starts++
+			proctest.Shell("exec sleep 1000")(cmd)
+		}})
+		proctest.OK(t, upg.Ready())
+		started := make(chan bool, 2)
+		restore := proctest.During(t, step.ChildStarted, func() { started <- true })
+		second := proctest.InBackground(func() error {
+			upg.Upgrade()
+			return upg.Upgrade()
+		})
+		proctest.Within(t, "the first upgrade", started)
+		upg.Stop()
+		proctest.WantError(t, "the second upgrade", proctest.Within(t, "Upgrade", second), tableflip.ErrStopped)
+		restore()
+		if starts != 1 {
+			t.Fatalf("%d processes were started", starts)
+		}
+	}
 }
 
 // Stop that meets a commit: either the child is in charge of what they share, or

@@ -137,7 +137,7 @@ func TestRehearse(t *testing.T) {
 					t.Errorf("Ready and WaitForParent: %s", m.Text)
 				}
 			}
-			all := shown(events)
+			all := shownHere(events)
 			last := all[len(all)-1]
 			name := "rehearsed "
 			if test.says != "" {

@@ -86,7 +86,7 @@ func TestTrialEvents(t *testing.T) {
 	proctest.WantError(t, "Upgrade", proctest.Within(t, "Upgrade", result), context.Canceled)
 	log.Await(t, `msg="tableflip: ended"`)
 	var got []string
-	for _, e := range shown(events) {
+	for _, e := range shownHere(events) {
 		got = append(got, strings.ReplaceAll(e, fmt.Sprintf(" pid=%d generation=2", child), " child"))
 	}
 	self := fmt.Sprintf(" pid=%d generation=1", os.Getpid())

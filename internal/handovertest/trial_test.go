@@ -336,8 +336,7 @@ func TestTrialUpgradeTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	tr := startTrial(t, timeoutVariable+"="+timeout.String())
-	// Were it at work still, it would have ended the trial by then.
-	time.Sleep(timeout + timeout/2)
+	time.Sleep(timeout + timeout/2) // in which a timeout that is at work still ends the trial
 	tr.wantLook(tr.parent, "1 %d in charge, 2 %d on trial", tr.parent.PID, tr.child.PID)
 	tr.parent.Order("cancel")
 	tr.wantUpgraded("cancelled", "")
@@ -501,7 +500,28 @@ func TestTrialOrphanStop(t *testing.T) {
 	if m := tr.child.Await("trial ended"); m.Text != "false" { // so that it may take its time
 		t.Errorf("undone: %s", m.Text)
 	}
+	tr.awaitLook(tr.child, "2 %d draining, exit", tr.child.PID)
+	tr.wantLook(tr.child, "2 %d draining, exit", tr.child.PID) // and does not hurry
 	tr.wantDrained()
+}
+
+// A health check that fails when the parent has died leaves the only process that serves.
+func TestTrialOrphanUndo(t *testing.T) {
+	t.Parallel()
+	c, parent, _ := startChain(t, longTrial)
+	tr := &trialRun{chain: c, parent: parent}
+	parent.Order("upgrade", c.PauseAt(step.VerdictReceived))
+	tr.awaitTrial()
+	proctest.Kill(t, parent.PID, syscall.SIGKILL)
+	tr.child.AwaitStep(step.VerdictReceived)
+	tr.child.Order("undo")
+	if m := tr.child.Await("undone"); m.Text != "false" {
+		t.Error("an orphan has undone its trial")
+	}
+	tr.child.Resume()
+	tr.child.AwaitStep(alone)
+	c.wantCharge(tr.child.PID)
+	c.wantStop(tr.child)
 }
 
 // What fails when the child takes charge undoes the trial.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -90,6 +91,65 @@ func TestTrialHurryOnce(t *testing.T) {
 	})
 	if string(content) != "abort\nhurry\nstopping\n" {
 		t.Errorf("it has heard %q", content)
+	}
+}
+
+// A trial that is cancelled before it begins is none.
+func TestTrialCancelledEarly(t *testing.T) {
+	heard := filepath.Join(t.TempDir(), "heard")
+	upg := NewUpgrader(t, tableflip.Options{
+		Trial:   time.Hour,
+		Command: proctest.Shell(`{ echo here - trial; echo ready; cat >"` + heard + `"; } >&3 <&4`),
+	})
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithCancel(t.Context())
+	proctest.During(t, step.ReadyReceived, cancel)
+	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	if content, _ := os.ReadFile(heard); strings.Contains(string(content), "trial") {
+		t.Errorf("the child has heard %q", content)
+	}
+}
+
+// A child that knows no trials has none, if there is no Logger to hear of that either.
+func TestTrialUnknown(t *testing.T) {
+	script := `{ echo here -; echo ready; read -r verdict; test "$verdict" = commit && echo acknowledged; cat >/dev/null; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	Upgrade(t, upg)
+}
+
+// How long an upgrade waits for the end of a process whose trial was undone.
+func TestTrialUndoneTimeout(t *testing.T) {
+	script := "{ echo here - trial; echo ready; read -r trial; echo stopping; cat >/dev/null; } >&3 <&4"
+	upg := NewUpgrader(t, tableflip.Options{UpgradeTimeout: time.Millisecond, Trial: time.Hour, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	patient, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if err := upg.UpgradeContext(patient); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+
+	err := proctest.Within(t, "Upgrade", proctest.InBackground(upg.Upgrade))
+	proctest.WantError(t, "Upgrade", err, os.ErrDeadlineExceeded)
+	proctest.WantError(t, "Upgrade", err, tableflip.ErrUpgradeInProgress)
+	proctest.During(t, step.UndoneAwaited, func() { time.AfterFunc(20*time.Millisecond, cancel) }) // when the timeout is over
+	err = upg.UpgradeContext(patient)
+	proctest.WantError(t, "UpgradeContext", err, context.Canceled)
+	if errors.Is(err, tableflip.ErrUpgradeInProgress) {
+		t.Errorf("UpgradeContext, which was cancelled, returned %v", err)
+	}
+}
+
+// A process that leaves its trial may have replaced the PID file.
+func TestTrialPIDFileRestored(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	script := `{ echo here - trial; echo ready; read -r trial; echo 1 >"` + pidFile + `"; echo stopping; cat >/dev/null; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, PIDFile: pidFile, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+	if content, err := os.ReadFile(pidFile); string(content) != strconv.Itoa(os.Getpid()) {
+		t.Errorf("the PID file holds %q, %v", content, err)
 	}
 }
 

@@ -4,6 +4,7 @@ package handovertest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -157,5 +159,37 @@ func init() {
 		before := []any{proctest.Exists(path), proctest.Exists(next)}
 		MustBeReady(upg)
 		proctest.Report("exists", append(before, proctest.Exists(path), proctest.Exists(next))...)
+	})
+}
+
+// What nobody claimed can be bound anew once the parent, which may serve it, has ended.
+func TestUnclaimedBoundLater(t *testing.T) {
+	s, parent := proctest.Start(t, "bind-later")
+	if m := s.Await("bound"); !strings.Contains(m.Text, "claim it before Ready") {
+		t.Errorf("beside the parent, Listen returned %s", m.Text)
+	}
+	proctest.Terminate(t, parent.Process.Pid)
+	s.Await("bound-later")
+}
+
+func init() {
+	proctest.Role("bind-later", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		if !upg.HasParent() {
+			ln := proctest.Must(upg.Listen("tcp", "127.0.0.1:0"))
+			proctest.SetArg(ln.Addr().String())
+			MustBeReady(upg)
+			proctest.Must(0, upg.Upgrade())
+			<-terminated
+			return
+		}
+		MustBeReady(upg)
+		proctest.Report("bound", proctest.ErrorOf(upg.Listen("tcp", proctest.Arg())))
+		proctest.Must(0, upg.WaitForParent(context.Background()))
+		for proctest.ErrorOf(upg.Listen("tcp", proctest.Arg())) != nil {
+			time.Sleep(time.Millisecond)
+		}
+		proctest.Report("bound-later")
 	})
 }

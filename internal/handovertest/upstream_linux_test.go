@@ -153,6 +153,20 @@ func TestUpstreamParentDies(t *testing.T) {
 	})
 }
 
+// Whoever can't take charge tells neither the parent nor the service manager that it has.
+func TestUpstreamParentCommitFails(t *testing.T) {
+	m := startedByManager(t)
+	f := startUnderUpstream(t, "under-upstream-fails", [][]string{})
+	if got := f.Await("refused").Text; !strings.Contains(got, "can't replace the PID file") {
+		t.Errorf("Ready returned %s", got)
+	}
+	m.wantNoMore()
+	if said, err := io.ReadAll(f.ready); len(said) > 0 || err != nil {
+		t.Errorf("the child said %q, %v", said, err)
+	}
+	f.AwaitEnd()
+}
+
 // A parent with the other library leaks the table that it was started with by one of ours,
 // whose process may not have ended yet.
 func TestUpstreamParentLeaks(t *testing.T) {
@@ -254,6 +268,11 @@ func init() {
 		proctest.Report("new")
 		<-terminated
 		under(upg)
+	})
+	proctest.Role("under-upstream-fails", func() {
+		upg := open()
+		proctest.When(step.VerdictReceived, func() { proctest.Must(0, os.Remove(proctest.Arg()+".tmp")) })
+		proctest.Report("refused", upg.Ready())
 	})
 	proctest.Role("under-upstream-garbled", func() {
 		for range 2 {
@@ -392,6 +411,7 @@ func TestUpstreamUnkillable(t *testing.T) {
 
 func init() {
 	proctest.Role("upstream-unkillable", func() {
+		step.KillTimeout = time.Second // which passes
 		user := &syscall.Credential{Uid: 65534, Gid: 65534}
 		upg := proctest.Must(tableflip.New(tableflip.Options{Compat: true, Command: func(cmd *exec.Cmd) {
 			cmd.Path = proctest.Arg()

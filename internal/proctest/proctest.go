@@ -44,7 +44,7 @@ import (
 )
 
 // Patience bounds every wait for an event. No test passes because of it.
-const Patience = 30 * time.Second
+const Patience = time.Minute
 
 const (
 	roleArgument   = "proctest.role="  // begins a first argument
@@ -69,6 +69,7 @@ func Role(name string, play func()) {
 
 // Main plays the role of this process, or runs the tests. It does not return.
 func Main(m *testing.M) {
+	step.KillTimeout = Patience
 	if name := roleOfThisProcess(); name != "" {
 		play(name)
 	}

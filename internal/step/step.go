@@ -1,5 +1,6 @@
 // Package step names the steps of a handover, so that tests can let a process die, wait,
-// or check something at each of them. It also says how long the acknowledgement may take.
+// or check something at each of them. It also says how long an acknowledgement and a death may
+// take.
 package step
 
 import (
@@ -55,6 +56,10 @@ var All = []Step{
 // AcknowledgeTimeout is how long a child may take to acknowledge a commit, which it
 // does at once unless it is suspended. Tests make it shorter.
 var AcknowledgeTimeout = 10 * time.Second
+
+// KillTimeout is how long the death of a child may take once it was killed. Tests make it
+// longer, because a busy machine may need more.
+var KillTimeout = time.Second
 
 // MaxTrial bounds Options.Trial. Tests make it shorter.
 var MaxTrial time.Duration = math.MaxInt64

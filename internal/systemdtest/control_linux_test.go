@@ -50,7 +50,7 @@ const reloadFailed = "Control process exited|Reload failed"
 // failures are versions that cannot take over, and what whoever has asked is told.
 var failures = []struct{ behaviour, says string }{
 	{"fail", "exited before it was ready: exit status"},
-	{"hang", "was not ready after 4s"},
+	{"hang", "was not ready after 10s"},
 	{"bind", "failed: .*address already in use"},
 	{"cert", "failed: service: .*certificate"},
 }

@@ -32,7 +32,7 @@ func TestKillMode(t *testing.T) {
 				s.phase("Start", tolerance{}, s.start)
 				s.phase("Crash", all, s.crash)
 				s.phase("StopWhileDraining", all, func() { s.stopWhileDraining(mode) })
-				s.change(killMode, "TimeoutStopSec=5s", "ExecStart=", "ExecStart="+installed+" -patient")
+				s.change(killMode, "TimeoutStopSec=5s", "StartLimitInterval=10min", "ExecStart=", "ExecStart="+installed+" -patient")
 				s.phase("StartPatient", all, s.start)
 				s.phase("CrashWhilePatient", all, func() { s.crashWhilePatient(mode) })
 				s.phase("OldDiesInUpgrade", all, func() { s.oldDiesInUpgrade(mode) })
@@ -134,6 +134,7 @@ func (s *service) oldDiesInUpgrade(mode killMode) {
 	s.t.Helper()
 	s.systemctl("stop", s.service)
 	s.systemctl("set-environment", `WRAPPER=until [ -e /run/go ]; do sleep 0.1; done; exec "$@"`)
+	s.systemctl("reset-failed", s.service) // forgets its starts so far
 	s.start()
 	s.version = s.install("good")
 	s.systemctl("reload", "--no-block", s.service)

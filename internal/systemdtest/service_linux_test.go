@@ -163,6 +163,13 @@ func (s *service) expectRunning(others ...int) {
 // processes returns the PIDs of the service's processes, of zombies, too.
 func processes() []int { return commands(filepath.Base(installed)) }
 
+// awaitNobody waits until no process of the service is left. The kernel takes a process out
+// of its cgroup, of whose end systemd is told, before it can be reaped.
+func (s *service) awaitNobody() {
+	s.t.Helper()
+	proctest.AwaitThat(s.t, "no process is left", func() bool { return len(processes()) == 0 })
+}
+
 // commands returns the PIDs of the processes of this command.
 func commands(command string) []int {
 	var pids []int
@@ -245,6 +252,7 @@ func (s *service) phase(name string, allowed tolerance, do func()) {
 			report(t, allowed.refused, "refused", refused)
 			report(t, allowed.cut, "lost", cut)
 		}
+		journalctl(t, "--sync")
 		for _, e := range journal(t, cursor) {
 			if e.Unit == s.service && e.Priority <= warning &&
 				(allowed.warnings == "" || !regexp.MustCompile(allowed.warnings).MatchString(e.Message)) {
@@ -286,8 +294,11 @@ func journalctl(t *testing.T, args ...string) []byte {
 	return output
 }
 
+// journalCursor returns the place after all that was logged so far. So that this is there, it
+// has journald read it first.
 func journalCursor(t *testing.T) string {
 	t.Helper()
+	journalctl(t, "--sync")
 	var last entry
 	proctest.OK(t, json.Unmarshal(journalctl(t, "-o", "json", "-n", "1"), &last))
 	return last.Cursor

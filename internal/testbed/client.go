@@ -50,7 +50,7 @@ func (t *target) kinds(n int) []load.Kind {
 		{Name: "keep-alive POST", Clients: n, Pause: pause, New: plain(load.HTTP{}, post)},
 		// Four times as many, because each of them sends so little.
 		{Name: "thinking POST", Clients: 4 * n, Pause: think, New: plain(load.HTTP{}, post)},
-		{Name: "slow sender", Clients: n, Pause: pause, New: t.slowSender},
+		{Name: slow, Clients: n, Pause: pause, New: t.slowSender},
 		{Name: "download", Clients: n, Pause: pause, New: plain(load.HTTP{}, download)},
 		{Name: "TLS POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.tls, Roots: t.roots, Renew: true}, post)},
 		streams("HTTP/2 streams", replayable(overTLS), mixed),
@@ -60,15 +60,22 @@ func (t *target) kinds(n int) []load.Kind {
 		{Name: "Unix POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.unix, Unix: true, Renew: true}, post)},
 		{Name: "deadline POST", Clients: n, Pause: pause, New: plain(load.HTTP{Deadline: deadline}, hurried)},
 		streams("deadline streams", replayable(load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2, Deadline: deadline}), hurried),
-		{Name: "slow link POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, post)},
-		{Name: "slow link download", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, download)},
-		streams("slow link streams", replayable(load.HTTP{Addr: t.slowH2C, Protocol: load.H2C}), mixed),
+		{Name: slowLinked + " POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, post)},
+		{Name: slowLinked + " download", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, download)},
+		streams(slowLinked+" streams", replayable(load.HTTP{Addr: t.slowH2C, Protocol: load.H2C}), mixed),
 		{Name: "gRPC calls", Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: t.grpcCalls},
 		{Name: "gRPC streams", Clients: n, Workers: 8, Pause: load.UpTo(8 * t.pace), New: t.grpcStreams},
 		{Name: "TCP echo", Clients: n, Pause: pause, New: t.tcpEcho},
 		{Name: "UDP", Clients: n, Pause: pause, New: t.datagrams},
 	}
 }
+
+// slow is the name of the clients that send a request in pieces, and slowLinked begins the names
+// of those behind a slow link.
+const (
+	slow       = "slow sender"
+	slowLinked = "slow link"
+)
 
 // oneShot ends the names of the clients that send bodies over HTTP/2 which cannot be sent
 // again.

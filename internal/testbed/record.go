@@ -75,7 +75,19 @@ func (w window) excuses(f failure) bool {
 		return false
 	}
 	isNewConnection := f.Idle == 0
-	return !isNewConnection || f.Began.Before(w.dead)
+	began := f.Began
+	if isStored(f.Err) {
+		began = began.Add(-settling)
+	}
+	return !isNewConnection || began.Before(w.dead)
+}
+
+// isStored reports whether a call of gRPC has failed because of a connection that broke before
+// it was used, and perhaps before the call began: until there is another, the client returns
+// the error of the last attempt.
+func isStored(err error) bool {
+	return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "connection error: ") &&
+		!strings.Contains(err.Error(), syscall.ECONNREFUSED.Error())
 }
 
 // settling is how long after a crash its consequences may show, because clients wait for
@@ -99,8 +111,8 @@ func (r *recorder) add(e load.Exchange) {
 		f := failure{Exchange: e}
 		// The request must arrive before the grace is over. That it was sent is not enough.
 		switch {
-		case e.Idle > r.grace*8/10:
-			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(e.Idle)/float64(r.grace))
+		case r.silence(e) > r.grace*8/10:
+			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(r.silence(e))/float64(r.grace))
 		case isUnsent(e):
 			f.unpromised = "net/http has not sent it"
 		}
@@ -110,6 +122,18 @@ func (r *recorder) add(e load.Exchange) {
 	k.answered++
 	k.versions[e.By]++
 	k.latency[r.phase].add(e.Latency)
+}
+
+// silence returns for how long the server may have heard nothing on a connection, if nothing
+// stands still.
+func (r *recorder) silence(e load.Exchange) time.Duration {
+	switch {
+	case e.Kind == slow:
+		return r.grace / 2
+	case strings.HasPrefix(e.Kind, slowLinked):
+		return e.Idle + slowLink.RoundTrip // its last answer to the client, and this request to it
+	}
+	return e.Idle
 }
 
 // isUnsent reports whether net/http has failed a request over HTTP/2 of which it had sent
@@ -171,15 +195,32 @@ func (r *recorder) disturbed(from, to time.Time) {
 	r.faults = append(r.faults, window{from: from, to: to})
 }
 
-// standstill reports whether a failure is of a deadline, in a stall or a fault, or of a
-// stall that has lasted about as long as the server's grace.
+// standstill reports whether a failure is of a deadline, in a stall or a fault, or of a client
+// from which the server may have heard nothing for about its grace, because of stalls.
 func (r *recorder) standstill(f failure) bool {
+	took := f.Ended.Sub(f.Began)
 	isDeadline := errors.Is(f.Err, context.DeadlineExceeded) || status.Code(f.Err) == codes.DeadlineExceeded
-	isDeadline = isDeadline && f.Ended.Sub(f.Began) < load.Limit
-	excuses := func(w window) bool {
-		return f.Ended.After(w.from) && f.Began.Before(w.to) && (isDeadline || w.to.Sub(w.from) > r.grace*8/10)
+	isDeadline = isDeadline && took < load.Limit
+	overlaps := func(w window) bool { return f.Ended.After(w.from) && f.Began.Before(w.to) }
+	switch {
+	case isDeadline && (slices.ContainsFunc(r.stalls, overlaps) || slices.ContainsFunc(r.faults, overlaps)):
+		return true
+	case isDeadline && took > deadline+stallLimit:
+		return true // the client itself was late
 	}
-	return slices.ContainsFunc(r.stalls, excuses) || isDeadline && slices.ContainsFunc(r.faults, excuses)
+	stalled := r.stalledIn(f)
+	return stalled > 0 && r.silence(f.Exchange)+stalled > r.grace*8/10
+}
+
+// stalledIn returns how long the stalls lasted that fall into an exchange that failed, or into the
+// pause before it.
+func (r *recorder) stalledIn(f failure) (sum time.Duration) {
+	for _, w := range r.stalls {
+		if f.Ended.After(w.from) && f.Began.Add(-f.Idle).Before(w.to) {
+			sum += w.to.Sub(w.from)
+		}
+	}
+	return sum
 }
 
 // verdict says whose fault a failure is.

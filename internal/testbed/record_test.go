@@ -44,6 +44,13 @@ func TestJudge(t *testing.T) {
 		{"an answer that never came, for a stall", 30, 50, 0, context.DeadlineExceeded, lost},
 		{"another failure in a stall", 30, 30.2, 0, io.EOF, lost},
 		{"another failure in a long stall", 60.5, 60.6, 0, io.EOF, unpromised},
+		{"in a stall, after a pause with which it lasts for a grace", 40, 40.2, grace / 2, io.EOF, unpromised},
+		{"in a stall, after a short pause", 40, 40.2, grace / 4, io.EOF, lost},
+		{"after a stall, and a pause as long as it would have to be", 41, 41.2, grace / 2, io.EOF, lost},
+		{"a deadline that the client noticed late", 1, 1.3, 0, context.DeadlineExceeded, unpromised},
+		{"the error of an attempt before the successor", 20.5, 20.6, 0, status.Error(codes.Unavailable, "connection error: broken pipe"), crash},
+		{"the error of no attempt before the successor", 20.9, 20.95, 0, status.Error(codes.Unavailable, "connection error: broken pipe"), lost},
+		{"refused by a successor", 20.5, 20.6, 0, status.Error(codes.Unavailable, "connection error: connection refused"), lost},
 		{"a deadline missed in a fault", 70, 70.2, 0, context.DeadlineExceeded, unpromised},
 		{"another failure in a fault", 70, 70.2, 0, io.EOF, lost},
 	} {
@@ -52,6 +59,8 @@ func TestJudge(t *testing.T) {
 			r.crashed(window{from: at(10), to: at(11)})
 			r.crashed(window{from: at(20), dead: at(20.2), to: at(21)})
 			r.stalled(at(30.1), at(30.3))
+			r.stalled(at(39.6), at(39.8))
+			r.stalled(at(40), at(40.15))
 			r.stalled(at(60), at(60.9))
 			r.disturbed(at(70), at(75))
 			r.add(load.Exchange{Kind: "kind", Began: at(test.began), Ended: at(test.ended), Idle: test.idle, Err: test.err})
@@ -62,5 +71,21 @@ func TestJudge(t *testing.T) {
 				t.Errorf("got verdict %d, want %d", got, test.want)
 			}
 		})
+	}
+}
+
+// The server hears a request over a slow link later than it was sent, and a slow sender makes
+// pauses of its own.
+func TestSilence(t *testing.T) {
+	const grace = time.Second
+	r := newRecorder(grace)
+	for kind, want := range map[string]time.Duration{
+		"new GET":            300 * time.Millisecond,
+		slow:                 500 * time.Millisecond,
+		slowLinked + " POST": 350 * time.Millisecond,
+	} {
+		if got := r.silence(load.Exchange{Kind: kind, Idle: 300 * time.Millisecond}); got != want {
+			t.Errorf("%s: got %v, want %v", kind, got, want)
+		}
 	}
 }

@@ -24,6 +24,8 @@ func (b *bed) report(w io.Writer) (bad int) {
 	fmt.Fprintf(w, "\n%s, seed %d: %v\n\n", b.library, b.seed, b.took.Round(time.Millisecond))
 	b.excuseTheirs()
 	b.reportUpgrades(w)
+	b.reportFaults(w)
+	b.reportHeld(w)
 	byKind := make(map[string][3]int)
 	for _, f := range b.record.failures {
 		n := byKind[f.Kind]
@@ -272,15 +274,15 @@ func (b *bed) reportLost(w io.Writer) {
 			continue
 		}
 		if n++; n == 1 {
-			fmt.Fprintln(t, "lost\tkind\tidle before\ttook\tupgrade\tsince its signal")
+			fmt.Fprintln(t, "lost\tkind\tidle before\ttook\tstalled\tupgrade\tsince its signal")
 		}
 		i := b.upgradeBefore(f.Ended)
 		since := "-"
 		if i > 0 {
 			since = f.Ended.Sub(b.rows[i-1].began).Round(time.Millisecond).String()
 		}
-		fmt.Fprintf(t, "%.1fs\t%s\t%v\t%v\t%d\t%s\n", f.Began.Sub(b.began).Seconds(), f.Kind,
-			f.Idle.Round(time.Millisecond), f.Ended.Sub(f.Began).Round(time.Millisecond), i, since)
+		fmt.Fprintf(t, "%.1fs\t%s\t%v\t%v\t%v\t%d\t%s\n", f.Began.Sub(b.began).Seconds(), f.Kind, f.Idle.Round(time.Millisecond),
+			f.Ended.Sub(f.Began).Round(time.Millisecond), b.record.stalledIn(f).Round(time.Millisecond), i, since)
 		if n == most {
 			break
 		}

@@ -32,6 +32,7 @@ type row struct {
 	drained  time.Duration // from then until the old process has exited
 	broken   []string      // promises
 	from, to string        // the libraries of the old and the new process
+	held     proc.Use      // by the old process, before
 
 	concluded time.Time // when only one process was left
 	killed    time.Time // when the fault killed, or began to
@@ -50,7 +51,7 @@ func (b *bed) perform(a attempt) *row {
 		b.restart(r)
 		return r
 	}
-	r.from = b.libraries[parentVersion]
+	r.from, r.held = b.libraries[parentVersion], proc.Held(parent)
 	b.chain.forget(parent)
 	undo, err := b.prepare(a.fault, parent)
 	r.to = b.libraries[b.version]

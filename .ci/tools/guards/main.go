@@ -2,7 +2,7 @@
 // of which no test notices anything: conditions and their operands, bounds, cases,
 // statements (close, wait, reset), and the errors of a clean-up.
 //
-//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-tests DIR,…] PACKAGE…
+//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-parallel N] [-tests DIR,…] PACKAGE…
 //
 // PACKAGE is a directory below the root of the module, or "." for it. The file
 // survivors.txt holds what is known to survive, and why; the command fails if that is
@@ -39,6 +39,7 @@ var survivors string
 type seen struct{ packages, by string }
 
 var beside = []seen{
+	{`^internal/trial$`, "service,control,httpdrain,internal/handovertest"},
 	{`^internal/descriptor$`, "%s,internal/registry,.,internal/handovertest"},
 	{`^internal/`, "%s,.,internal/handovertest"},
 	{`^\.$`, "%s,internal/handovertest"},
@@ -125,6 +126,7 @@ func must[T any](value T, err error) T {
 func main() {
 	run := flag.String("run", "", "only the functions that match")
 	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
+	parallel := flag.Int("parallel", 1, "how many mutants at a time, because most tests wait")
 	tests := flag.String("tests", "", "only the tests of these packages")
 	flag.Parse()
 	if *tests != "" {
@@ -134,7 +136,7 @@ func main() {
 	must(0, os.Chdir(root))
 	status := 0
 	for _, pkg := range flag.Args() {
-		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), *part) {
+		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), *part, *parallel) {
 			status = 1
 		}
 	}
@@ -142,7 +144,7 @@ func main() {
 }
 
 // check reports whether those survive that are listed.
-func check(root, pkg string, run *regexp.Regexp, part string) bool {
+func check(root, pkg string, run *regexp.Regexp, part string, parallel int) bool {
 	tmp := must(os.MkdirTemp("", "guards"))
 	defer os.RemoveAll(tmp)
 	must(0, os.Chmod(tmp, 0o777)) // some tests start processes of other users
@@ -157,14 +159,38 @@ func check(root, pkg string, run *regexp.Regexp, part string) bool {
 	}
 	var k, n, tried, killed, listed int
 	must(fmt.Sscanf(part, "%d/%d", &k, &n))
+	type outcome struct {
+		by      string
+		reached int
+	}
+	outcomes, slots := make([]chan outcome, len(m.mutants)), make(chan struct{}, parallel)
 	for i, mutant := range m.mutants {
-		name := mutant.String()
 		if i%n != k-1 || !run.MatchString(mutant.function) {
-			delete(known, name)
+			delete(known, mutant.String())
 			continue
 		}
+		outcomes[i] = make(chan outcome, 1)
+	}
+	go func() {
+		for i, of := range outcomes {
+			if of == nil {
+				continue
+			}
+			slots <- struct{}{}
+			go func() {
+				by, reached := try(tmp, i+1, tests)
+				<-slots
+				of <- outcome{by, reached}
+			}()
+		}
+	}()
+	for i, mutant := range m.mutants {
+		if outcomes[i] == nil {
+			continue
+		}
+		name, o := mutant.String(), <-outcomes[i]
+		by, reached := o.by, o.reached
 		tried++
-		by, reached := try(tmp, i+1, tests)
 		switch {
 		case by != "":
 			killed++
@@ -242,9 +268,9 @@ func record(tmp string, binaries []*binary) (tests []*test) {
 // try returns the first test that fails with a mutant.
 func try(tmp string, number int, tests []*test) (by string, reached int) {
 	for len(tests) > 0 {
-		// In one process, as long as that takes half a second.
+		// In one process, as long as that takes some seconds.
 		b, took, names := tests[0].binary, time.Duration(0), []string(nil)
-		for len(tests) > 0 && tests[0].binary == b && took < time.Second/2 {
+		for len(tests) > 0 && tests[0].binary == b && took < 3*time.Second {
 			if tests[0].reaches[number] == 1 {
 				names = append(names, tests[0].name)
 				took += tests[0].took
@@ -274,7 +300,7 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	at := bytes.Index(patched, []byte(selection)) + len("guards:")
 	copy(patched[at:], selected)
 	must(0, os.WriteFile(path, patched, 0o755))
-	args = append(args, "-test.short", "-test.failfast", "-test.timeout="+limit.String())
+	args = append(args, "-test.short", "-test.failfast", "-test.parallel=16", "-test.timeout="+limit.String())
 	// In namespaces of its own: a mutant that takes every process for its own would kill
 	// all that this user may. What a test leaves behind ends with them.
 	cmd := exec.Command("unshare", append([]string{"--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", `"$@"; exit $?`, "sh", path}, args...)...)

@@ -41,7 +41,9 @@ func run(pidFile string) error {
 		return err
 	}
 	defer upg.Stop()
-	go obey(upg)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
+	go obey(signals, upg)
 
 	tcp, err := upg.Listen("tcp", ":8080")
 	if err != nil {
@@ -55,13 +57,8 @@ func run(pidFile string) error {
 	if err != nil {
 		return err
 	}
-	if err := upg.Ready(); err != nil {
+	if err := ready(upg); err != nil {
 		return err
-	}
-	if strings.HasSuffix(version, "-tell") {
-		if err := tell(); err != nil {
-			return err
-		}
 	}
 
 	srv := newServer(&http.Server{Handler: http.HandlerFunc(answer)})
@@ -78,9 +75,7 @@ func run(pidFile string) error {
 }
 
 // obey upgrades on SIGHUP, and stops on SIGTERM.
-func obey(upg *upgrader) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
+func obey(signals <-chan os.Signal, upg *upgrader) {
 	for sig := range signals {
 		if sig == syscall.SIGTERM {
 			upg.Stop()
@@ -90,8 +85,11 @@ func obey(upg *upgrader) {
 	}
 }
 
-// tell does what sd_notify(3) does.
+// tell does what sd_notify(3) does, if this version is to.
 func tell() error {
+	if !strings.HasSuffix(version, "-tell") {
+		return nil
+	}
 	manager, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err

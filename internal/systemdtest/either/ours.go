@@ -17,6 +17,14 @@ func newUpgrader(pidFile string) (*upgrader, error) {
 	return tableflip.New(tableflip.Options{PIDFile: pidFile, Compat: true, Logger: slog.Default()})
 }
 
+// ready tells last: the library has told systemd before the parent ends.
+func ready(upg *upgrader) error {
+	if err := upg.Ready(); err != nil {
+		return err
+	}
+	return tell()
+}
+
 func newServer(srv *http.Server) *httpdrain.Drainer { return httpdrain.New(srv) }
 
 func shutdown(ctx context.Context, d *httpdrain.Drainer, upg *upgrader) error {

@@ -37,8 +37,9 @@ import (
 // must be set by -ldflags -X.
 var version = "version-000000-good"
 
-// upgradeTimeout is short, because the tests have to wait for it.
-const upgradeTimeout = 4 * time.Second
+// upgradeTimeout is short, because the tests have to wait for it, and long enough for all that
+// a busy machine has to do meanwhile.
+const upgradeTimeout = 10 * time.Second
 
 const controlSocket = "/run/web.ctl"
 
@@ -119,6 +120,9 @@ func main() {
 		servers = append(servers, service.HTTP(&http.Server{Addr: ":0", TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}))
 	}
 	options := service.Options{WaitHijacked: true, Control: controlSocket}
+	if *maxDraining > 0 {
+		options.DrainTimeout = 5 * time.Minute // more than any number of upgrades takes
+	}
 	if behaviour == "sick" || behaviour == "exit" {
 		options.Healthy = func(ctx context.Context) error {
 			select {

@@ -137,3 +137,30 @@ func listeningSockets() map[string]string {
 	}
 	return kinds
 }
+
+// Use is what a process holds.
+type Use struct {
+	Memory      int // KiB of its own, resident
+	Descriptors int
+	Threads     int
+}
+
+// Held returns what a process holds, and nothing if it is gone. See proc_pid_status(5).
+func Held(pid int) (u Use) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return Use{}
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		switch name {
+		case "RssAnon":
+			fmt.Sscan(value, &u.Memory)
+		case "Threads":
+			fmt.Sscan(value, &u.Threads)
+		}
+	}
+	descriptors, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	u.Descriptors = len(descriptors)
+	return u
+}

@@ -1,0 +1,189 @@
+//go:build linux
+
+// Command timeline tells what the time of an upgrade consists of, and which part of that a
+// bare exec does not need:
+//
+//	go run ./timeline -upgrades 200 -listeners 1
+//	chrt -f 1 go run ./timeline # nearly undisturbed by a busy machine; only root can do that
+//
+// Both processes note when they come to the steps of the handover (internal/step). The
+// pieces follow one upon the other, from the call of Upgrade until it returns. Each is
+// measured in µs as the median over the upgrades, so that their sum is not quite the whole.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	hand "example.com/tableflip/benchmarks/handover"
+	"example.com/tableflip/benchmarks/ratio"
+	"example.com/tableflip/internal/step"
+)
+
+// A piece of an upgrade is the time from one mark to another.
+type piece struct{ what, from, to string }
+
+// pieces are those of an upgrade by this library. What wakes a process up is measured from
+// before its write, because the other may run before the write has returned.
+var pieces = []piece{
+	{"old: pipes, table, fork, until the new process executes", hand.UpgradeCalled, step.ChildStarted.String()},
+	{"new: start of the runtime, package initialisation", step.ChildStarted.String(), hand.MainCalled},
+	{"new: New, until it has said *here*", hand.MainCalled, step.HereSaid.String()},
+	{"new: the rest of New", step.HereSaid.String(), hand.NewReturned},
+	{"new: claims a listener and a packet conn", hand.NewReturned, hand.ReadyCalled},
+	{"new says *ready*, old wakes up", hand.ReadyCalled, step.ReadyReceived.String()},
+	{"old: whether all is there for the commit", step.ReadyReceived.String(), step.BeforeCommit.String()},
+	{"old says *commit*, new wakes up", step.BeforeCommit.String(), step.VerdictReceived.String()},
+	{"new: PID file; it says *acknowledged*, old wakes up", step.VerdictReceived.String(), step.AcknowledgementReceived.String()},
+	{"old: tells the service manager, if there is one", step.AcknowledgementReceived.String(), step.ManagerNotified.String()},
+	{"old: closes Exit and the registry; returns", step.ManagerNotified.String(), hand.UpgradeReturned},
+}
+
+// floorPieces are those of a bare exec, in the places of the library's.
+var floorPieces = []piece{
+	pieces[0],
+	pieces[1],
+	{"", hand.MainCalled, hand.NewReturned},
+	{},
+	pieces[4],
+	pieces[5],
+	{},
+	{},
+	{},
+	{},
+	{"", step.ReadyReceived.String(), hand.UpgradeReturned},
+}
+
+// wholes are what the report compares, and what happens beside the pieces.
+var wholes = []piece{
+	{"**Upgrade, until it returns**", hand.UpgradeCalled, hand.UpgradeReturned},
+	{"**until the new process's Ready returns**", hand.UpgradeCalled, hand.ReadyReturned},
+	{"of which, after it has said *acknowledged*", step.Acknowledged.String(), hand.ReadyReturned},
+}
+
+var floorWholes = []piece{wholes[0], wholes[1], {}}
+
+func main() {
+	upgrades := flag.Int("upgrades", 200, "`number` of upgrades")
+	listeners := flag.Int("listeners", 1, "`number` of listeners")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := run(ctx, *upgrades, *listeners, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "timeline:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, upgrades, listeners int, out io.Writer) error {
+	dir, err := os.MkdirTemp("", "timeline")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	binary, err := build(ctx, dir)
+	if err != nil {
+		return err
+	}
+	ours, floor, err := measure(ctx, binary, upgrades, listeners)
+	if err != nil {
+		return err
+	}
+
+	all, floorAll := append(pieces, wholes...), append(floorPieces, floorWholes...)
+	if err := errors.Join(complete(all, ours), complete(floorAll, floor)); err != nil {
+		return err
+	}
+
+	fmt.Fprintln(out, "| | this, µs | bare exec | more |\n| --- | --- | --- | --- |")
+	for i, p := range all {
+		theirs := floorAll[i]
+		mine, other := p.median(ours), theirs.median(floor)
+		bare := "–"
+		if theirs.from != "" {
+			bare = fmt.Sprintf("%.0f", other)
+		}
+		fmt.Fprintf(out, "| %s | %.0f | %s | %.0f |\n", p.what, mine, bare, mine-other)
+	}
+	return nil
+}
+
+// build builds the program that is upgraded.
+func build(ctx context.Context, dir string) (binary string, err error) {
+	binary = filepath.Join(dir, "chain")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, "example.com/tableflip/benchmarks/servers/chain")
+	cmd.Stderr = os.Stderr
+	return binary, cmd.Run()
+}
+
+// complete returns an error if a mark is missing, which would count as the start of the
+// machine.
+func complete(pieces []piece, upgrades []hand.Timeline) error {
+	for _, t := range upgrades {
+		for _, p := range pieces {
+			if p.from != "" && (t[p.from] == 0 || t[p.to] == 0) {
+				return fmt.Errorf("one of the marks %q and %q is missing: %v", p.from, p.to, t)
+			}
+		}
+	}
+	return nil
+}
+
+// median returns the median length of a piece in µs, and 0 for one that is not there.
+func (p piece) median(upgrades []hand.Timeline) float64 {
+	if p.from == "" {
+		return 0
+	}
+	var lengths []float64
+	for _, t := range upgrades {
+		lengths = append(lengths, float64(t[p.to]-t[p.from])/1e3)
+	}
+	return ratio.Median(lengths)
+}
+
+// measure upgrades a chain of this library and one of the floor in turns.
+func measure(ctx context.Context, binary string, upgrades, listeners int) (ours, floor []hand.Timeline, err error) {
+	contenders := []hand.Contender{hand.Ours, hand.Floor}
+	chains := make(map[hand.Contender]*hand.Chain)
+	defer func() {
+		for _, ch := range chains {
+			err = errors.Join(err, ch.Close())
+		}
+	}()
+	for _, c := range contenders {
+		ch, err := hand.StartTimed(binary, c, listeners)
+		if err != nil {
+			return nil, nil, err
+		}
+		chains[c] = ch
+	}
+	timelines := make(map[hand.Contender][]hand.Timeline)
+	for n := range upgrades + 1 {
+		rand.Shuffle(len(contenders), func(i, j int) { contenders[i], contenders[j] = contenders[j], contenders[i] })
+		for _, c := range contenders {
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
+			if _, err := chains[c].Upgrade(); err != nil {
+				return nil, nil, err
+			}
+			t, err := chains[c].Timeline()
+			if err != nil {
+				return nil, nil, err
+			}
+			if n > 0 { // from the second on, all is inherited
+				timelines[c] = append(timelines[c], t)
+			}
+		}
+	}
+	return timelines[hand.Ours], timelines[hand.Floor], nil
+}
