@@ -366,6 +366,7 @@ func TestTrialStopAfterCommit(t *testing.T) {
 	tr.parent.Order("stop")
 	tr.parent.Await("stopping")
 	tr.parent.Resume()
+	time.Sleep(time.Second / 10) // in which Stop must not end the wait for the acknowledgement
 	tr.child.Resume()
 	tr.wantUpgraded("", "")
 	tr.parent.AwaitEnd()
