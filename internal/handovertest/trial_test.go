@@ -334,7 +334,7 @@ func TestTrialDeadline(t *testing.T) {
 
 func TestTrialUpgradeTimeout(t *testing.T) {
 	t.Parallel()
-	const timeout = time.Second
+	const timeout = 6 * time.Second // in which the trial has to have begun
 	tr := startTrial(t, timeoutVariable+"="+timeout.String())
 	// Were it at work still, it would have ended the trial by then.
 	time.Sleep(timeout + timeout/2)
