@@ -942,8 +942,6 @@ func (u *Upgrader) enterUpgrade(caller context.Context, rehearsal bool) (a *atte
 		return nil, u.answerReload, ErrUpgradeInProgress
 	case upgraded:
 		return nil, u.child.forwardReload, ErrUpgraded
-	case stopped:
-		return nil, nil, ErrStopped
 	}
 	switch {
 	case isClosed(u.stop):

@@ -193,8 +193,8 @@ func (c *conn) mayLeave() bool {
 	return !time.Now().Before(c.beginning())
 }
 
-// answer is called when a handler has returned, and returns when the response may
-// end. Over HTTP/1, last tells whether it told the client to leave.
+// answer is called when a handler that was called during the drain has returned, and
+// returns when the response may end. Over HTTP/1, last tells whether it told the client to leave.
 func (c *conn) answer(r *http.Request, received time.Time, last bool) {
 	if r.ProtoMajor == 1 {
 		if last {
@@ -217,8 +217,7 @@ func (c *conn) answer(r *http.Request, received time.Time, last bool) {
 }
 
 // heldUntil returns until when the response to a request that was received at a
-// time is held at most, if it is until the GOAWAY is sent to framed. The age of a
-// request from before the drain is not known: it counts as old.
+// time is held at most, if it is until the GOAWAY is sent to framed.
 func (c *conn) heldUntil(received time.Time) (until time.Time, framed *framedConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -21,6 +21,35 @@ func TestJoinTooLate(t *testing.T) {
 	}
 }
 
+// A program's own HTTP/2 may tell the state of a connection that has ended.
+func TestStateAfterEnd(t *testing.T) {
+	d := New(new(http.Server))
+	d.update(new(hijackedConn), http.StateIdle)
+	if n := d.Progress().Connections; n != 0 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// A listener that is closed is forgotten.
+func TestListenerIsForgotten(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := New(new(http.Server))
+	d.Listener(ln).Close()
+	if n := len(d.listeners); n != 0 {
+		t.Errorf("%d listeners are known", n)
+	}
+}
+
+// An error that does not say that it may go away ends the acceptance.
+func TestErrorOfAccept(t *testing.T) {
+	if New(new(http.Server)).listener(nil).mayRetry(net.ErrClosed) {
+		t.Error("it is tried again")
+	}
+}
+
 // What the program has set of the protocols is known from before the server adds to it.
 func TestProtocolsAreLearntOnce(t *testing.T) {
 	srv := &http.Server{Protocols: new(http.Protocols)}
@@ -64,6 +93,8 @@ func TestHijackedAreForgotten(t *testing.T) {
 	for range 1000 {
 		h.add(new(hijackedConn))
 	}
+	h.add(new(sink)) // of which it cannot be seen
+	h.count()
 	if n := len(h.conns); n > 200 {
 		t.Errorf("%d of 1000 that are closed are kept", n)
 	}

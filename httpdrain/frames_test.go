@@ -137,7 +137,7 @@ func TestAcknowledgement(t *testing.T) {
 
 // pieces is a connection that receives one of them at a time.
 type pieces struct {
-	net.Conn
+	*sink
 	left []string
 }
 
@@ -147,15 +147,23 @@ func (c *pieces) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A preface that does not come first is not one of HTTP/2.
-func TestPrefaceTooLate(t *testing.T) {
-	for _, first := range []string{"GET / HTTP/1.1\r\n", preface[:3] + "X"} {
-		c := New(new(http.Server)).framed(&pieces{left: []string{first, preface, preface[3:]}})
-		for range 3 {
+// What does not begin with the preface is not HTTP/2, and what is written to it no frame.
+func TestNotHTTP2(t *testing.T) {
+	for _, received := range [][]string{
+		{"GET / HTTP/1.1\r\n", preface},
+		{"P", "OST / HTTP/1.1\r\n", preface[1:]},
+		{preface[:3] + "X", preface, preface[3:]},
+	} {
+		c := New(new(http.Server)).framed(&pieces{sink: &sink{short: func(n int) int { return n }}, left: received})
+		for range received {
 			c.Read(make([]byte, 100))
 		}
-		if c.http2.Load() {
-			t.Errorf("taken for HTTP/2 after %q", first)
+		c.Write(make([]byte, headerLen))
+		if c.http2.Load() || c.greeted {
+			t.Errorf("taken for HTTP/2 after %q: %t, and a frame seen: %t", received, c.http2.Load(), c.greeted)
+		}
+		if err := c.CloseWrite(); err != nil { // which the connection has not
+			t.Error(err)
 		}
 	}
 }

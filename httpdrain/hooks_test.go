@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -11,10 +13,13 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"example.com/tableflip/httpdrain"
 )
@@ -145,16 +150,24 @@ func TestListener(t *testing.T) {
 // A listener that cannot be interrupted is closed.
 func TestListenerWithoutDeadline(t *testing.T) {
 	t.Parallel()
-	s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener {
-		return struct{ net.Listener }{listenTCP(t)}
-	}})
-	c := dial(t, s.addr)
-	c.get("/").more(t, "hello")
-	result := s.drain(t.Context())
-	refused(t, s.addr)
-	c.get("/").last(t, "hello")
-	s.finished(result)
+	for _, wrap := range []func(net.Listener) net.Listener{
+		func(ln net.Listener) net.Listener { return struct{ net.Listener }{ln} },
+		func(ln net.Listener) net.Listener { return noDeadlines{ln} },
+	} {
+		s := start(t, config{handler: http.HandlerFunc(hello), listen: func() net.Listener { return wrap(listenTCP(t)) }})
+		c := dial(t, s.addr)
+		c.get("/").more(t, "hello")
+		result := s.drain(t.Context())
+		refused(t, s.addr)
+		c.get("/").last(t, "hello")
+		s.finished(result)
+	}
 }
+
+// noDeadlines is a listener whose method fails.
+type noDeadlines struct{ net.Listener }
+
+func (noDeadlines) SetDeadline(time.Time) error { return os.ErrNoDeadline }
 
 // An error of the listener is that of Serve, as ever.
 func TestListenerFails(t *testing.T) {
@@ -315,6 +328,36 @@ func TestOwnHTTP2(t *testing.T) {
 	}
 }
 
+// It ends its connections itself, also if they are silent.
+func TestOwnHTTP2IsNotInterrupted(t *testing.T) {
+	t.Parallel()
+	idle, ended, shutdown := make(chan struct{}), make(chan error, 1), make(chan struct{})
+	s := start(t, config{
+		tls:   true,
+		grace: -1,
+		server: func(s *http.Server) {
+			s.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+				"h2": func(srv *http.Server, nc *tls.Conn, _ http.Handler) {
+					srv.ConnState(nc, http.StateIdle) // as golang.org/x/net/http2 does
+					close(idle)
+					_, err := nc.Read(make([]byte, 1))
+					ended <- err
+				},
+			}
+			s.RegisterOnShutdown(func() { close(shutdown) })
+		},
+	})
+	c := dialTLS(t, s.addr, "h2")
+	wait(t, idle, "StateIdle")
+	result := s.drain(t.Context())
+	wait(t, shutdown, "Server.Shutdown")
+	c.Close()
+	if err := wait(t, ended, "the end of the connection"); !errors.Is(err, io.EOF) {
+		t.Errorf("reading: %v", err)
+	}
+	s.finished(result)
+}
+
 // ServeTLS offers the protocols that Server.ServeTLS would.
 func TestProtocols(t *testing.T) {
 	t.Parallel()
@@ -329,6 +372,9 @@ func TestProtocols(t *testing.T) {
 	}{
 		{"default", func(s *http.Server) {}},
 		{"HTTP/1", func(s *http.Server) { s.Protocols = only(func(p *http.Protocols) { p.SetHTTP1(true) }) }},
+		{"HTTP/2 without TLS", func(s *http.Server) {
+			s.Protocols = only(func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) })
+		}},
 		{"HTTP/2", func(s *http.Server) { s.Protocols = only(func(p *http.Protocols) { p.SetHTTP2(true) }) }},
 		{"empty TLSNextProto", func(s *http.Server) {
 			s.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
@@ -441,6 +487,7 @@ func TestServeTLSFails(t *testing.T) {
 		{nil, "", ""},
 		{nil, "no-such-file", ""},
 		{s.server.TLSConfig.Certificates, "", "no-such-file"},
+		{s.server.TLSConfig.Certificates, "no-such-file", ""},
 	} {
 		s.server.TLSConfig.Certificates = test.certificates
 		ln := listenTCP(t)
@@ -451,6 +498,53 @@ func TestServeTLSFails(t *testing.T) {
 	}
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// A certificate in files is used rather than one in the configuration, if there is any.
+func TestServeTLSWithFiles(t *testing.T) {
+	t.Parallel()
+	certFile, keyFile := filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
+	key, err := x509.MarshalPKCS8PrivateKey(certificate().PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		certFile: {Type: "CERTIFICATE", Bytes: certificate().Certificate[0]},
+		keyFile:  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*tls.Config{nil, {Certificates: []tls.Certificate{{}}}} {
+		s := newService(t, config{tls: true, handler: http.HandlerFunc(hello), server: func(s *http.Server) {
+			s.Protocols.SetHTTP2(false)
+			s.TLSConfig = c
+		}})
+		ln := listenTCP(t)
+		go func() { s.served <- s.ServeTLS(ln, certFile, keyFile) }()
+		c := dialTLS(t, ln.Addr().String(), "http/1.1")
+		c.get("/").more(t, "hello")
+		c.Close()
+		s.finished(s.drain(t.Context()))
+	}
+}
+
+// The program's own names of protocols stay as they are.
+func TestNamesStay(t *testing.T) {
+	t.Parallel()
+	names := []string{"h2", "shout", "http/1.1"}
+	s := start(t, config{tls: true, handler: http.HandlerFunc(hello), server: func(s *http.Server) {
+		s.Protocols.SetHTTP2(false)
+		s.TLSConfig.NextProtos = names
+	}})
+	c := dialTLS(t, s.addr, "http/1.1")
+	c.get("/").more(t, "hello")
+	c.Close()
+	s.finished(s.drain(t.Context()))
+	if want := []string{"h2", "shout", "http/1.1"}; !slices.Equal(names, want) {
+		t.Errorf("they are %q, want %q", names, want)
 	}
 }
 

@@ -194,6 +194,7 @@ func TestHijackedNetConn(t *testing.T) {
 	eachTransport(t, func(t *testing.T, c config, dial func(testing.TB, string) *client) {
 		t.Parallel()
 		var accepted net.Conn
+		base := c.server
 		c.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			nc, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
@@ -201,6 +202,9 @@ func TestHijackedNetConn(t *testing.T) {
 				return
 			}
 			defer nc.Close()
+			if base != nil && nc != accepted {
+				t.Errorf("hijacked %T although the server has no HTTP/2 without TLS", nc)
+			}
 			if under, ok := nc.(interface{ NetConn() net.Conn }); ok && nc != accepted {
 				nc = under.NetConn()
 			}
@@ -208,7 +212,6 @@ func TestHijackedNetConn(t *testing.T) {
 				t.Errorf("hijacked %T, want %T", nc, accepted)
 			}
 		})
-		base := c.server
 		c.server = func(s *http.Server) {
 			if base != nil {
 				base(s)

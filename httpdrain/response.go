@@ -31,9 +31,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	next.ServeHTTP(w, r)
-	if h.drainer.draining.Load() {
-		answered(r, time.Time{}, false) // requests before the drain do not pay for the clock
-	}
 }
 
 func serveDraining(next http.Handler, w http.ResponseWriter, r *http.Request) {
@@ -42,10 +39,6 @@ func serveDraining(next http.Handler, w http.ResponseWriter, r *http.Request) {
 		w = sayGoodbye(w, r)
 	}
 	next.ServeHTTP(w, r)
-	answered(r, received, last)
-}
-
-func answered(r *http.Request, received time.Time, last bool) {
 	if c := connOf(r); c != nil {
 		c.answer(r, received, last)
 	}

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -61,5 +62,22 @@ func TestLastTransfer(t *testing.T) {
 	nc.Close()
 	if _, _, ok := lastTransfer(nc, time.Now()); ok {
 		t.Error("the kernel tells of a connection that is closed")
+	}
+}
+
+// Of a connection that is not TCP's, the kernel does not tell.
+func TestLastTransferOfUnix(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	nc, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, _, ok := lastTransfer(nc, time.Now()); ok {
+		t.Error("it does")
 	}
 }

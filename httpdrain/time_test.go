@@ -159,6 +159,29 @@ func TestSilentNewConnection(t *testing.T) {
 	}
 }
 
+// One that is to be HTTP/2 has as long as net/http gives it.
+func TestSilentInsteadOfPreface(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello), tls: true}, func(t *testing.T, s *service, m *memory) {
+		nc, err := m.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := clientTLS("h2")
+		config.Time = func() time.Time { return certificateTime }
+		encrypted := tls.Client(nc, config)
+		if err := encrypted.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, encrypted)
+		c.SetDeadline(time.Time{})
+		begin := time.Now()
+		io.Copy(io.Discard, c.r)
+		after(t, begin, "the connection was closed", 10*time.Second)
+		c.Close()
+		s.finishedInBubble(s.drain(t.Context()))
+	})
+}
+
 // finishedInBubble is finished without patience, which would make time pass.
 func (s *service) finishedInBubble(result <-chan error) {
 	s.t.Helper()

@@ -126,10 +126,12 @@ func TestControlConnections(t *testing.T) {
 func TestControlNeedsUpgrader(t *testing.T) {
 	opts := quiet()
 	opts.Control = filepath.Join(t.TempDir(), "ctl")
-	err := service.Run(struct{ service.Upgrader }{newStub(t)}, opts)
+	upg := newStub(t)
+	err := service.Run(struct{ service.Upgrader }{upg}, opts)
 	if err == nil || !strings.Contains(err.Error(), "needs a control.Upgrader") {
 		t.Errorf("got %v", err)
 	}
+	proctest.Within(t, "the end of the Upgrader", upg.Exit())
 }
 
 // A signal that comes during a rehearsal is queued, too.

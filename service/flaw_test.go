@@ -3,6 +3,7 @@
 package service_test
 
 import (
+	"bufio"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,7 +11,9 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -133,6 +136,28 @@ func TestGoodTLSIsAccepted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A server with a TLSConfig serves TLS, also to clients that understand what is old alone.
+func TestTLSIsServed(t *testing.T) {
+	server := conversations()
+	server.TLSConfig = tlsConfig()
+	server.TLSConfig.MaxVersion = tls.VersionTLS12
+	server.TLSConfig.CipherSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256}
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
+	r := startRun(t, quiet(), server)
+	conn, err := net.Dial("unix", r.socket)
+	proctest.OK(t, err)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(proctest.Patience))
+	encrypted := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, CipherSuites: server.TLSConfig.CipherSuites})
+	proctest.OK(t, httptest.NewRequest(http.MethodGet, "/", nil).Write(encrypted))
+	if response, err := http.ReadResponse(bufio.NewReader(encrypted), nil); err != nil || response.StatusCode != http.StatusOK {
+		t.Errorf("got %v, %v", response, err)
+	}
+	conn.Close()
+	r.end()
 }
 
 // unwritable fails the test if anything is written.

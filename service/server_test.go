@@ -137,6 +137,26 @@ func TestShutdownDrains(t *testing.T) {
 	}
 }
 
+func TestPacketShutdown(t *testing.T) {
+	told := make(chan struct{})
+	serve := func(net.PacketConn) error { <-told; return nil }
+	shutdown := func(context.Context) error { close(told); return errBroken }
+	r := startServers(t, quiet(), service.Packet("udp", "localhost:0", serve, shutdown))
+	r.upg.end()
+	proctest.WantError(t, "Run", r.returns(), errBroken)
+}
+
+// What a serve that drains returns is how the drain went.
+func TestServeDrainsBadly(t *testing.T) {
+	serve := func(ln net.Listener) error {
+		ln.Accept()
+		return errBroken
+	}
+	r := startServers(t, quiet(), service.Stream("tcp", "localhost:0", serve, nil))
+	r.upg.end()
+	proctest.WantError(t, "Run", r.returns(), errBroken)
+}
+
 func TestShutdownThatHangs(t *testing.T) {
 	opts := quiet()
 	opts.DrainTimeout = time.Millisecond

@@ -220,6 +220,46 @@ func TestListenErrorLeavesNothingOpen(t *testing.T) {
 	<-upg.Exit()
 }
 
+func TestListenPacketError(t *testing.T) {
+	taken, err := net.ListenPacket("udp", "localhost:0")
+	proctest.OK(t, err)
+	defer taken.Close()
+	upg, err := stub.New()
+	proctest.OK(t, err)
+	err = service.Run(upg, service.Options{Logger: slog.New(slog.DiscardHandler)},
+		service.Packet("udp", taken.LocalAddr().String(), answerPackets(nil, nil), nil))
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("got %v, want that the address is in use", err)
+	}
+}
+
+func init() { proctest.Role("afterwards", afterwardsRole) }
+
+// afterwardsRole goes on after Run, and has the signals' own effect again.
+func afterwardsRole() {
+	wire := proctest.OpenWire()
+	upg := proctest.Must(stub.New())
+	background := service.Background(func(ctx context.Context) error {
+		wire.Report("running")
+		<-ctx.Done()
+		return nil
+	})
+	proctest.Must(0, service.Run(upg, service.Options{Logger: slog.New(slog.DiscardHandler)}, background))
+	wire.Report("returned")
+	select {}
+}
+
+func TestSignalsAfterRun(t *testing.T) {
+	s := proctest.NewService(t)
+	s.Start(s.Command("afterwards", s.Wire()))
+	p := s.Next()
+	p.Await("running")
+	proctest.Terminate(t, p.PID)
+	p.Await("returned")
+	proctest.Terminate(t, p.PID)
+	p.AwaitEnd()
+}
+
 // brokenListener fails to accept.
 type brokenListener struct{ net.Listener }
 

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/tableflip"
@@ -309,6 +311,59 @@ func TestDrainTimeoutCuts(t *testing.T) {
 	r.isCutBy("not drained 1ms after it was stopped")
 }
 
+// inMemory listens within the process.
+type inMemory struct {
+	replaceable
+	conns  chan net.Conn
+	closed chan struct{}
+	once   func() // closes closed
+}
+
+func (upg inMemory) Addr() net.Addr { return &net.UnixAddr{Name: "memory", Net: "unix"} }
+
+func (upg inMemory) Listen(string, string) (net.Listener, error) { return upg, nil }
+
+func (upg inMemory) Accept() (net.Conn, error) {
+	select {
+	case conn := <-upg.conns:
+		return conn, nil
+	case <-upg.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (upg inMemory) Close() error { upg.once(); return nil }
+
+// The clock of this test stands still while anybody computes.
+func TestIdleGrace(t *testing.T) {
+	hearSignals(t) // or package signal would begin to in the bubble
+	synctest.Test(t, func(t *testing.T) {
+		r := newRun(t)
+		closed := make(chan struct{})
+		upg := inMemory{r.upg, make(chan net.Conn), closed, sync.OnceFunc(func() { close(closed) })}
+		close(upg.parent)
+		opts := quiet()
+		opts.IdleGrace = time.Minute
+		opts.DrainTimeout = time.Hour
+		r.run(upg, opts, service.HTTP(conversations()))
+		client, server := net.Pipe()
+		upg.conns <- server
+		io.WriteString(client, "GET / HTTP/1.1\r\nHost: service\r\n\r\n")
+		response, err := http.ReadResponse(bufio.NewReader(client), nil)
+		proctest.OK(t, err)
+		response.Body.Close()
+		began := time.Now()
+		upg.end()
+		if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("read %v, want the connection's end", err)
+		}
+		if took := time.Since(began); took != opts.IdleGrace {
+			t.Errorf("an idle connection is closed after %v, want %v", took, opts.IdleGrace)
+		}
+		proctest.OK(t, <-r.ran)
+	})
+}
+
 // No supervisor starts the service again before the old process has ended.
 func TestDrainHurries(t *testing.T) {
 	r := startRun(t, quiet(), conversations())
@@ -431,6 +486,25 @@ func TestHealthOfTheReplaced(t *testing.T) {
 	if err := r.returns(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Unless it is told to stop, too, as when the whole service is.
+func TestHealthOfTheReplacedThatStops(t *testing.T) {
+	opts := quiet()
+	opts.Health = new(service.Health)
+	r := startRun(t, opts, conversations())
+	request := r.begin()
+	r.upg.end()
+	proctest.AwaitThat(t, "it accepts no more", func() bool { return !r.accepts() })
+	wantHealth(t, opts.Health, http.StatusOK)
+	r.signal(syscall.SIGTERM)
+	proctest.AwaitThat(t, "it is not healthy", func() bool {
+		recorder := httptest.NewRecorder()
+		opts.Health.ServeHTTP(recorder, nil)
+		return recorder.Code == http.StatusServiceUnavailable
+	})
+	request.end()
+	proctest.OK(t, r.returns())
 }
 
 func TestDelayEnds(t *testing.T) {

@@ -161,6 +161,12 @@ func wantHealth(t *testing.T, h *service.Health, want int) {
 	if recorder.Code != want {
 		t.Errorf("the health check is answered by %d, want %d", recorder.Code, want)
 	}
+	if got := recorder.Body.String(); (got == "ok\n") != (want == http.StatusOK) {
+		t.Errorf("the health check is answered by %q", got)
+	}
+	if got := recorder.Header().Get("Cache-Control"); got != "no-store" {
+		t.Errorf("the answer to a health check may be kept: %q", got)
+	}
 }
 
 // The parent learns why a server has failed.
@@ -189,13 +195,16 @@ func TestUpgradeOnTrial(t *testing.T) {
 
 // What only one process may do is never done in one whose trial was undone.
 func TestBackgroundOnTrial(t *testing.T) {
-	r := startOnTrial(t, quiet(), service.Background(func(context.Context) error {
-		t.Error("it runs beside the parent")
-		return nil
-	}))
-	close(r.upg.parent) // which has died after the undoing
-	r.undo()
-	proctest.OK(t, r.returns())
+	for range 10 { // It may see the end of Run first.
+		r := startOnTrial(t, quiet(), service.Background(func(context.Context) error {
+			t.Error("it runs beside the parent")
+			return nil
+		}))
+		close(r.upg.parent) // which has died
+		r.waits()
+		r.undo()
+		proctest.OK(t, r.returns())
+	}
 }
 
 // It drains as one that was replaced, because the service has not stopped.

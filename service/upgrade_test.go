@@ -250,11 +250,15 @@ func TestUpgradeWaitsForUpgrade(t *testing.T) {
 
 func TestStopForgetsQueuedUpgrade(t *testing.T) {
 	opts, log := logged()
+	opts.DrainDelay = 50 * time.Millisecond // in which one that is not forgotten is tried
 	r := startBesideParent(t, opts)
 	r.signal(syscall.SIGHUP)
 	log.Await(t, "upgrade queued")
 	r.signal(syscall.SIGTERM)
 	proctest.OK(t, r.returns())
+	if n := len(r.upg.early); n != 1 {
+		t.Errorf("tried %d times", n)
+	}
 	r.noUpgrade()
 }
 

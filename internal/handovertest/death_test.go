@@ -92,6 +92,7 @@ func fillDisk() {
 func TestChildFails(t *testing.T) {
 	t.Parallel()
 	const killed, late = "signal: killed", "deadline"
+	const toSuspend = 6 * time.Second // which the parent must be in before this passes
 	tests := []struct {
 		name    string
 		fault   step.Step // the step at which the child is killed
@@ -115,13 +116,13 @@ func TestChildFails(t *testing.T) {
 		{name: "stops and lingers", mishap: "Stop and linger", lingers: true, text: "gave up"},
 		{name: "stops after it said ready", mishap: "Stop after saying ready", lingers: true, text: "was stopped"},
 		{name: "closes its ready pipe", mishap: "hang up", lingers: true, text: "gave up"},
-		{name: "says nonsense", mishap: "say nonsense", lingers: true, timeout: 2 * time.Second, cause: late},
-		{name: "says an empty line", mishap: "say an empty line", lingers: true, timeout: 2 * time.Second, cause: late},
+		{name: "says nonsense", mishap: "say nonsense", lingers: true, timeout: toSuspend, cause: late},
+		{name: "says an empty line", mishap: "say an empty line", lingers: true, timeout: toSuspend, cause: late},
 		{name: "says twice that it is here", mishap: "say here twice", lingers: true, text: "twice"},
 		{name: "says no end of zeros", mishap: "say no end of zeros", lingers: true, text: "no end"},
 		{name: "says half a word", mishap: "say half a word and hang up", lingers: true, text: "gave up"},
-		{name: "hangs", mishap: "hang", lingers: true, timeout: 2 * time.Second, cause: late},
-		{name: "is suspended", mishap: "SIGSTOP", lingers: true, timeout: 2 * time.Second, cause: late},
+		{name: "hangs", mishap: "hang", lingers: true, timeout: toSuspend, cause: late},
+		{name: "is suspended", mishap: "SIGSTOP", lingers: true, timeout: toSuspend, cause: late},
 		{name: "has no space for the PID file", mishap: "no space", refusal: syscall.EFBIG, cause: "exit status 2"},
 		{name: "misses the PID file's directory", mishap: missingDirectory, refusal: syscall.ENOENT, cause: "exit status 2"},
 	}

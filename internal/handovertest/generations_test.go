@@ -221,15 +221,15 @@ func TestEvents(t *testing.T) {
 		named("committed", second, 2, " took"),
 		named("draining", first, 1, " replaced=true"),
 	)
+	second.Order("stop")
+	second.Await("stop")
 	first.Order("exit")
 	second.Order("wait")
 	second.Await("wait")
-	second.Order("stop")
-	second.Await("stop")
 	want(second,
 		named("in charge", second, 2, ""),
-		named("ended", first, 1, " took"),
 		named("draining", second, 2, " replaced=false"),
+		named("ended", first, 1, " took"), // and not before
 	)
 }
 

@@ -22,7 +22,11 @@ import (
 func init() {
 	proctest.Role("sibling", func() {
 		terminate := proctest.Terminated()
-		upg := proctest.Must(tableflip.New(tableflip.Options{UpgradeTimeout: 2 * time.Second}))
+		var opts tableflip.Options
+		if proctest.Arg() == "hangs" {
+			opts.UpgradeTimeout = 6 * time.Second // in which the child has to have started
+		}
+		upg := proctest.Must(tableflip.New(opts))
 		if upg.HasParent() {
 			proctest.Report("started", os.Getppid())
 			switch proctest.Arg() {
@@ -144,7 +148,7 @@ func TestSiblingHangs(t *testing.T) {
 func TestSiblingReapedLate(t *testing.T) {
 	for _, test := range []struct{ way, want string }{
 		{"exits", "exited before it was ready"},
-		{"hangs", "was not ready after 2s"},
+		{"hangs", "was not ready after 6s"},
 	} {
 		t.Run(test.way, func(t *testing.T) {
 			s := startUnderSystemd(t, test.way)

@@ -334,7 +334,7 @@ func TestTrialDeadline(t *testing.T) {
 
 func TestTrialUpgradeTimeout(t *testing.T) {
 	t.Parallel()
-	const timeout = time.Second
+	const timeout = 6 * time.Second // in which the trial has to have begun
 	tr := startTrial(t, timeoutVariable+"="+timeout.String())
 	time.Sleep(timeout + timeout/2) // in which a timeout that is at work still ends the trial
 	tr.wantLook(tr.parent, "1 %d in charge, 2 %d on trial", tr.parent.PID, tr.child.PID)
@@ -366,6 +366,7 @@ func TestTrialStopAfterCommit(t *testing.T) {
 	tr.parent.Order("stop")
 	tr.parent.Await("stopping")
 	tr.parent.Resume()
+	time.Sleep(time.Second / 10) // in which Stop must not end the wait for the acknowledgement
 	tr.child.Resume()
 	tr.wantUpgraded("", "")
 	tr.parent.AwaitEnd()

@@ -2,6 +2,7 @@ package handovertest
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,6 +136,7 @@ func TestUnkillableLeaves(t *testing.T) {
 				pause = step.BeforeCommit
 			}
 			c, parent := startUnkillable(t, pause)
+			before := proctest.OpenFiles(t, parent.PID)
 			parent.Order("upgrade", c.PauseAt(test.at))
 			child := c.Next()
 			child.AwaitStep(test.at)
@@ -161,6 +163,9 @@ func TestUnkillableLeaves(t *testing.T) {
 				t.Errorf("Ready returned %q", m.Text)
 			}
 			child.AwaitEnd()
+			proctest.AwaitThat(t, "the parent has closed what it had for the child", func() bool {
+				return maps.Equal(proctest.OpenFiles(t, parent.PID), before)
+			})
 			next := c.upgradeSettled(parent)
 			c.wantCharge(next.PID)
 			c.wantStop(next)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/event"
 	"example.com/tableflip/internal/proctest"
 	"example.com/tableflip/internal/step"
 )
@@ -55,11 +56,13 @@ func TestWrapperFails(t *testing.T) {
 				script := "{ echo; echo hello; } >&3; " + wrapper.script
 				upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(script)}, role)
 				proctest.OK(t, upg.Ready())
-				ctx := &promptContext{done: make(chan struct{})}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
 				var service int
 				restore := proctest.During(t, at, func() {
 					service = pidfd(t, s.Await("hanging").PID)
-					ctx.end()
+					cancel()
+					time.Sleep(time.Second / 20) // The upgrade learns of it from a goroutine.
 				})
 				err := upg.UpgradeContext(ctx)
 				restore()
@@ -69,39 +72,6 @@ func TestWrapperFails(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// A promptContext has ended for those that follow it when end returns. Contexts of package
-// context leave that to a goroutine.
-type promptContext struct {
-	done    chan struct{}
-	follows []func()
-}
-
-func (c *promptContext) Deadline() (deadline time.Time, ok bool) { return }
-
-func (c *promptContext) Done() <-chan struct{} { return c.done }
-
-func (c *promptContext) Value(any) any { return nil }
-
-func (c *promptContext) Err() error {
-	if proctest.IsClosed(c.Done()) {
-		return context.Canceled
-	}
-	return nil
-}
-
-// AfterFunc is what context.AfterFunc calls.
-func (c *promptContext) AfterFunc(f func()) (stop func() bool) {
-	c.follows = append(c.follows, f)
-	return func() bool { return !proctest.IsClosed(c.Done()) }
-}
-
-func (c *promptContext) end() {
-	close(c.done)
-	for _, f := range c.follows {
-		f()
 	}
 }
 
@@ -163,19 +133,28 @@ func TestWrapperServiceFails(t *testing.T) {
 	marker := filepath.Join(t.TempDir(), "marker")
 	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" &`)}, "fail-slowly", proctest.WithArg(marker))
 	proctest.OK(t, upg.Ready())
+	events, cancel := event.Subscribe()
+	defer cancel()
 	proctest.AwaitThat(t, "the service ends by itself", func() bool {
-		if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "failed: no disk") {
+		result := proctest.InBackground(upg.Upgrade)
+		service := s.Await("failing").PID
+		proctest.AwaitThat(t, "it has proven to be the service", func() bool {
+			return strings.Contains(strings.Join(shown(events), ", "), "here pid")
+		})
+		proctest.Terminate(t, service)
+		if err := proctest.Within(t, "Upgrade", result); err == nil || !strings.Contains(err.Error(), "failed: no disk") {
 			t.Fatalf("Upgrade: %v", err)
 		}
-		s.Await("failing")
 		return proctest.Exists(marker)
 	})
 }
 
 func init() {
 	proctest.Role("fail-slowly", func() {
+		terminated := proctest.Terminated()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		proctest.Report("failing")
+		<-terminated
 		upg.Fail(errors.New("no disk"))
 		time.Sleep(time.Second / 5)
 		proctest.Must(0, os.WriteFile(proctest.Arg(), nil, 0o600))
