@@ -2,6 +2,7 @@ package httpdrain
 
 import (
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"syscall"
@@ -45,7 +46,7 @@ func TestListenerIsForgotten(t *testing.T) {
 
 // An error that does not say that it may go away ends the acceptance.
 func TestErrorOfAccept(t *testing.T) {
-	if New(new(http.Server)).listener(nil).mayRetry(net.ErrClosed) {
+	if New(new(http.Server)).listener(nil).mayRetry(io.EOF) {
 		t.Error("it is tried again")
 	}
 }

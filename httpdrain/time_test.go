@@ -517,6 +517,25 @@ func TestContextEndsAfterFarewell(t *testing.T) {
 	}
 }
 
+// A connection on which the drain has not begun counts as cut, also if it has been used
+// since it began elsewhere.
+func TestContextEndsBeforeItsTime(t *testing.T) {
+	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
+		s.Spread = 100 * 365 * 24 * time.Hour
+		c := m.client(t)
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		result := s.drain(ctx)
+		c.get("/").more(t, "hello")
+		synctest.Wait()
+		cancel()
+		var cut *httpdrain.CutError
+		if err := <-result; !errors.As(err, &cut) || cut.Connections != 1 || cut.Active != 0 {
+			t.Errorf("got %v; want 1 idle connection cut", err)
+		}
+	})
+}
+
 // A stuck client counts as cut although its handler has returned.
 func TestContextEndsDuringLastWrite(t *testing.T) {
 	inBubble(t, config{handler: http.HandlerFunc(hello)}, func(t *testing.T, s *service, m *memory) {
