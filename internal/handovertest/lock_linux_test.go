@@ -241,7 +241,10 @@ func TestLoggerCallsLate(t *testing.T) {
 	proctest.OK(t, os.WriteFile(late, nil, 0o600))
 	proctest.Within(t, "Exit, because the child is in charge", upg.Exit())
 	proctest.Within(t, "Stop", proctest.InBackground(func() bool { upg.Stop(); return true }))
-	curious.wantSeen(t, "committed")
+	proctest.AwaitThat(t, "the log says so", func() bool { // which may be later
+		_, seen := curious.seen.Load("tableflip: committed")
+		return seen
+	})
 }
 
 // The child's records: what nobody claimed, a manager that does not hear, and a reload
