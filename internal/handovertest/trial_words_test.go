@@ -119,7 +119,7 @@ func TestTrialUnknown(t *testing.T) {
 
 // How long an upgrade waits for the end of a process whose trial was undone.
 func TestTrialUndoneTimeout(t *testing.T) {
-	script := "{ echo here - trial; echo ready; read -r trial; echo stopping; cat >/dev/null; } >&3 <&4"
+	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; until test "$word" = stopping; do read -r word; done; } >&3 <&4`
 	upg := NewUpgrader(t, tableflip.Options{UpgradeTimeout: time.Millisecond, Trial: time.Hour, Command: proctest.Shell(script)})
 	proctest.OK(t, upg.Ready())
 	patient, cancel := context.WithTimeout(t.Context(), time.Hour)
@@ -142,7 +142,8 @@ func TestTrialUndoneTimeout(t *testing.T) {
 // A process that leaves its trial may have replaced the PID file.
 func TestTrialPIDFileRestored(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
-	script := `{ echo here - trial; echo ready; read -r trial; echo 1 >"` + pidFile + `"; echo stopping; cat >/dev/null; } >&3 <&4`
+	script := `{ echo here - trial; echo ready; read -r trial; echo 1 >"` + pidFile + `"; echo stopping; ` +
+		`until test "$word" = stopping; do read -r word; done; } >&3 <&4`
 	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, PIDFile: pidFile, Command: proctest.Shell(script)})
 	proctest.OK(t, upg.Ready())
 	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
