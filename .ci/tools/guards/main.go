@@ -281,7 +281,7 @@ func try(tmp string, number int, tests []*test) (by string, reached int) {
 			continue
 		}
 		reached += len(names)
-		output, err := b.run(tmp, fmt.Sprint(number), 10*time.Second+4*took, "-test.run=^("+strings.Join(names, "|")+")$")
+		output, err := b.run(tmp, fmt.Sprint(number), 30*time.Second+4*took, "-test.run=^("+strings.Join(names, "|")+")$")
 		if failed := regexp.MustCompile(`--- FAIL: (\S+)`).FindStringSubmatch(output); failed != nil {
 			return failed[1], reached
 		} else if err != nil {
@@ -299,7 +299,11 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	patched := bytes.Clone(b.content)
 	at := bytes.Index(patched, []byte(selection)) + len("guards:")
 	copy(patched[at:], selected)
+	// A process that is started meanwhile would have the file open for writing, until it
+	// executes unshare, and this one could not be executed.
+	syscall.ForkLock.RLock()
 	must(0, os.WriteFile(path, patched, 0o755))
+	syscall.ForkLock.RUnlock()
 	args = append(args, "-test.short", "-test.failfast", "-test.parallel=16", "-test.timeout="+limit.String())
 	// In namespaces of its own: a mutant that takes every process for its own would kill
 	// all that this user may. What a test leaves behind ends with them.
