@@ -4,7 +4,6 @@
 // bare exec does not need:
 //
 //	go run ./timeline -upgrades 200 -listeners 1
-//	chrt -f 1 go run ./timeline # nearly undisturbed by a busy machine; only root can do that
 //
 // Both processes note when they come to the steps of the handover (internal/step). The
 // pieces follow one upon the other, from the call of Upgrade until it returns. Each is
