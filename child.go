@@ -619,13 +619,6 @@ func (c *child) commit(ctx context.Context) error {
 }
 
 func (c *child) awaitAcknowledged(ctx context.Context) error {
-	if c.isUpstream { // it will say no more
-		select {
-		case <-c.process.Exited():
-		case <-ctx.Done():
-		}
-		return errExited
-	}
 	for {
 		words, err := c.next(ctx)
 		switch {
@@ -791,12 +784,19 @@ func (c *child) settle(ctx context.Context) (inCharge bool) {
 		defer stop()
 		ctx = watched
 	}
-	err := c.awaitAcknowledged(ctx)
-	if err != nil && ctx.Err() != nil {
-		err = c.lastWord(err)
-	}
-	if err == nil && c.committed {
-		return true
+	if c.isUpstream { // it will say no more
+		select {
+		case <-c.process.Exited():
+		case <-ctx.Done():
+		}
+	} else {
+		err := c.awaitAcknowledged(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = c.lastWord(err)
+		}
+		if err == nil && c.committed {
+			return true
+		}
 	}
 	// What is said between the last look and this is lost. A child can say it only if it
 	// was suspended between its own last look for an abort and its acknowledgement, and

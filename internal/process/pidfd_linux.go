@@ -82,7 +82,8 @@ func (h *Handle) Kill(patience time.Duration) error {
 	return killError(h.pid, patience, killErr)
 }
 
-// WaitFor is Wait, and returns os.ErrDeadlineExceeded after patience. No other Wait may run.
+// WaitFor is Wait, and returns os.ErrDeadlineExceeded after patience, as does any other Wait
+// that runs then.
 func (h *Handle) WaitFor(patience time.Duration) error {
 	h.file.SetReadDeadline(time.Now().Add(patience))
 	defer h.file.SetReadDeadline(time.Time{})
