@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/internal/proctest"
@@ -163,15 +162,7 @@ func TestDrainingElderOfStarting(t *testing.T) {
 			s := proctest.NewService(t)
 			cmd := s.Command("lineage", s.Wire())
 			proctest.Shell(test.script)(cmd)
-			readyRead, readyWrite, err := os.Pipe()
-			proctest.OK(t, err)
-			defer readyRead.Close()
-			verdictRead, verdictWrite, err := os.Pipe()
-			proctest.OK(t, err)
-			details := fmt.Sprint("4,77,", time.Now().UnixMilli())
-			parent := speakToChild(t, cmd, test.words, "earlier,ready,"+details+";earlier,verdict,"+details, readyWrite, verdictRead)
-			readyWrite.Close()
-			verdictRead.Close()
+			parent, _, verdictWrite := speakBesideElder(t, cmd, test.words, 77)
 			child := s.Next()
 			child.Order("new")
 			if m := child.Await("new"); !strings.HasPrefix(m.Text, fmt.Sprint("4 ", test.pid, " draining, ")) {
@@ -201,24 +192,15 @@ func TestDrainingElderOfStarting(t *testing.T) {
 
 // Nor does it know the PID of its successor there.
 func TestDrainingElderHears(t *testing.T) {
-	for _, test := range []struct{ name, words, script string }{
-		{"same PID namespace", "generation=5", `exec "$0"`},
-		{"another", "generation=5 pidns=other", `"$0" & wait`},
+	for _, test := range []struct{ name, words, script, want string }{
+		{"same PID namespace", "generation=5", `exec "$0"`, "succeeded %d 6"},
+		{"another", "generation=5 pidns=other", `"$0" & wait`, "succeeded - 6"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := proctest.NewService(t)
 			cmd := s.Command("lineage", s.Wire())
 			proctest.Shell(test.script)(cmd)
-			readyRead, readyWrite, err := os.Pipe()
-			proctest.OK(t, err)
-			defer readyRead.Close()
-			verdictRead, verdictWrite, err := os.Pipe()
-			proctest.OK(t, err)
-			defer verdictWrite.Close()
-			details := fmt.Sprint("4,77,", time.Now().UnixMilli())
-			parent := speakToChild(t, cmd, test.words, "earlier,ready,"+details+";earlier,verdict,"+details, readyWrite, verdictRead)
-			readyWrite.Close()
-			verdictRead.Close()
+			parent, readyRead, _ := speakBesideElder(t, cmd, test.words, 77)
 			child := s.Next()
 			child.Order("new")
 			child.Await("new")
@@ -226,12 +208,8 @@ func TestDrainingElderHears(t *testing.T) {
 			parent.hear() // here
 			parent.want(t, "ready")
 			parent.sayAll(t, "commit")
-			want := fmt.Sprintf("succeeded %d 6", child.PID)
-			if test.name == "another" {
-				want = "succeeded - 6"
-			}
 			elder := spokenTo{speaker: speaker{hearing: bufio.NewReader(readyRead)}}
-			elder.want(t, want)
+			elder.want(t, strings.Replace(test.want, "%d", strconv.Itoa(child.PID), 1))
 		})
 	}
 }
@@ -239,17 +217,8 @@ func TestDrainingElderHears(t *testing.T) {
 // An elder whose pipe is closed, and whose process has not ended yet, is not passed on.
 func TestDrainingElderExecutes(t *testing.T) {
 	d := newDrainers(t)
-	readyRead, readyWrite, err := os.Pipe()
-	proctest.OK(t, err)
-	defer readyRead.Close()
-	verdictRead, verdictWrite, err := os.Pipe()
-	proctest.OK(t, err)
 	sleeper, handle := startSleeper(t)
-	details := fmt.Sprint("4,", sleeper.Process.Pid, ",", time.Now().UnixMilli())
-	parent := speakToChild(t, d.command(5), "generation=5",
-		fmt.Sprintf("earlier,ready,%[1]s;earlier,verdict,%[1]s;earlier,process,%[1]s", details), readyWrite, verdictRead, handle)
-	readyWrite.Close()
-	verdictRead.Close()
+	parent, _, verdictWrite := speakBesideElder(t, d.command(5), "generation=5", sleeper.Process.Pid, handle)
 	parent.hear() // here
 	parent.want(t, "ready")
 	parent.sayAll(t, "commit")

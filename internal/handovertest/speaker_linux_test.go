@@ -101,6 +101,29 @@ type spokenTo struct {
 	read *os.File // what hearing reads
 }
 
+// speakBesideElder is speakToChild with generation 4 as an elder, whose process has the ID pid
+// and perhaps a handle. It returns the elder's ends of its pipes.
+func speakBesideElder(t *testing.T, cmd *exec.Cmd, words string, pid int, handle ...*os.File) (parent spokenTo, ready, verdict *os.File) {
+	t.Helper()
+	ready, readyWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	verdictRead, verdict, err := os.Pipe()
+	proctest.OK(t, err)
+	t.Cleanup(func() {
+		ready.Close()
+		verdict.Close()
+	})
+	details := fmt.Sprint("4,", pid, ",", time.Now().UnixMilli())
+	entries := "earlier,ready," + details + ";earlier,verdict," + details
+	if len(handle) > 0 {
+		entries += ";earlier,process," + details
+	}
+	parent = speakToChild(t, cmd, words, entries, append([]*os.File{readyWrite, verdictRead}, handle...)...)
+	readyWrite.Close()
+	verdictRead.Close()
+	return parent, ready, verdict
+}
+
 // speakToChild starts cmd with files, whose names are those of entries. Words are added
 // to the header.
 func speakToChild(t *testing.T, cmd *exec.Cmd, words, entries string, files ...*os.File) spokenTo {

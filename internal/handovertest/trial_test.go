@@ -692,21 +692,28 @@ func TestTrialChain(t *testing.T) {
 	}
 }
 
+// startTrialBesideElder starts a trial while the first generation drains, until held is
+// closed.
+func startTrialBesideElder(t *testing.T) (tr *trialRun, first *proctest.Process, held net.Conn) {
+	t.Helper()
+	c, first, _ := startChain(t, maxDrainingVariable+"=1")
+	held = proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
+	proctest.Must(io.WriteString(held, "wh"))
+	c.wantAnswers(c.send(), first.PID)
+	first.Order("upgrade", longTrial)
+	tr = &trialRun{chain: c, parent: c.Next()}
+	tr.parent.AwaitStep(readyReturns)
+	first.Await("upgraded")
+	tr.parent.Order("upgrade")
+	tr.awaitTrial()
+	return tr, first, held
+}
+
 // Earlier generations that drain take a process on trial for a successor only once it is in
 // charge.
 func TestTrialDraining(t *testing.T) {
 	t.Parallel()
-	c, first, _ := startChain(t, maxDrainingVariable+"=1")
-	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
-	proctest.Must(io.WriteString(held, "wh"))
-	c.wantAnswers(c.send(), first.PID)
-	first.Order("upgrade", longTrial)
-	tr := &trialRun{chain: c, parent: c.Next()}
-	tr.parent.AwaitStep(readyReturns)
-	first.Await("upgraded")
-
-	tr.parent.Order("upgrade")
-	tr.awaitTrial()
+	tr, first, held := startTrialBesideElder(t)
 	tr.wantLook(tr.child, "1 %d draining, 2 %d in charge, 3 %d on trial", first.PID, tr.parent.PID, tr.child.PID)
 	tr.child.Order("stop")
 	tr.wantUpgraded("was stopped", "")
@@ -726,16 +733,7 @@ func TestTrialDraining(t *testing.T) {
 // Nor do they take one for a successor that has given up, and drains.
 func TestTrialDrainingStopped(t *testing.T) {
 	t.Parallel()
-	c, first, _ := startChain(t, maxDrainingVariable+"=1")
-	held := proctest.Opened[net.Conn](t)(net.Dial("tcp", c.tcp))
-	proctest.Must(io.WriteString(held, "wh"))
-	c.wantAnswers(c.send(), first.PID)
-	first.Order("upgrade", longTrial)
-	tr := &trialRun{chain: c, parent: c.Next()}
-	tr.parent.AwaitStep(readyReturns)
-	first.Await("upgraded")
-	tr.parent.Order("upgrade")
-	tr.awaitTrial()
+	tr, first, held := startTrialBesideElder(t)
 	tr.hold()
 	proctest.Suspend(t, tr.parent.PID) // so that it does not undo the trial
 	tr.child.Order("stop")
