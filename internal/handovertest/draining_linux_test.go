@@ -3,7 +3,6 @@ package handovertest
 import (
 	"bufio"
 	"fmt"
-	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -241,26 +240,7 @@ func TestDrainingDescriptors(t *testing.T) {
 		newest.Order("upgrade", "1m", proctest.Environment("fail"))
 		return newest.Await("upgraded")
 	}
-	fail() // the first may open what stays
-	before := proctest.OpenFiles(t, newest.PID)
-	limit := 3
-	for before[strconv.Itoa(limit)] != "" {
-		limit++
-	}
-	for more := 0; ; more++ {
-		newest.LimitDescriptors(limit + more)
-		m := fail()
-		newest.LimitDescriptors(-1)
-		if after := proctest.OpenFiles(t, newest.PID); !maps.Equal(after, before) {
-			t.Errorf("with %d more descriptors: they were %v, and are %v", more, before, after)
-		}
-		if m.Cause == "exit status 7" {
-			break
-		}
-		if m.Cause != syscall.EMFILE.Error() || !strings.Contains(m.Text, "limit of open files") {
-			t.Fatalf("with %d more descriptors: Upgrade returned %q, caused by %q", more, m.Text, m.Cause)
-		}
-	}
+	wantNoLeakWithFewDescriptors(t, newest, fail)
 	d.upgrade()
 	d.wantAll()
 }

@@ -205,29 +205,37 @@ func TestStartDescriptors(t *testing.T) {
 	c, first, _ := startChain(t, linkVariable+"="+test.Addr().String())
 	parent := c.upgrade(first) // which has claimed a connection, of which it passes a duplicate on
 	proctest.OK(t, os.Remove(filepath.Join(c.dir, "journal")))
-	parent.Order("upgrade", proctest.Environment("fail")) // the first may open what stays
-	parent.Await("upgraded")
-	before := proctest.OpenFiles(t, parent.PID)
+	wantNoLeakWithFewDescriptors(t, parent, func() proctest.Message {
+		parent.Order("upgrade", proctest.Environment("fail"))
+		return parent.Await("upgraded")
+	})
+	c.wantGoesOn(parent)
+}
+
+// wantNoLeakWithFewDescriptors raises the limit of open files of a process, one by one, until
+// fail, an upgrade to a child that exits, gets through to that.
+func wantNoLeakWithFewDescriptors(t *testing.T, p *proctest.Process, fail func() proctest.Message) {
+	t.Helper()
+	fail() // the first may open what stays
+	before := proctest.OpenFiles(t, p.PID)
 	limit := 3
 	for before[strconv.Itoa(limit)] != "" {
 		limit++
 	}
-	for attempts := 0; ; attempts++ {
-		parent.LimitDescriptors(limit + attempts)
-		parent.Order("upgrade", proctest.Environment("fail"))
-		n := parent.Await("upgraded")
-		parent.LimitDescriptors(-1)
-		if after := proctest.OpenFiles(t, parent.PID); !maps.Equal(after, before) {
-			t.Errorf("with %d more descriptors: they were %v, and are %v", attempts, before, after)
+	for more := 0; ; more++ {
+		p.LimitDescriptors(limit + more)
+		m := fail()
+		p.LimitDescriptors(-1)
+		if after := proctest.OpenFiles(t, p.PID); !maps.Equal(after, before) {
+			t.Errorf("with %d more descriptors: they were %v, and are %v", more, before, after)
 		}
-		if n.Cause == "exit status 7" {
-			break
+		if m.Cause == "exit status 7" {
+			return
 		}
-		if n.Cause != syscall.EMFILE.Error() || !strings.Contains(n.Text, "limit of open files") {
-			t.Errorf("with %d more descriptors: Upgrade returned %q, caused by %q; want %q", attempts, n.Text, n.Cause, syscall.EMFILE)
+		if m.Cause != syscall.EMFILE.Error() || !strings.Contains(m.Text, "limit of open files") {
+			t.Fatalf("with %d more descriptors: Upgrade returned %q, caused by %q; want %q", more, m.Text, m.Cause, syscall.EMFILE)
 		}
 	}
-	c.wantGoesOn(parent)
 }
 
 func TestStartDeletedDir(t *testing.T) {
