@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	hand "example.com/tableflip/benchmarks/handover"
@@ -28,48 +29,40 @@ import (
 	"example.com/tableflip/internal/step"
 )
 
-// A piece of an upgrade is the time from one mark to another.
-type piece struct{ what, from, to string }
+// A span is the time from one mark to another. The zero span is one that is not there.
+type span struct{ from, to string }
 
-// pieces are those of an upgrade by this library. What wakes a process up is measured from
-// before its write, because the other may run before the write has returned.
-var pieces = []piece{
-	{"old: pipes, table, fork, until the new process executes", hand.UpgradeCalled, step.ChildStarted.String()},
-	{"new: start of the runtime, package initialisation", step.ChildStarted.String(), hand.MainCalled},
-	{"new: New, until it has said *here*", hand.MainCalled, step.HereSaid.String()},
-	{"new: the rest of New", step.HereSaid.String(), hand.NewReturned},
-	{"new: claims a listener and a packet conn", hand.NewReturned, hand.ReadyCalled},
-	{"new says *ready*, old wakes up", hand.ReadyCalled, step.ReadyReceived.String()},
-	{"old: whether all is there for the commit", step.ReadyReceived.String(), step.BeforeCommit.String()},
-	{"old says *commit*, new wakes up", step.BeforeCommit.String(), step.VerdictReceived.String()},
-	{"new: PID file; it says *acknowledged*, old wakes up", step.VerdictReceived.String(), step.AcknowledgementReceived.String()},
-	{"old: tells the service manager, if there is one", step.AcknowledgementReceived.String(), step.ManagerNotified.String()},
-	{"old: closes Exit and the registry; returns", step.ManagerNotified.String(), hand.UpgradeReturned},
+// A piece is a part of an upgrade by this library, and what is in its place with a bare exec.
+type piece struct {
+	what        string
+	ours, floor span
 }
 
-// floorPieces are those of a bare exec, in the places of the library's.
-var floorPieces = []piece{
-	pieces[0],
-	pieces[1],
-	{"", hand.MainCalled, hand.NewReturned},
-	{},
-	pieces[4],
-	pieces[5],
-	{},
-	{},
-	{},
-	{},
-	{"", step.ReadyReceived.String(), hand.UpgradeReturned},
+// both is the same span for both.
+func both(what, from, to string) piece { return piece{what, span{from, to}, span{from, to}} }
+
+// pieces follow one upon the other. What wakes a process up is measured from before its write,
+// because the other may run before the write has returned.
+var pieces = []piece{
+	both("old: pipes, table, fork, until the new process executes", hand.UpgradeCalled, step.ChildStarted.String()),
+	both("new: start of the runtime, package initialisation", step.ChildStarted.String(), hand.MainCalled),
+	{"new: New, until it has said *here*", span{hand.MainCalled, step.HereSaid.String()}, span{hand.MainCalled, hand.NewReturned}},
+	{"new: the rest of New", span{step.HereSaid.String(), hand.NewReturned}, span{}},
+	both("new: claims a listener and a packet conn", hand.NewReturned, hand.ReadyCalled),
+	both("new says *ready*, old wakes up", hand.ReadyCalled, step.ReadyReceived.String()),
+	{"old: whether all is there for the commit", span{step.ReadyReceived.String(), step.BeforeCommit.String()}, span{}},
+	{"old says *commit*, new wakes up", span{step.BeforeCommit.String(), step.VerdictReceived.String()}, span{}},
+	{"new: PID file; it says *acknowledged*, old wakes up", span{step.VerdictReceived.String(), step.AcknowledgementReceived.String()}, span{}},
+	{"old: tells the service manager, if there is one", span{step.AcknowledgementReceived.String(), step.ManagerNotified.String()}, span{}},
+	{"old: closes Exit and the registry; returns", span{step.ManagerNotified.String(), hand.UpgradeReturned}, span{step.ReadyReceived.String(), hand.UpgradeReturned}},
 }
 
 // wholes are what the report compares, and what happens beside the pieces.
 var wholes = []piece{
-	{"**Upgrade, until it returns**", hand.UpgradeCalled, hand.UpgradeReturned},
-	{"**until the new process's Ready returns**", hand.UpgradeCalled, hand.ReadyReturned},
-	{"of which, after it has said *acknowledged*", step.Acknowledged.String(), hand.ReadyReturned},
+	both("**Upgrade, until it returns**", hand.UpgradeCalled, hand.UpgradeReturned),
+	both("**until the new process's Ready returns**", hand.UpgradeCalled, hand.ReadyReturned),
+	{"of which, after it has said *acknowledged*", span{step.Acknowledged.String(), hand.ReadyReturned}, span{}},
 }
-
-var floorWholes = []piece{wholes[0], wholes[1], {}}
 
 func main() {
 	upgrades := flag.Int("upgrades", 200, "`number` of upgrades")
@@ -98,17 +91,15 @@ func run(ctx context.Context, upgrades, listeners int, out io.Writer) error {
 		return err
 	}
 
-	all, floorAll := append(pieces, wholes...), append(floorPieces, floorWholes...)
-	if err := errors.Join(complete(all, ours), complete(floorAll, floor)); err != nil {
-		return err
-	}
-
 	fmt.Fprintln(out, "| | this, µs | bare exec | more |\n| --- | --- | --- | --- |")
-	for i, p := range all {
-		theirs := floorAll[i]
-		mine, other := p.median(ours), theirs.median(floor)
+	for _, p := range slices.Concat(pieces, wholes) {
+		mine, err := p.ours.median(ours)
+		other, floorErr := p.floor.median(floor)
+		if err := errors.Join(err, floorErr); err != nil {
+			return err
+		}
 		bare := "–"
-		if theirs.from != "" {
+		if p.floor != (span{}) {
 			bare = fmt.Sprintf("%.0f", other)
 		}
 		fmt.Fprintf(out, "| %s | %.0f | %s | %.0f |\n", p.what, mine, bare, mine-other)
@@ -124,29 +115,20 @@ func build(ctx context.Context, dir string) (binary string, err error) {
 	return binary, cmd.Run()
 }
 
-// complete returns an error if a mark is missing, which would count as the start of the
-// machine.
-func complete(pieces []piece, upgrades []hand.Timeline) error {
-	for _, t := range upgrades {
-		for _, p := range pieces {
-			if p.from != "" && (t[p.from] == 0 || t[p.to] == 0) {
-				return fmt.Errorf("one of the marks %q and %q is missing: %v", p.from, p.to, t)
-			}
-		}
-	}
-	return nil
-}
-
-// median returns the median length of a piece in µs, and 0 for one that is not there.
-func (p piece) median(upgrades []hand.Timeline) float64 {
-	if p.from == "" {
-		return 0
+// median returns the median length of a span in µs, and 0 for one that is not there. It is an
+// error if a mark is missing, which would count as the start of the machine.
+func (s span) median(upgrades []hand.Timeline) (float64, error) {
+	if s == (span{}) {
+		return 0, nil
 	}
 	var lengths []float64
 	for _, t := range upgrades {
-		lengths = append(lengths, float64(t[p.to]-t[p.from])/1e3)
+		if t[s.from] == 0 || t[s.to] == 0 {
+			return 0, fmt.Errorf("one of the marks %q and %q is missing: %v", s.from, s.to, t)
+		}
+		lengths = append(lengths, float64(t[s.to]-t[s.from])/1e3)
 	}
-	return ratio.Median(lengths)
+	return ratio.Median(lengths), nil
 }
 
 // measure upgrades a chain of this library and one of the floor in turns.

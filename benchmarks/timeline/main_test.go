@@ -10,19 +10,23 @@ import (
 
 // TestPieces shows that the pieces are the whole: each begins where the one before it ends.
 func TestPieces(t *testing.T) {
-	for name, all := range map[string][]piece{"this library": pieces, "the floor": floorPieces} {
-		at := wholes[0].from
-		for _, p := range all {
-			if p.from == "" {
+	for name, of := range map[string]func(piece) span{
+		"this library": func(p piece) span { return p.ours },
+		"the floor":    func(p piece) span { return p.floor },
+	} {
+		at := of(wholes[0]).from
+		for _, p := range pieces {
+			s := of(p)
+			if s == (span{}) {
 				continue
 			}
-			if p.from != at {
-				t.Errorf("%s: %q begins at %q, and the piece before it ends at %q", name, p.what, p.from, at)
+			if s.from != at {
+				t.Errorf("%s: %q begins at %q, and the piece before it ends at %q", name, p.what, s.from, at)
 			}
-			at = p.to
+			at = s.to
 		}
-		if at != wholes[0].to {
-			t.Errorf("%s: the last piece ends at %q, want %q", name, at, wholes[0].to)
+		if at != of(wholes[0]).to {
+			t.Errorf("%s: the last piece ends at %q, want %q", name, at, of(wholes[0]).to)
 		}
 	}
 }
