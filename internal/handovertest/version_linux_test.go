@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -435,16 +436,17 @@ func init() {
 // What a later version passes on is closed, wherever it stands in the table.
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
+	_, handle := startSleeper(t)
 	var read, write []*os.File
-	for range 5 {
+	for range 9 {
 		r, w, err := os.Pipe()
 		proctest.OK(t, err)
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
 	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;"+
-		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4",
-		write[0], os.Stderr, write[1], write[2], write[3], write[4], os.Stderr, os.Stderr, os.Stderr, os.Stderr)
+		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4;earlier,process,5",
+		append(slices.Insert(slices.Clone(write), 1, os.Stderr), handle)...)
 	for _, w := range write {
 		w.Close()
 	}
@@ -454,6 +456,9 @@ func TestVersionUnknownKinds(t *testing.T) {
 	child.want(t, "acknowledged")
 	if m := s.Await("elders"); m.Text != "0" {
 		t.Errorf("the child takes incomplete descriptors for %s earlier generations", m.Text)
+	}
+	if m := s.Await("last"); strings.Contains(m.Text, "pidfd") {
+		t.Errorf("the handle of an incomplete earlier generation is open: %s", m.Text)
 	}
 	if m := s.Await("files"); m.Text != "[fd:known:]" {
 		t.Errorf("the child got the files %s", m.Text)
@@ -468,8 +473,15 @@ func TestVersionUnknownKinds(t *testing.T) {
 
 func init() {
 	proctest.Role("tell-files", func() {
+		debug.SetGCPercent(-1) // a collection would close what is lost
+		last := "/proc/self/fd/15"
+		if target := proctest.Must(os.Readlink(last)); !strings.Contains(target, "pidfd") {
+			panic("the last descriptor is " + target)
+		}
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		proctest.Report("elders", len(upg.Generations())-2)
+		target, _ := os.Readlink(last)
+		proctest.Report("last", target)
 		var names []string
 		for _, file := range proctest.Must(upg.Files()) {
 			names = append(names, file.Name())
