@@ -433,6 +433,63 @@ func init() {
 	})
 }
 
+// A child that hears an abort before it has acknowledged the commit never has anything for
+// itself alone, whether or not its parent has ended.
+func TestVersionChildAborted(t *testing.T) {
+	s := proctest.NewService(t)
+	child := speakToChild(t, s.Command("aborted"), "", "fd,a", os.Stderr)
+	child.sayAll(t, "commit")
+	s.Await("committed")
+	child.sayAll(t, "abort", "upgrade")
+	if m := s.Await("refused"); !strings.Contains(m.Text, "aborted") {
+		t.Errorf("Ready returned %s", m.Text)
+	}
+	child.saying.Close()
+	if m := s.Await("waited"); !strings.Contains(m.Text, "aborted") {
+		t.Errorf("WaitForParent returned %s", m.Text)
+	}
+}
+
+// An orphan that could not write the PID file may try again.
+func TestVersionOrphanAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	s := proctest.NewService(t)
+	child := speakToChild(t, s.Command("ready-again", proctest.WithArg(path)), "", "fd,a", os.Stderr)
+	child.saying.Close()
+	if m := s.Await("ready"); !strings.Contains(m.Text, "can't replace the PID file") {
+		t.Errorf("Ready returned %s", m.Text)
+	}
+	if m := s.Await("ready"); m.Text != "<nil>" {
+		t.Errorf("later, Ready returned %s", m.Text)
+	}
+	if content, err := os.ReadFile(path); string(content) != strconv.Itoa(child.cmd.Process.Pid) {
+		t.Errorf("the PID file holds %q, %v", content, err)
+	}
+}
+
+func init() {
+	// aborted goes on, when it was put in charge, once it has heard what came before an upgrade.
+	proctest.Role("aborted", func() {
+		asked := queue.Asked()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		proctest.When(step.VerdictReceived, func() {
+			proctest.Report("committed")
+			<-asked
+		})
+		proctest.Report("refused", upg.Ready())
+		proctest.Report("waited", upg.WaitForParent(context.Background()))
+	})
+	proctest.Role("ready-again", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: proctest.Arg()}))
+		restore := proctest.When(step.VerdictReceived, func() { proctest.Must(0, os.Remove(proctest.Arg()+".tmp")) })
+		proctest.Report("ready", upg.Ready())
+		restore()
+		proctest.Report("ready", upg.Ready())
+		<-terminated
+	})
+}
+
 // What a later version passes on is closed, wherever it stands in the table.
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
