@@ -441,8 +441,10 @@ func TestVersionChildAborted(t *testing.T) {
 	child.sayAll(t, "commit")
 	s.Await("committed")
 	child.sayAll(t, "abort", "upgrade")
-	if m := s.Await("refused"); !strings.Contains(m.Text, "aborted") {
-		t.Errorf("Ready returned %s", m.Text)
+	for range 2 {
+		if m := s.Await("refused"); !strings.Contains(m.Text, "aborted") {
+			t.Errorf("Ready returned %s", m.Text)
+		}
 	}
 	child.saying.Close()
 	if m := s.Await("waited"); !strings.Contains(m.Text, "aborted") {
@@ -472,10 +474,12 @@ func init() {
 	proctest.Role("aborted", func() {
 		asked := queue.Asked()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		proctest.When(step.VerdictReceived, func() {
+		restore := proctest.When(step.VerdictReceived, func() {
 			proctest.Report("committed")
 			<-asked
 		})
+		proctest.Report("refused", upg.Ready())
+		restore()
 		proctest.Report("refused", upg.Ready())
 		proctest.Report("waited", upg.WaitForParent(context.Background()))
 	})
