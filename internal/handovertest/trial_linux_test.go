@@ -76,9 +76,7 @@ func TestTrialManager(t *testing.T) {
 // What the manager is told of a trial comes before all that follows it, however late the
 // manager reads.
 func TestTrialManagerLate(t *testing.T) {
-	before := systemd.NotifyTimeout
-	systemd.NotifyTimeout = time.Hour // which no test waits for
-	t.Cleanup(func() { systemd.NotifyTimeout = before })
+	patientNotifier(t)
 	m := bindManager(t)
 	t.Setenv("NOTIFY_SOCKET", m.socket)
 	heard := filepath.Join(t.TempDir(), "heard")
