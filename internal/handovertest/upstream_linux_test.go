@@ -180,16 +180,17 @@ func TestUpstreamParentPipeHeld(t *testing.T) {
 func init() {
 	// upstream-parent finds the pipe of the names, and a listener, as descriptors 3 to 5.
 	proctest.Role("upstream-parent", func() {
-		_, readyWrite, err := os.Pipe()
+		readyRead, readyWrite, err := os.Pipe()
 		proctest.Must(0, err)
+		names := [][]string{{"listener", "tcp", "127.0.0.1:0"}}
+		proctest.Must(0, gob.NewEncoder(os.NewFile(4, "names")).Encode(names))
 		child := exec.Command(os.Args[0])
 		child.Env = append(os.Environ(), proctest.Environment("under-upstream-later"), inherit.Upstream+"=yes")
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr
 		child.ExtraFiles = []*os.File{readyWrite, os.NewFile(3, "names"), os.NewFile(5, "listener")}
 		proctest.Must(0, child.Start())
-		names := [][]string{{"listener", "tcp", "127.0.0.1:0"}}
-		proctest.Must(0, gob.NewEncoder(os.NewFile(4, "names")).Encode(names))
 		proctest.UntilKilled()
+		readyRead.Close() // not before, by the garbage collector
 	})
 }
 
