@@ -314,6 +314,7 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	must(0, os.Mkdir(cmd.Dir, 0o777))
 	must(0, os.Chmod(cmd.Dir, 0o777))
 	must(0, os.Symlink(filepath.Join(b.dir, "testdata"), filepath.Join(cmd.Dir, "testdata")))
+	must(0, os.Symlink(filepath.Join(b.dir, "../examples"), filepath.Join(dir, "examples")))
 	// Not a pipe, which what a test leaves behind would keep open.
 	output := must(os.Create(filepath.Join(dir, "output")))
 	defer output.Close()
