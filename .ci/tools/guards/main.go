@@ -2,7 +2,7 @@
 // of which no test notices anything: conditions and their operands, bounds, cases,
 // statements (close, wait, reset), and the errors of a clean-up.
 //
-//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-parallel N] [-tests DIR,…] PACKAGE…
+//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-parallel N] [-tests DIR,…] [-only REGEXP] PACKAGE…
 //
 // PACKAGE is a directory below the root of the module, or "." for it. The file
 // survivors.txt holds what is known to survive, and why; the command fails if that is
@@ -128,6 +128,7 @@ func main() {
 	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
 	parallel := flag.Int("parallel", 1, "how many mutants at a time, because most tests wait")
 	tests := flag.String("tests", "", "only the tests of these packages")
+	only := flag.String("only", "", "only the tests that match, because to learn what each reaches takes minutes")
 	flag.Parse()
 	if *tests != "" {
 		beside = []seen{{".", *tests}}
@@ -136,7 +137,7 @@ func main() {
 	must(0, os.Chdir(root))
 	status := 0
 	for _, pkg := range flag.Args() {
-		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), *part, *parallel) {
+		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), regexp.MustCompile(*only), *part, *parallel) {
 			status = 1
 		}
 	}
@@ -144,12 +145,12 @@ func main() {
 }
 
 // check reports whether those survive that are listed.
-func check(root, pkg string, run *regexp.Regexp, part string, parallel int) bool {
+func check(root, pkg string, run, only *regexp.Regexp, part string, parallel int) bool {
 	tmp := must(os.MkdirTemp("", "guards"))
 	defer os.RemoveAll(tmp)
 	must(0, os.Chmod(tmp, 0o777)) // some tests start processes of other users
 	var m mutator
-	tests := record(tmp, build(&m, root, pkg, tmp))
+	tests := record(tmp, build(&m, root, pkg, tmp), only)
 
 	known := map[string]bool{}
 	for line := range strings.Lines(survivors) {
@@ -243,10 +244,13 @@ func build(m *mutator, root, pkg, tmp string) (binaries []*binary) {
 }
 
 // record runs each test once.
-func record(tmp string, binaries []*binary) (tests []*test) {
+func record(tmp string, binaries []*binary, only *regexp.Regexp) (tests []*test) {
 	for _, b := range binaries {
 		output, _ := b.run(tmp, "", time.Minute, "-test.list=.")
 		for _, name := range regexp.MustCompile(`(?m)^(Test|Example|Fuzz)\w*$`).FindAllString(output, -1) {
+			if !only.MatchString(name) {
+				continue
+			}
 			reached := filepath.Join(tmp, "reached")
 			must(0, os.WriteFile(reached, make([]byte, maxMutants), 0o666))
 			must(0, os.Chmod(reached, 0o666))
