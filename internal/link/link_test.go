@@ -31,7 +31,6 @@ import (
 type table struct {
 	file  *os.File            // of the parent's point, or this generation's
 	older map[string]*os.File // of the others
-	err   error
 }
 
 func (r *table) File(name string) (*os.File, error) {
@@ -39,8 +38,8 @@ func (r *table) File(name string) (*os.File, error) {
 	if strings.HasPrefix(name, "talk.") {
 		file = r.older[name]
 	}
-	if file == nil || r.err != nil {
-		return nil, r.err
+	if file == nil {
+		return nil, nil
 	}
 	fd, err := descriptor.DuplicateOf(file)
 	return os.NewFile(fd, "fd:"), err
@@ -543,6 +542,36 @@ func TestSendNothing(t *testing.T) {
 	wantMessage(t, child, "second")
 }
 
+// Nor does one that finds no room.
+func TestSendToFull(t *testing.T) {
+	l, peer := meetStranger(t)
+	sent := 0
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		err := l.Send(ctx, nil)
+		cancel()
+		if err != nil {
+			proctest.WantError(t, "Send", err, context.DeadlineExceeded)
+			break
+		}
+		sent++
+	}
+	wantHeaders(t, peer, sent)
+	proctest.OK(t, l.Send(t.Context(), nil))
+	wantHeaders(t, peer, 1)
+}
+
+// wantHeaders reads empty messages.
+func wantHeaders(t *testing.T, peer, n int) {
+	t.Helper()
+	for range n {
+		got := make([]byte, len(header(0, 0)))
+		if length := proctest.Must(unix.Read(peer, got)); string(got[:length]) != header(0, 0) {
+			t.Fatalf("read %q", got[:length])
+		}
+	}
+}
+
 // A Send or Receive that waits for its turn obeys its context, too.
 func TestTurns(t *testing.T) {
 	l, peer := meetStranger(t)
@@ -745,26 +774,74 @@ func TestNoPoint(t *testing.T) {
 }
 
 func TestJoinFails(t *testing.T) {
-	wantSameDescriptors(t)
-	cause := errors.New("no")
-	if _, err := link.Join(&table{err: cause}, "talk"); !errors.Is(err, cause) {
-		t.Error(err)
+	for _, call := range []string{"File talk", "File talk.1", "RemoveFile talk.1", "AddFile talk.1", "AddFile talk.2", "AddFile talk"} {
+		t.Run(call, func(t *testing.T) {
+			wantSameDescriptors(t)
+			r := new(table)
+			join(t, r)
+			parent := join(t, r)
+			_, err := link.Join(failing{r, call}, "talk")
+			if !errors.Is(err, errFailing) || !strings.Contains(err.Error(), `"talk"`) {
+				t.Errorf("joined, %v", err)
+			}
+			if call != "File talk" {
+				wantReceiveError(t, accept(t, parent), io.EOF)
+			}
+		})
 	}
-	r := new(table)
-	m := join(t, r)
-	if _, err := link.Join(frozen{r, cause}, "talk"); !errors.Is(err, cause) || !strings.Contains(err.Error(), `"talk"`) {
-		t.Error(err)
-	}
-	wantReceiveError(t, accept(t, m), io.EOF)
 }
 
-// frozen takes no files.
-type frozen struct {
+var errFailing = errors.New("no")
+
+// failing fails in one of its calls.
+type failing struct {
 	*table
-	err error
+	call string
 }
 
-func (f frozen) AddFile(string, *os.File) error { return f.err }
+func (f failing) File(name string) (*os.File, error) {
+	if f.call == "File "+name {
+		return nil, errFailing
+	}
+	return f.table.File(name)
+}
+
+func (f failing) RemoveFile(name string) error {
+	if f.call == "RemoveFile "+name {
+		return errFailing
+	}
+	return f.table.RemoveFile(name)
+}
+
+func (f failing) AddFile(name string, file *os.File) error {
+	if f.call == "AddFile "+name {
+		return errFailing
+	}
+	return f.table.AddFile(name, file)
+}
+
+func TestJoinWithoutDescriptors(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	join(t, r)
+	for _, r := range []*table{r, new(table)} {
+		var before unix.Rlimit
+		proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+		_, err := link.Join(exhausting{r}, "talk")
+		proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+		if !errors.Is(err, unix.EMFILE) {
+			t.Errorf("joined, %v", err)
+		}
+	}
+}
+
+// exhausting has no descriptors left once it was asked for a file.
+type exhausting struct{ *table }
+
+func (e exhausting) File(name string) (*os.File, error) {
+	file, err := e.table.File(name)
+	return file, errors.Join(err, proctest.Limit(unix.RLIMIT_NOFILE, 0))
+}
 
 // Whatever a peer sends, in whatever pieces, what is received is what was in it, and no
 // descriptor is left open.
