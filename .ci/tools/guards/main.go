@@ -20,6 +20,7 @@ import (
 	"cmp"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -126,7 +128,7 @@ func must[T any](value T, err error) T {
 func main() {
 	run := flag.String("run", "", "only the functions that match")
 	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
-	parallel := flag.Int("parallel", 1, "how many mutants at a time, because most tests wait")
+	parallel := flag.Int("parallel", 1, "how many tests or mutants at a time, because most tests wait")
 	tests := flag.String("tests", "", "only the tests of these packages")
 	only := flag.String("only", "", "only the tests that match, because to learn what each reaches takes minutes")
 	flag.Parse()
@@ -150,7 +152,7 @@ func check(root, pkg string, run, only *regexp.Regexp, part string, parallel int
 	defer os.RemoveAll(tmp)
 	must(0, os.Chmod(tmp, 0o777)) // some tests start processes of other users
 	var m mutator
-	tests := record(tmp, build(&m, root, pkg, tmp), only)
+	tests := record(tmp, build(&m, root, pkg, tmp), only, parallel)
 
 	known := map[string]bool{}
 	for line := range strings.Lines(survivors) {
@@ -244,29 +246,47 @@ func build(m *mutator, root, pkg, tmp string) (binaries []*binary) {
 }
 
 // record runs each test once.
-func record(tmp string, binaries []*binary, only *regexp.Regexp) (tests []*test) {
+func record(tmp string, binaries []*binary, only *regexp.Regexp, parallel int) (tests []*test) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, parallel)
 	for _, b := range binaries {
 		output, _ := b.run(tmp, "", time.Minute, "-test.list=.")
 		for _, name := range regexp.MustCompile(`(?m)^(Test|Example|Fuzz)\w*$`).FindAllString(output, -1) {
 			if !only.MatchString(name) {
 				continue
 			}
-			reached := filepath.Join(tmp, "reached")
-			must(0, os.WriteFile(reached, make([]byte, maxMutants), 0o666))
-			must(0, os.Chmod(reached, 0o666))
-			began := time.Now()
-			if output, err := b.run(tmp, reached, 2*time.Minute, "-test.run=^"+name+"$"); err != nil {
-				fmt.Printf("FAILS WITHOUT A MUTANT\t%s\n%s\n", name, output)
-				continue
-			}
-			tests = append(tests, &test{b, name, time.Since(began), must(os.ReadFile(reached))})
+			slots <- struct{}{}
+			all.Go(func() {
+				defer func() { <-slots }()
+				t, err := b.record(tmp, name)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					fmt.Printf("FAILS WITHOUT A MUTANT\t%s\n%s\n", name, err)
+				} else {
+					tests = append(tests, t)
+				}
+			})
 		}
 	}
+	all.Wait()
 	// Those of the package itself first, then those that are quick.
 	slices.SortStableFunc(tests, func(a, b *test) int {
 		return cmp.Or(cmp.Compare(slices.Index(binaries, a.binary), slices.Index(binaries, b.binary)), cmp.Compare(a.took, b.took))
 	})
 	return tests
+}
+
+func (b *binary) record(tmp, name string) (*test, error) {
+	reached := must(os.CreateTemp(tmp, "reached"))
+	defer os.Remove(reached.Name())
+	must(0, cmp.Or(reached.Truncate(maxMutants), reached.Chmod(0o666), reached.Close()))
+	began := time.Now()
+	if output, err := b.run(tmp, reached.Name(), 2*time.Minute, "-test.run=^"+name+"$"); err != nil {
+		return nil, errors.New(output)
+	}
+	return &test{b, name, time.Since(began), must(os.ReadFile(reached.Name()))}, nil
 }
 
 // try returns the first test that fails with a mutant.
