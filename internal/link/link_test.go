@@ -310,20 +310,30 @@ func closeFiles(files []*os.File) {
 
 // Nothing gets the number of a standard stream that the program has closed.
 func TestStreams(t *testing.T) {
-	stdin := proctest.Must(unix.Dup(0))
-	proctest.OK(t, unix.Close(0))
-	defer func() {
-		unix.Close(0)
-		if fd, err := unix.Dup(stdin); fd != 0 {
-			t.Errorf("standard input is %d, %v", fd, err)
+	for _, stream := range []int{0, 2} {
+		restore := closeStream(t, stream)
+		parent, child := meet(t)
+		proctest.OK(t, parent.Send(t.Context(), nil, os.Stdout))
+		closeFiles(wantMessage(t, child, ""))
+		if _, err := unix.FcntlInt(uintptr(stream), unix.F_GETFD, 0); err == nil {
+			t.Errorf("descriptor %d is open", stream)
 		}
-		unix.Close(stdin)
-	}()
-	parent, child := meet(t)
-	proctest.OK(t, parent.Send(t.Context(), nil, os.Stderr))
-	defer wantMessage(t, child, "")[0].Close()
-	if _, err := unix.FcntlInt(0, unix.F_GETFD, 0); err == nil {
-		t.Error("standard input is open")
+		restore()
+	}
+}
+
+// closeStream closes a standard stream.
+func closeStream(t *testing.T, stream int) (restore func()) {
+	t.Helper()
+	dup := proctest.Must(unix.FcntlInt(uintptr(stream), unix.F_DUPFD_CLOEXEC, 3))
+	proctest.OK(t, unix.Close(stream))
+	return func() {
+		t.Helper()
+		unix.Close(stream)
+		if fd, err := unix.FcntlInt(uintptr(dup), unix.F_DUPFD, stream); fd != stream {
+			t.Errorf("stream %d is %d, %v", stream, fd, err)
+		}
+		unix.Close(dup)
 	}
 }
 
@@ -406,6 +416,20 @@ func TestGarbageAtPoint(t *testing.T) {
 	l := accept(t, m)
 	proctest.OK(t, l.Send(t.Context(), []byte("hello")))
 	wantMessage(t, child, "hello")
+}
+
+// A claim that brings no socket makes a link that says so.
+func TestPipeAtPoint(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	m := join(t, r)
+	pipe := make([]int, 2)
+	proctest.OK(t, unix.Pipe(pipe))
+	proctest.OK(t, unix.SetNonblock(pipe[0], true))
+	write(t, r.file, "c", pipe[0])
+	unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	wantReceiveError(t, accept(t, m), unix.ENOTSOCK)
 }
 
 func TestReceiveGoesOn(t *testing.T) {
@@ -824,23 +848,38 @@ func TestJoinWithoutDescriptors(t *testing.T) {
 	wantSameDescriptors(t)
 	r := new(table)
 	join(t, r)
-	for _, r := range []*table{r, new(table)} {
+	join := func(r *table, limit int) {
+		t.Helper()
 		var before unix.Rlimit
 		proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
-		_, err := link.Join(exhausting{r}, "talk")
+		_, err := link.Join(exhausting{r, limit}, "talk")
 		proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
 		if !errors.Is(err, unix.EMFILE) {
 			t.Errorf("joined, %v", err)
 		}
 	}
+	join(r, 0)
+	join(new(table), 0)
+	if closes, err := descriptor.IsCloseOnExec(0); closes || err != nil {
+		t.Errorf("standard input has close-on-exec: %t, %v", closes, err)
+	}
+
+	// There is one for the pair's second end, but none to take the first's place.
+	defer closeStream(t, 0)()
+	next := proctest.Must(unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3))
+	unix.Close(next)
+	join(new(table), next+1)
 }
 
-// exhausting has no descriptors left once it was asked for a file.
-type exhausting struct{ *table }
+// exhausting lowers the limit of descriptors once it was asked for a file.
+type exhausting struct {
+	*table
+	limit int
+}
 
 func (e exhausting) File(name string) (*os.File, error) {
 	file, err := e.table.File(name)
-	return file, errors.Join(err, proctest.Limit(unix.RLIMIT_NOFILE, 0))
+	return file, errors.Join(err, proctest.Limit(unix.RLIMIT_NOFILE, e.limit))
 }
 
 // Whatever a peer sends, in whatever pieces, what is received is what was in it, and no
