@@ -107,6 +107,95 @@ func TestUpstreamParent(t *testing.T) {
 	f.AwaitEnd()
 }
 
+// The subprocesses of a service with the other library have its variable, and descriptors 3
+// and 4 may be anything.
+func TestUpstreamStrangers(t *testing.T) {
+	bin := proctest.SocketDir(t)
+	proctest.OK(t, os.Chmod(bin, 0o755))
+	copyBinary(t, filepath.Join(bin, "service"))
+	other := func(cmd *exec.Cmd) { // may not look at its parent's descriptors
+		if os.Getuid() != 0 {
+			t.Skip("only root can start a process of another user")
+		}
+		cmd.Path = filepath.Join(bin, "service")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	writable := proctest.Opened[*os.File](t)(os.OpenFile(os.DevNull, os.O_WRONLY, 0))
+	readable := proctest.Opened[*os.File](t)(os.Open(os.DevNull))
+	tests := []struct {
+		name      string
+		silent    bool // the parent names no descriptors
+		prepare   func(*exec.Cmd)
+		hasParent bool
+		inherits  bool // what it starts has descriptors 3 and 4, too
+	}{
+		{name: "a child", prepare: func(*exec.Cmd) {}, hasParent: true},
+		{name: "a child of another user", prepare: other, hasParent: true},
+		{name: "a silent parent of another user", silent: true, prepare: other},
+		{name: "a subprocess", prepare: proctest.Shell(`"$0"; exit $?`)},
+		{name: "no variable", inherits: true, prepare: func(cmd *exec.Cmd) {
+			cmd.Env = slices.DeleteFunc(cmd.Env, func(v string) bool { return strings.HasPrefix(v, inherit.Upstream) })
+		}},
+		{name: "files", inherits: true, prepare: func(cmd *exec.Cmd) {
+			cmd.ExtraFiles = []*os.File{writable, readable}
+		}},
+		{name: "a file and a pipe", inherits: true, prepare: func(cmd *exec.Cmd) { cmd.ExtraFiles[0] = writable }},
+		{name: "a pipe and a file", inherits: true, prepare: func(cmd *exec.Cmd) { cmd.ExtraFiles[1] = readable }},
+		{name: "two read ends", prepare: func(cmd *exec.Cmd) { cmd.ExtraFiles[0] = cmd.ExtraFiles[2] }},
+		{name: "two write ends", prepare: func(cmd *exec.Cmd) { cmd.ExtraFiles[1] = cmd.ExtraFiles[3] }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := proctest.NewService(t)
+			cmd := s.Command("under-upstream-or-not", inherit.Upstream+"=yes")
+			readyRead, readyWrite := pipe(t)
+			namesRead, namesWrite := pipe(t)
+			cmd.ExtraFiles = []*os.File{readyWrite, namesRead, readyRead, namesWrite}
+			test.prepare(cmd)
+			cmd.ExtraFiles = cmd.ExtraFiles[:2]
+			if !test.silent {
+				proctest.OK(t, gob.NewEncoder(namesWrite).Encode([][]string{}))
+			}
+			s.Start(cmd)
+			if got, want := s.Await("starts").Text, fmt.Sprint(!test.inherits, !test.inherits); got != want {
+				t.Errorf("close-on-exec: %s, want %s", got, want)
+			}
+			if got, want := s.Await("new").Text, fmt.Sprint(test.hasParent, nil); got != want {
+				t.Errorf("New: %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+func pipe(t *testing.T) (read, write *os.File) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	proctest.OK(t, err)
+	t.Cleanup(func() {
+		read.Close()
+		write.Close()
+	})
+	return read, write
+}
+
+// A child waits for the names.
+func TestUpstreamNamesLate(t *testing.T) {
+	f := startUnderUpstream(t, "under-upstream-or-not", nil)
+	f.Await("starts")
+	proctest.OK(t, gob.NewEncoder(f.names).Encode([][]string{}))
+	if got, want := f.Await("new").Text, fmt.Sprint(true, nil); got != want {
+		t.Errorf("New: %s, want %s", got, want)
+	}
+}
+
+func init() {
+	proctest.Role("under-upstream-or-not", func() {
+		proctest.Report("starts", fmt.Sprint(proctest.Must(descriptor.IsCloseOnExec(3)), proctest.Must(descriptor.IsCloseOnExec(4))))
+		upg, err := tableflip.New(tableflip.Options{})
+		proctest.Report("new", fmt.Sprint(err == nil && upg.HasParent(), err))
+	})
+}
+
 // The parent tells the service manager nothing, and may exit once the child is ready.
 func TestUpstreamManager(t *testing.T) {
 	m := startedByManager(t)
