@@ -249,13 +249,6 @@ func (m *manager) awaitQueue() {
 	}))
 }
 
-// shorten makes a timeout short, for tests in which it passes.
-func shorten(t *testing.T, timeout *time.Duration) {
-	before := *timeout
-	*timeout = 20 * time.Millisecond
-	t.Cleanup(func() { *timeout = before })
-}
-
 func TestManagerUpgrade(t *testing.T) {
 	for _, test := range []struct{ name, prefix string }{
 		{"file", ""},
@@ -419,6 +412,7 @@ func TestManagerPanic(t *testing.T) {
 
 // The manager does not hear of a rehearsal, unless it asks meanwhile.
 func TestManagerRehearsal(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{}, "hang")
 	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrNotReady)
@@ -454,6 +448,7 @@ func TestManagerRehearsal(t *testing.T) {
 
 // An upgrade that has to wait is told at once, because a reload would time out.
 func TestManagerQueue(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	const queued = "READY=1\nSTATUS=upgrade queued"
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{}, "hang")
