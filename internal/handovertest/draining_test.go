@@ -299,6 +299,27 @@ func TestDrainingLimit(t *testing.T) {
 	d.wantAll()
 }
 
+// A version that allows fewer waits until enough have ended, and hurries no more than it needs.
+func TestDrainingLimitLowered(t *testing.T) {
+	d := startDraining(t, 3, 2)
+	d.newest().Order("upgrade", "1m", proctest.WithArg("1"))
+	d.wantUpgraded()
+	waiting := d.newest()
+	d.upgradeTwice()
+	d.awaitHurry(d.all[0])
+	d.awaitHurry(d.all[1])
+	d.end(d.all[1])
+	d.wantAll()
+	time.Sleep(time.Second / 10) // in which nothing must be started
+	waiting.Order("look")
+	if m := waiting.Await("look"); strings.Contains(m.Text, ", 5 ") {
+		t.Errorf("while two drain, the generations are %s", m.Text)
+	}
+	d.end(d.all[0])
+	d.wantUpgraded()
+	d.wantAll()
+}
+
 // Whoever is asked for an upgrade that it cannot make any more has the process in charge
 // make it.
 func TestDrainingAsked(t *testing.T) {
