@@ -247,3 +247,26 @@ func TestReportsToNobody(t *testing.T) {
 	proctest.Within(t, "the end of the socket", c.upg.ln.closed)
 	proctest.Within(t, "Close", proctest.InBackground(func() bool { c.Close(); return true }))
 }
+
+// A process that does not read misses reports, and gets those that come when it does.
+func TestReportsToTheStuck(t *testing.T) {
+	t.Cleanup(SetPatience(time.Millisecond))
+	c := newChain(t, Options{})
+	next := c.join(t)
+	close(c.upg.exit)
+	for range 1000 { // more than a socket holds
+		c.report(report{Cut: 1})
+	}
+	received := proctest.InBackground(func() error {
+		for {
+			message, _, err := next.Older()[0].Receive(t.Context())
+			if err != nil || string(message) == string(encode(report{Cut: 2})) {
+				return err
+			}
+		}
+	})
+	for len(received) == 0 {
+		c.report(report{Cut: 2})
+	}
+	proctest.OK(t, <-received)
+}
