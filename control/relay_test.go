@@ -200,7 +200,15 @@ func TestReportsPassedOn(t *testing.T) {
 // How the drain has ended is told when it has, to who comes late, too.
 func TestReportsWait(t *testing.T) {
 	var cut atomic.Int32
-	c := newChain(t, Options{Cut: func() int { return int(cut.Load()) }})
+	closed := make(chan struct{})
+	c := newChain(t, Options{Cut: func() int {
+		n := int(cut.Load())
+		select {
+		case <-closed: // too early
+		case <-time.After(50 * time.Millisecond): // Nothing shows that Close waits.
+		}
+		return n
+	}})
 	close(c.upg.exit)
 	proctest.AwaitThat(t, "there is something to tell", func() bool {
 		c.relay.mu.Lock()
@@ -211,6 +219,7 @@ func TestReportsWait(t *testing.T) {
 	next.want(report{PID: os.Getpid(), Counters: &Counters{1, map[string]int{}, 0, 0, 0}})
 	cut.Store(2)
 	c.Close()
+	close(closed)
 	next.want(report{PID: os.Getpid(), Cut: 2})
 }
 
