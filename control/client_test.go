@@ -170,6 +170,9 @@ func TestClientFollowsNothing(t *testing.T) {
 	}
 }
 
+// connectTime is how long it takes until a streamer streams.
+const connectTime = time.Millisecond
+
 // A streamer answers one question with a code, after the steps of it were streamed to
 // those who follow.
 type streamer struct {
@@ -185,6 +188,10 @@ func (s *streamer) answer(r *http.Request) *http.Response {
 		}
 		return answered(s.code, strings.NewReader("the answer\n"))
 	}
+	select {
+	case <-time.After(connectTime):
+	case <-r.Context().Done():
+	}
 	body, stream := io.Pipe()
 	context.AfterFunc(r.Context(), func() { stream.CloseWithError(r.Context().Err()) })
 	s.streams = append(s.streams, stream)
@@ -198,12 +205,12 @@ func TestClientProgress(t *testing.T) {
 		question string
 		code     int
 		steps    []string
-		held     time.Duration // for what was not streamed in time
+		held     time.Duration // until the events are followed, and for what was not streamed in time
 	}{
-		{"upgrade", http.StatusOK, []string{event.Started, event.Committed}, 0},
-		{"rehearse", http.StatusOK, []string{event.Started, event.Rehearsed}, 0},
-		{"upgrade", http.StatusOK, []string{event.Started}, progressTimeout},
-		{"upgrade", http.StatusInternalServerError, []string{event.Started, event.Failed}, 0},
+		{"upgrade", http.StatusOK, []string{event.Started, event.Committed}, connectTime},
+		{"rehearse", http.StatusOK, []string{event.Started, event.Rehearsed}, connectTime},
+		{"upgrade", http.StatusOK, []string{event.Started}, connectTime + progressTimeout},
+		{"upgrade", http.StatusInternalServerError, []string{event.Started, event.Failed}, connectTime},
 		{"status", http.StatusOK, nil, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,6 +134,38 @@ func TestNoMeeting(t *testing.T) {
 		ctl.Close()
 		if took := time.Since(began); took != 0 {
 			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
+// A drain tells how many connections are left when that has changed, and only then.
+func TestDrainTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events, cancel := event.Subscribe()
+		defer cancel()
+		var left atomic.Int32
+		left.Store(3)
+		ctl, err := New(replacedUpgrader{newMemoryUpgrader()}, "", Options{Connections: func() int { return int(left.Load()) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go ctl.Serve()
+		var told []int64
+		for _, n := range []int32{2, 1} {
+			time.Sleep(3 * drainInterval)
+			left.Store(n)
+		}
+		time.Sleep(3 * drainInterval)
+		ctl.Close()
+		for len(events) > 0 {
+			for _, a := range (<-events).Attrs {
+				if a.Key == "connections" {
+					told = append(told, a.Value.Int64())
+				}
+			}
+		}
+		if !slices.Equal(told, []int64{3, 2, 1}) {
+			t.Errorf("told %v", told)
 		}
 	})
 }

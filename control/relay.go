@@ -3,8 +3,6 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -227,10 +225,10 @@ func (s *Server) report(r report) {
 	for {
 		l, came := s.relay.oldest()
 		if l != nil {
-			if err := l.Send(ctx, encode(r)); !errors.Is(err, io.EOF) {
+			if err := l.Send(ctx, encode(r)); err == nil || ctx.Err() != nil {
 				return
 			}
-			s.relay.drop(l) // a child that had failed, or one that has drained
+			s.relay.drop(l) // of a child that had failed, or one that has drained
 			continue
 		}
 		select {

@@ -200,7 +200,15 @@ func TestReportsPassedOn(t *testing.T) {
 // How the drain has ended is told when it has, to who comes late, too.
 func TestReportsWait(t *testing.T) {
 	var cut atomic.Int32
-	c := newChain(t, Options{Cut: func() int { return int(cut.Load()) }})
+	closed := make(chan struct{})
+	c := newChain(t, Options{Cut: func() int {
+		n := int(cut.Load())
+		select {
+		case <-closed: // too early
+		case <-time.After(50 * time.Millisecond): // Nothing shows that Close waits.
+		}
+		return n
+	}})
 	close(c.upg.exit)
 	proctest.AwaitThat(t, "there is something to tell", func() bool {
 		c.relay.mu.Lock()
@@ -211,6 +219,7 @@ func TestReportsWait(t *testing.T) {
 	next.want(report{PID: os.Getpid(), Counters: &Counters{1, map[string]int{}, 0, 0, 0}})
 	cut.Store(2)
 	c.Close()
+	close(closed)
 	next.want(report{PID: os.Getpid(), Cut: 2})
 }
 
@@ -246,4 +255,27 @@ func TestReportsToNobody(t *testing.T) {
 	close(c.upg.exit)
 	proctest.Within(t, "the end of the socket", c.upg.ln.closed)
 	proctest.Within(t, "Close", proctest.InBackground(func() bool { c.Close(); return true }))
+}
+
+// A process that does not read misses reports, and gets those that come when it does.
+func TestReportsToTheStuck(t *testing.T) {
+	t.Cleanup(SetPatience(time.Millisecond))
+	c := newChain(t, Options{})
+	next := c.join(t)
+	close(c.upg.exit)
+	for range 1000 { // more than a socket holds
+		c.report(report{Cut: 1})
+	}
+	received := proctest.InBackground(func() error {
+		for {
+			message, _, err := next.Older()[0].Receive(t.Context())
+			if err != nil || string(message) == string(encode(report{Cut: 2})) {
+				return err
+			}
+		}
+	})
+	for len(received) == 0 {
+		c.report(report{Cut: 2})
+	}
+	proctest.OK(t, <-received)
 }
