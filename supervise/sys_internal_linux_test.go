@@ -22,12 +22,12 @@ func init() {
 	})
 }
 
-// No shell watches a process whose parent is in another PID namespace.
+// No shell watches a session whose parent is in another PID namespace.
 func TestUnderShellOfNamespace(t *testing.T) {
 	t.Parallel()
 	arguments := proctest.Arguments("under shell")
 	cmd := exec.Command(arguments[0], arguments[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true}
 	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
 		t.Skip("needs root")
 	} else if err != nil {

@@ -24,10 +24,12 @@ func TestCommand(t *testing.T) {
 	}{
 		{"-h", 0, "", "-stop-timeout"},
 		{"", 125, "", "usage"},
-		{"-nonsense", 125, "", "usage"},
+		{"-nonsense", 125, "", "Exit status"},
+		{"-nonsense -- true", 125, "", "usage"},
 		{"-parent-death NONSENSE -- true", 125, "", "-parent-death: "},
 		{"-quiet -- nowhere-to-be-found", 127, "", "not found"},
 		{"-quiet -- ./", 126, "", "directory"},
+		{"-quiet -- echo once", 0, "once\n", ""},
 		{"-- echo -quiet", 0, "-quiet\n", "msg=started"},
 		{"-- sh -c exit${IFS}7", 7, "", "status=7"},
 		{"-stop-timeout 1s -takeover-timeout 1s -pid-file / -quiet sh -c kill${IFS}-9${IFS}$$", 128 + 9, "", ""},

@@ -850,10 +850,8 @@ func TestJoinWithoutDescriptors(t *testing.T) {
 	join(t, r)
 	join := func(r *table, limit int) {
 		t.Helper()
-		var before unix.Rlimit
-		proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+		defer keepLimit(t)()
 		_, err := link.Join(exhausting{r, limit}, "talk")
-		proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
 		if !errors.Is(err, unix.EMFILE) {
 			t.Errorf("joined, %v", err)
 		}
@@ -866,9 +864,35 @@ func TestJoinWithoutDescriptors(t *testing.T) {
 
 	// There is one for the pair's second end, but none to take the first's place.
 	defer closeStream(t, 0)()
+	join(new(table), nextDescriptor()+1)
+}
+
+// A descriptor that nothing can take from the place of a standard stream is lost.
+func TestReceiveWithoutDescriptors(t *testing.T) {
+	wantSameDescriptors(t)
+	parent, child := meet(t)
+	proctest.OK(t, parent.Send(t.Context(), nil, os.Stdout))
+	defer closeStream(t, 0)()
+	defer keepLimit(t)()
+	proctest.OK(t, proctest.Limit(unix.RLIMIT_NOFILE, nextDescriptor()))
+	if _, _, err := child.Receive(patience(t)); err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Errorf("received, %v", err)
+	}
+}
+
+// nextDescriptor returns the first number above the standard streams that is free.
+func nextDescriptor() int {
 	next := proctest.Must(unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3))
 	unix.Close(next)
-	join(new(table), next+1)
+	return next
+}
+
+// keepLimit returns a function that restores the limit of descriptors.
+func keepLimit(t *testing.T) (restore func()) {
+	t.Helper()
+	var before unix.Rlimit
+	proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	return func() { proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) }
 }
 
 // exhausting lowers the limit of descriptors once it was asked for a file.
