@@ -58,6 +58,7 @@ type child struct {
 	accepts    []string        // the words, of those offered, that the child understands
 	onTrial    bool            // it serves beside this process
 	leaves     bool            // it has said that it drains, on trial
+	isUndone   bool            // it was told to drain, on trial
 	committed  bool            // it may take charge
 	ended      chan struct{}   // closed when a child whose trial was undone has ended
 	sayHurry   sync.Once       // because it may be suspended, and the pipe has no room for ever
@@ -436,13 +437,13 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 // systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
-	drains := c.leaves
+	drains := c.leaves || c.isUndone
 	timer := time.AfterFunc(pipeGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background. The end of a wrapper is nothing to a
-			// service that drains.
+			// service that drains, or was told to.
 			err := c.process.Err()
 			if c.isHere.Load() || !drains && err != nil && err != process.ErrStatusUnknown {
 				fail(errExited)
@@ -543,6 +544,7 @@ func (c *child) undo() (drains bool) {
 	if !c.onTrial || c.committed && !c.leaves {
 		return false // it does not serve, or does not react
 	}
+	c.isUndone = true
 	_ = c.say(wordAbort)
 	ctx, cancel := context.WithTimeout(context.Background(), step.AcknowledgeTimeout)
 	defer cancel()
