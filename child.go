@@ -32,10 +32,8 @@ import (
 // in parent.go.
 
 const (
-	// exitGrace is how long a child that has given up gets to exit by itself, so
-	// that its exit status can be told, and how long one that has exited gets to be
-	// noticed by its pipe.
-	exitGrace = time.Second
+	// pipeGrace is how long a child that has exited gets to be noticed by its pipe.
+	pipeGrace = time.Second
 
 	// maxLine bounds what is read of a child that says no end of anything.
 	maxLine = 4096
@@ -312,7 +310,7 @@ func (c *child) hearHere(words []string) error {
 	}
 	held, err := c.isHeldBy(pid)
 	if errors.Is(err, os.ErrProcessDone) {
-		_ = handle.WaitFor(exitGrace)
+		_ = handle.WaitFor(step.ExitGrace)
 	}
 	switch {
 	case handle.Ended(): // one that has ended holds nothing
@@ -411,7 +409,7 @@ func (c *child) orReason(ctx context.Context, err error) error {
 // leave gives a child that is to exit by itself the time to do so. It reports whether
 // the process that was started has.
 func (c *child) leave(ctx context.Context) (exited bool) {
-	ctx, cancel := context.WithTimeout(ctx, exitGrace)
+	ctx, cancel := context.WithTimeout(ctx, step.ExitGrace)
 	defer cancel()
 	select {
 	case <-c.process.Exited():
@@ -434,12 +432,12 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 
 // watch returns a context that also ends when the child has died, which the pipe does
 // not tell if a descendant of the child has it open. It waits for the process only after
-// exitGrace, because most children are ready by then, and because that takes a thread on
+// pipeGrace, because most children are ready by then, and because that takes a thread on
 // systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
 	drains := c.leaves
-	timer := time.AfterFunc(exitGrace, func() {
+	timer := time.AfterFunc(pipeGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
@@ -455,7 +453,7 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	if handle := c.announced; handle != nil {
 		go func() {
 			if handle.Wait() == nil {
-				time.AfterFunc(exitGrace, func() {
+				time.AfterFunc(pipeGrace, func() {
 					fail(c.announcedExited())
 				})
 			}
@@ -480,7 +478,7 @@ func (c *child) why(ctx context.Context) error {
 
 // waitExit waits for a child that has closed its ready pipe to exit.
 func (c *child) waitExit(ctx context.Context) error {
-	grace := time.NewTimer(exitGrace)
+	grace := time.NewTimer(step.ExitGrace)
 	defer grace.Stop()
 	select {
 	case <-c.process.Exited():

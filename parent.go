@@ -586,6 +586,15 @@ func adoptElder(elders []*elder, entry *nametable.Entry, fd uintptr, knowsPIDs b
 	return elders, true
 }
 
+// discard closes what there is of an elder that is not watched.
+func (e *elder) discard() {
+	e.ready.Close()
+	e.verdict.Close()
+	if e.handle != nil {
+		e.handle.Close()
+	}
+}
+
 // sayTimeout bounds what is said to a process that has been suspended for so long that its
 // pipe is full.
 const sayTimeout = time.Second

@@ -87,8 +87,9 @@ func do(command, argument string) string {
 		notify(os.Getenv("NOTIFY_SOCKET"), argument, write)
 		write.Close()
 		proctest.Must(io.Copy(io.Discard, read))
-	case "spawn": // another like this
+	case "spawn": // another like this, or "apart", in a group of its own
 		cmd := exec.Command(os.Args[0], os.Args[1:]...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: argument == "apart"}
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		proctest.Must(0, cmd.Start())
 		go cmd.Wait()
@@ -100,6 +101,10 @@ func do(command, argument string) string {
 		return strconv.Itoa(os.Getppid())
 	case "listen": // until the end
 		listeners = append(listeners, proctest.Must(net.Listen("tcp", "localhost:0")))
+	case "stty": // which sets what is set already
+		cmd := exec.Command("stty", "echo")
+		cmd.Stdin = os.Stdin
+		proctest.Must(cmd.Output())
 	case "read":
 		line := make([]byte, 100)
 		return string(line[:proctest.Must(os.Stdin.Read(line))])
@@ -226,10 +231,10 @@ func (p *puppet) barrier() {
 	p.do("attach", "BARRIER=1")
 }
 
-// spawn starts a child like p.
-func (p *puppet) spawn(b *bed) *puppet {
+// spawn starts a child like p, in p's group unless it is to be apart.
+func (p *puppet) spawn(b *bed, apart ...string) *puppet {
 	p.t.Helper()
-	p.do("spawn")
+	p.do("spawn", apart...)
 	return b.next()
 }
 

@@ -1,14 +1,39 @@
 package supervise
 
 import (
+	"errors"
 	"net"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"example.com/tableflip/internal/proctest"
 )
+
+func init() {
+	proctest.Role("under shell", func() {
+		if (&terminal{own: unix.Getpgrp()}).underShell() {
+			os.Exit(1)
+		}
+	})
+}
+
+// No shell watches a process whose parent is in another PID namespace.
+func TestUnderShellOfNamespace(t *testing.T) {
+	t.Parallel()
+	arguments := proctest.Arguments("under shell")
+	cmd := exec.Command(arguments[0], arguments[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
+		t.Skip("needs root")
+	} else if err != nil {
+		t.Errorf("%v: %s", err, output)
+	}
+}
 
 func TestStatOfNobody(t *testing.T) {
 	if got := statOf(1 << 30); got != (stat{}) {

@@ -117,6 +117,50 @@ func TestTerminal(t *testing.T) {
 	c.bed.wantStatus(4)
 }
 
+// What stops a process of the service without the terminal may mean that.
+func TestTerminalStopped(t *testing.T) {
+	t.Parallel()
+	c := startConsole(t, supervisor(nil, "puppet"))
+	first := c.next()
+	helper := first.spawn(c.bed)
+	proctest.Suspend(t, first.PID)
+	helper.barrier()
+	helper.wantNoMoreSignals()
+	proctest.Continue(t, first.PID)
+	first.wantSignals("SIGCONT")
+	c.reads(first)
+}
+
+// When the main process has ended, Ctrl-C is for the supervisor, if it was for the service.
+func TestTerminalOfStray(t *testing.T) {
+	t.Parallel()
+	flags := []string{"-stop=1h"}
+	c := startConsole(t, supervisor(flags, "puppet"))
+	stray := c.next().leaveStray(c)
+	if group := c.foreground(); group != c.pid {
+		t.Errorf("group %d has the terminal, not the supervisor", group)
+	}
+	stray.Order("exit", "0")
+	c.wantStatus(0)
+
+	c = startShell(t, superviseArguments(flags, "puppet"), " &")
+	stray = c.next().leaveStray(c)
+	if group := c.foreground(); group != c.supervisor.Process.Pid {
+		t.Errorf("group %d has the terminal, not the shell", group)
+	}
+	stray.Order("exit", "0")
+	stray.AwaitEnd()
+}
+
+// leaveStray ends p, and returns a process that it leaves behind in its group.
+func (p *puppet) leaveStray(c *console) *puppet {
+	p.t.Helper()
+	stray := p.spawn(c.bed)
+	p.Order("exit", "0")
+	c.log.Await("waiting for what is left")
+	return stray
+}
+
 // A generation that calls Self is in a group of its own.
 func TestTerminalOfSelf(t *testing.T) {
 	t.Parallel()
@@ -141,16 +185,17 @@ func TestTerminalOfSelf(t *testing.T) {
 	c.bed.wantStatus(0)
 }
 
-// startShell starts a supervisor from a shell with job control.
-func startShell(t *testing.T, suffix string) *console {
+// startShell starts a command from a shell with job control.
+func startShell(t *testing.T, arguments []string, suffix string) *console {
 	t.Helper()
 	bash, err := exec.LookPath("bash")
 	if err != nil {
 		t.Skip("needs bash")
 	}
 	cmd := exec.Command(bash, "--norc", "--noprofile", "--noediting", "-i")
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	c := startConsole(t, cmd)
-	c.press(strings.Join(superviseArguments(nil, "puppet"), " ") + suffix + "\n")
+	c.press(strings.Join(arguments, " ") + suffix + "\n")
 	return c
 }
 
@@ -173,7 +218,7 @@ func (c *console) suspends() {
 
 func TestShellJob(t *testing.T) {
 	t.Parallel()
-	c := startShell(t, "")
+	c := startShell(t, superviseArguments(nil, "puppet"), "")
 	first := c.next()
 	c.supervisorOf(first)
 	for _, p := range []*puppet{first, nil} {
@@ -209,7 +254,7 @@ func TestShellJob(t *testing.T) {
 
 func TestShellJobInTheBackground(t *testing.T) {
 	t.Parallel()
-	c := startShell(t, "")
+	c := startShell(t, superviseArguments(nil, "puppet"), "")
 	first := c.next()
 	c.supervisorOf(first)
 	c.suspends()
@@ -225,7 +270,7 @@ func TestShellJobInTheBackground(t *testing.T) {
 // supervisor.
 func TestShellJobStartedInTheBackground(t *testing.T) {
 	t.Parallel()
-	c := startShell(t, " &")
+	c := startShell(t, superviseArguments(nil, "puppet"), " &")
 	first := c.next()
 	c.supervisorOf(first)
 	if group := c.foreground(); group != c.supervisor.Process.Pid {
@@ -240,16 +285,70 @@ func TestShellJobStartedInTheBackground(t *testing.T) {
 	c.reads(second)
 }
 
+// A service that needs the terminal stops in the background, and gets the terminal once the
+// shell has given it to the supervisor.
+func TestShellJobAsksForTheTerminal(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, superviseArguments(nil, "puppet"), " &")
+	first := c.next()
+	c.supervisorOf(first)
+	first.Order("read") // which stops a job in the background
+	proctest.AwaitStop(t, c.pid)
+	c.awaitStoppedJob()
+	c.press("fg\n")
+	first.wantSignals("SIGCONT")
+	c.press("text\n")
+	if got := first.Take("done").Text; got != "text\n" {
+		t.Fatalf("read %q", got)
+	}
+
+	c.running(first)
+	first.do("stty")
+	first.wantSignals("SIGCONT")
+	c.reads(first)
+
+	c.running(first)
+	proctest.Kill(t, first.PID, syscall.SIGSTOP)
+	proctest.AwaitStop(t, c.pid)
+	c.press("fg\n")
+	first.wantSignals("SIGCONT")
+	c.reads(first)
+	first.wantNoMoreSignals()
+}
+
+// running has the shell give the terminal to the supervisor while the job runs, which tells
+// nobody.
+func (c *console) running(p *puppet) {
+	c.t.Helper()
+	c.suspends()
+	c.press("bg\n")
+	p.wantSignals("SIGCONT")
+	c.press("fg\n")
+	proctest.AwaitThat(c.t, "the shell has given it the terminal", func() bool { return c.foreground() == c.pid })
+}
+
+// awaitStoppedJob waits until the shell, which has the terminal, knows that a job was
+// stopped.
+func (c *console) awaitStoppedJob() {
+	c.t.Helper()
+	for i := 0; c.log.Count("Stopped") == 0; i++ {
+		c.press(fmt.Sprintf("jobs; echo loo''ked %d\n", i))
+		c.log.Await(fmt.Sprintf("looked %d", i))
+	}
+}
+
 // Two processes of the service are stopped one after the other.
 func TestShellJobStopsOnce(t *testing.T) {
 	t.Parallel()
-	c := startShell(t, "")
+	c := startShell(t, superviseArguments(nil, "puppet"), "")
 	first := c.next()
 	c.supervisorOf(first)
-	second, helper := first.spawn(c.bed), first.spawn(c.bed)
+	second, helper, stranger := first.spawn(c.bed), first.spawn(c.bed), first.spawn(c.bed, "apart")
 	first.do("notify", fmt.Sprintf("MAINPID=%d", second.PID))
 	first.Order("exit", "0")
-	first.AwaitEnd()
+	first.AwaitEnd()                  // the others are the supervisor's children now
+	proctest.Suspend(t, stranger.PID) // whose group is not the service's
+	second.barrier()
 	proctest.Kill(t, second.PID, syscall.SIGSTOP)
 	proctest.AwaitStop(c.t, c.pid)
 	proctest.Kill(t, helper.PID, syscall.SIGSTOP)
@@ -270,6 +369,8 @@ func TestScript(t *testing.T) {
 	c := startConsole(t, exec.Command("/bin/sh", append([]string{"-c", `"$@"; read line; echo "and then $line"; ` + fails + `; read line; echo "at last $line"`, "sh"},
 		superviseArguments(nil, "puppet")...)...))
 	main := c.next()
+	c.press(ctrlZ) // which nobody could end
+	main.wantSignals("SIGCONT")
 	main.Order("exit", "0")
 	main.AwaitEnd()
 	c.press("one\n")
@@ -279,11 +380,25 @@ func TestScript(t *testing.T) {
 	c.log.Await("at last two")
 }
 
+// The shell stops and continues a script as a whole.
+func TestShellScript(t *testing.T) {
+	t.Parallel()
+	script := append([]string{"sh", "-c", `'"$@"; exit $?'`, "sh"}, superviseArguments(nil, "puppet")...)
+	c := startShell(t, script, "")
+	main := c.next()
+	c.supervisorOf(main)
+	c.suspends()
+	c.press("fg\n")
+	main.wantSignals("SIGCONT")
+	c.reads(main)
+	main.wantNoMoreSignals()
+}
+
 // The service's input is not the terminal: Ctrl-C goes to the supervisor, which
 // passes it on.
 func TestShellJobWithoutInput(t *testing.T) {
 	t.Parallel()
-	c := startShell(t, " </dev/null")
+	c := startShell(t, superviseArguments(nil, "puppet"), " </dev/null")
 	first := c.next()
 	c.press(ctrlC)
 	first.wantSignals("SIGINT")

@@ -177,14 +177,21 @@ func (d *drainers) wantRefused(texts ...string) {
 	}
 }
 
-// upgradeInVain checks what an upgrade returns whose time is over while it waits. One whose
-// time is over before it begins was cancelled: it waits if another is refused meanwhile.
-func (d *drainers) upgradeInVain(texts ...string) {
+// upgradeTwice returns when an upgrade that has to wait has begun, because another is refused
+// meanwhile.
+func (d *drainers) upgradeTwice() {
 	d.t.Helper()
 	for range 2 {
 		d.newest().Order("upgrade", "1m")
 	}
 	d.wantRefused(tableflip.ErrUpgradeInProgress.Error())
+}
+
+// upgradeInVain checks what an upgrade returns whose time is over while it waits. One whose
+// time is over before it begins was cancelled.
+func (d *drainers) upgradeInVain(texts ...string) {
+	d.t.Helper()
+	d.upgradeTwice()
 	d.newest().Order("expire")
 	d.wantRefused(append(texts, tableflip.ErrParentRunning.Error())...)
 }
@@ -313,12 +320,12 @@ func TestDrainingLimitEnds(t *testing.T) {
 	d.awaitHurry(first)
 	d.wantAll()
 
-	waiting.Order("upgrade", "1m")
+	d.upgradeTwice()
 	waiting.Order("cancel")
 	if m := waiting.Await("upgraded"); m.Text != "tableflip: upgrade cancelled: context canceled" {
 		t.Errorf("Upgrade, which was cancelled, returned %q", m.Text)
 	}
-	waiting.Order("upgrade", "1m")
+	d.upgradeTwice()
 	waiting.Order("stop")
 	waiting.Take("stopped")
 	d.wantRefused(tableflip.ErrStopped.Error())

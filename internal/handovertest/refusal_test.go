@@ -209,6 +209,7 @@ func init() {
 
 // A child that calls Stop has given up even if it does not exit.
 func TestChildStopsAndStays(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	upg, s := NewParent(t, tableflip.Options{}, "stop-and-stay")
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()

@@ -201,6 +201,7 @@ func twice(t *testing.T, upgrade func() error) error {
 
 // The parent has a handle of a service that a wrapper has started.
 func TestWrapperLeaks(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	upg, _ := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & wait`)}, "ready-or-leave")
 	proctest.OK(t, upg.Ready())
 	proctest.OK(t, twice(t, func() error { return upg.Rehearse(t.Context()) }))
@@ -255,6 +256,7 @@ func TestWrapperInnocent(t *testing.T) {
 		{"is not heard of", "exec 3>&- 4>&-; exec sleep 1000"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			shorten(t, &step.ExitGrace)
 			upg, _ := NewParent(t, tableflip.Options{
 				Command: proctest.Shell(fmt.Sprintf("echo here %d >&3; %s", innocent.Process.Pid, test.then)),
 			}, "fail")

@@ -31,7 +31,6 @@ import (
 type table struct {
 	file  *os.File            // of the parent's point, or this generation's
 	older map[string]*os.File // of the others
-	err   error
 }
 
 func (r *table) File(name string) (*os.File, error) {
@@ -39,8 +38,8 @@ func (r *table) File(name string) (*os.File, error) {
 	if strings.HasPrefix(name, "talk.") {
 		file = r.older[name]
 	}
-	if file == nil || r.err != nil {
-		return nil, r.err
+	if file == nil {
+		return nil, nil
 	}
 	fd, err := descriptor.DuplicateOf(file)
 	return os.NewFile(fd, "fd:"), err
@@ -311,20 +310,30 @@ func closeFiles(files []*os.File) {
 
 // Nothing gets the number of a standard stream that the program has closed.
 func TestStreams(t *testing.T) {
-	stdin := proctest.Must(unix.Dup(0))
-	proctest.OK(t, unix.Close(0))
-	defer func() {
-		unix.Close(0)
-		if fd, err := unix.Dup(stdin); fd != 0 {
-			t.Errorf("standard input is %d, %v", fd, err)
+	for _, stream := range []int{0, 2} {
+		restore := closeStream(t, stream)
+		parent, child := meet(t)
+		proctest.OK(t, parent.Send(t.Context(), nil, os.Stdout))
+		closeFiles(wantMessage(t, child, ""))
+		if _, err := unix.FcntlInt(uintptr(stream), unix.F_GETFD, 0); err == nil {
+			t.Errorf("descriptor %d is open", stream)
 		}
-		unix.Close(stdin)
-	}()
-	parent, child := meet(t)
-	proctest.OK(t, parent.Send(t.Context(), nil, os.Stderr))
-	defer wantMessage(t, child, "")[0].Close()
-	if _, err := unix.FcntlInt(0, unix.F_GETFD, 0); err == nil {
-		t.Error("standard input is open")
+		restore()
+	}
+}
+
+// closeStream closes a standard stream.
+func closeStream(t *testing.T, stream int) (restore func()) {
+	t.Helper()
+	dup := proctest.Must(unix.FcntlInt(uintptr(stream), unix.F_DUPFD_CLOEXEC, 3))
+	proctest.OK(t, unix.Close(stream))
+	return func() {
+		t.Helper()
+		unix.Close(stream)
+		if fd, err := unix.FcntlInt(uintptr(dup), unix.F_DUPFD, stream); fd != stream {
+			t.Errorf("stream %d is %d, %v", stream, fd, err)
+		}
+		unix.Close(dup)
 	}
 }
 
@@ -407,6 +416,20 @@ func TestGarbageAtPoint(t *testing.T) {
 	l := accept(t, m)
 	proctest.OK(t, l.Send(t.Context(), []byte("hello")))
 	wantMessage(t, child, "hello")
+}
+
+// A claim that brings no socket makes a link that says so.
+func TestPipeAtPoint(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	m := join(t, r)
+	pipe := make([]int, 2)
+	proctest.OK(t, unix.Pipe(pipe))
+	proctest.OK(t, unix.SetNonblock(pipe[0], true))
+	write(t, r.file, "c", pipe[0])
+	unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	wantReceiveError(t, accept(t, m), unix.ENOTSOCK)
 }
 
 func TestReceiveGoesOn(t *testing.T) {
@@ -541,6 +564,36 @@ func TestSendNothing(t *testing.T) {
 		t.Errorf("Receive returned %v", err)
 	}
 	wantMessage(t, child, "second")
+}
+
+// Nor does one that finds no room.
+func TestSendToFull(t *testing.T) {
+	l, peer := meetStranger(t)
+	sent := 0
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		err := l.Send(ctx, nil)
+		cancel()
+		if err != nil {
+			proctest.WantError(t, "Send", err, context.DeadlineExceeded)
+			break
+		}
+		sent++
+	}
+	wantHeaders(t, peer, sent)
+	proctest.OK(t, l.Send(t.Context(), nil))
+	wantHeaders(t, peer, 1)
+}
+
+// wantHeaders reads empty messages.
+func wantHeaders(t *testing.T, peer, n int) {
+	t.Helper()
+	for range n {
+		got := make([]byte, len(header(0, 0)))
+		if length := proctest.Must(unix.Read(peer, got)); string(got[:length]) != header(0, 0) {
+			t.Fatalf("read %q", got[:length])
+		}
+	}
 }
 
 // A Send or Receive that waits for its turn obeys its context, too.
@@ -745,26 +798,89 @@ func TestNoPoint(t *testing.T) {
 }
 
 func TestJoinFails(t *testing.T) {
-	wantSameDescriptors(t)
-	cause := errors.New("no")
-	if _, err := link.Join(&table{err: cause}, "talk"); !errors.Is(err, cause) {
-		t.Error(err)
+	for _, call := range []string{"File talk", "File talk.1", "RemoveFile talk.1", "AddFile talk.1", "AddFile talk.2", "AddFile talk"} {
+		t.Run(call, func(t *testing.T) {
+			wantSameDescriptors(t)
+			r := new(table)
+			join(t, r)
+			parent := join(t, r)
+			_, err := link.Join(failing{r, call}, "talk")
+			if !errors.Is(err, errFailing) || !strings.Contains(err.Error(), `"talk"`) {
+				t.Errorf("joined, %v", err)
+			}
+			if call != "File talk" {
+				wantReceiveError(t, accept(t, parent), io.EOF)
+			}
+		})
 	}
-	r := new(table)
-	m := join(t, r)
-	if _, err := link.Join(frozen{r, cause}, "talk"); !errors.Is(err, cause) || !strings.Contains(err.Error(), `"talk"`) {
-		t.Error(err)
-	}
-	wantReceiveError(t, accept(t, m), io.EOF)
 }
 
-// frozen takes no files.
-type frozen struct {
+var errFailing = errors.New("no")
+
+// failing fails in one of its calls.
+type failing struct {
 	*table
-	err error
+	call string
 }
 
-func (f frozen) AddFile(string, *os.File) error { return f.err }
+func (f failing) File(name string) (*os.File, error) {
+	if f.call == "File "+name {
+		return nil, errFailing
+	}
+	return f.table.File(name)
+}
+
+func (f failing) RemoveFile(name string) error {
+	if f.call == "RemoveFile "+name {
+		return errFailing
+	}
+	return f.table.RemoveFile(name)
+}
+
+func (f failing) AddFile(name string, file *os.File) error {
+	if f.call == "AddFile "+name {
+		return errFailing
+	}
+	return f.table.AddFile(name, file)
+}
+
+func TestJoinWithoutDescriptors(t *testing.T) {
+	wantSameDescriptors(t)
+	r := new(table)
+	join(t, r)
+	join := func(r *table, limit int) {
+		t.Helper()
+		var before unix.Rlimit
+		proctest.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+		_, err := link.Join(exhausting{r, limit}, "talk")
+		proctest.OK(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+		if !errors.Is(err, unix.EMFILE) {
+			t.Errorf("joined, %v", err)
+		}
+	}
+	join(r, 0)
+	join(new(table), 0)
+	if closes, err := descriptor.IsCloseOnExec(0); closes || err != nil {
+		t.Errorf("standard input has close-on-exec: %t, %v", closes, err)
+	}
+
+	// There is one for the pair's second end, but none to take the first's place.
+	defer closeStream(t, 0)()
+	next := proctest.Must(unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3))
+	unix.Close(next)
+	join(new(table), next+1)
+}
+
+// exhausting lowers the limit of descriptors once it was asked for a file.
+type exhausting struct {
+	*table
+	limit int
+}
+
+func (e exhausting) File(name string) (*os.File, error) {
+	file, err := e.table.File(name)
+	return file, errors.Join(err, proctest.Limit(unix.RLIMIT_NOFILE, e.limit))
+}
 
 // Whatever a peer sends, in whatever pieces, what is received is what was in it, and no
 // descriptor is left open.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -176,13 +177,32 @@ func TestQueuePause(t *testing.T) {
 		}
 		close(goOn)
 		synctest.Wait()
+		logger.Info("last")
 		close(handles)
 		var got []string
 		for message := range handles {
 			got = append(got, message)
 		}
-		if !slices.Equal(got, []string{"first", "second", "third"}) {
+		if !slices.Equal(got, []string{"first", "second", "third", "last"}) {
 			t.Errorf("the order is %q", got)
 		}
 	})
+}
+
+// Nor does it overtake what a pause has not begun to handle.
+func TestQueuePauseBegins(t *testing.T) {
+	// The goroutine of Pause cannot run before this one waits.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var queue Queue
+	handles := make(chan string, 2)
+	logger := queue.Logger(slog.New(handlerFunc(func(message string) { handles <- message })))
+	release := queue.Hold()
+	logger.Info("first")
+	resume := queue.Pause()
+	logger.Info("second")
+	if first, second := <-handles, <-handles; first != "first" || second != "second" {
+		t.Errorf("the order is %q, %q", first, second)
+	}
+	resume()
+	release()
 }

@@ -158,7 +158,7 @@ func appendNumber(b []byte, n uint64) []byte {
 		return append(b, byte(n))
 	}
 	size := 1
-	for n>>(8*size) != 0 && size < 8 {
+	for n>>(8*size) != 0 {
 		size++
 	}
 	b = append(b, byte(-size))
@@ -272,7 +272,7 @@ func (f *fields) number() (n uint64) {
 func (f *fields) text() string { return string(f.take(f.number())) }
 
 func (f *fields) take(size uint64) []byte {
-	if f.garbled || uint64(len(f.rest)) < size {
+	if uint64(len(f.rest)) < size {
 		f.garbled = true
 		return nil
 	}

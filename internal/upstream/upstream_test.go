@@ -3,10 +3,13 @@ package upstream
 import (
 	"bytes"
 	"encoding/gob"
+	"errors"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"example.com/tableflip/internal/nametable"
 )
@@ -26,7 +29,7 @@ func gobOf(t *testing.T, names []nametable.Name) []byte {
 }
 
 func samples() [][]nametable.Name {
-	long := nametable.Name{Kind: nametable.File, Network: strings.Repeat("é", 200), Addr: ""}
+	long := nametable.Name{Kind: nametable.File, Network: strings.Repeat("é", 200), Addr: strings.Repeat("a", 128)}
 	return [][]nametable.Name{
 		{},
 		{{Kind: nametable.Listener, Network: "tcp", Addr: "127.0.0.1:0"}},
@@ -86,26 +89,72 @@ func TestDecodeOtherNumbers(t *testing.T) {
 	}
 }
 
-func TestDecodeGarbled(t *testing.T) {
-	complete := gobOf(t, samples()[2])
-	for size := range complete {
-		if names, err := Decode(bytes.NewReader(complete[:size])); err == nil {
-			t.Errorf("%d of %d bytes became %v", size, len(complete), names)
+// Numbers may be longer than they need to be.
+func TestDecodeLongNumbers(t *testing.T) {
+	const zeros = "\x00\x00\x00\x00\x00\x00\x00"
+	for encoded, want := range map[string][]nametable.Name{
+		"\xf8" + zeros + string(gobOf(t, samples()[1])): samples()[1],
+		"\x0c\xff\x82\x00\xf8" + zeros + "\x00":         {},
+	} {
+		if names, err := Decode(strings.NewReader(encoded)); err != nil || !slices.Equal(names, want) {
+			t.Errorf("%q became %q, %v", encoded, names, err)
 		}
 	}
+}
+
+// What is missing is no reason to take anything for complete.
+func TestDecodeIncomplete(t *testing.T) {
+	complete := gobOf(t, samples()[2])
+	for size := range complete {
+		for _, want := range []error{io.ErrUnexpectedEOF, os.ErrDeadlineExceeded} {
+			r := io.MultiReader(bytes.NewReader(complete[:size]), iotest.ErrReader(want))
+			if names, err := Decode(r); !errors.Is(err, want) {
+				t.Errorf("%d of %d bytes became %v, %v", size, len(complete), names, err)
+			}
+		}
+		if names, err := Decode(bytes.NewReader(complete[:size])); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%d of %d bytes became %v, %v", size, len(complete), names, err)
+		}
+	}
+}
+
+func TestDecodeGarbled(t *testing.T) {
 	for _, value := range [][][]string{{{"fd", "a"}}, {{"fd", "a", "", ""}}, {nil}} {
 		var b bytes.Buffer
 		if err := gob.NewEncoder(&b).Encode(value); err != nil {
 			t.Fatal(err)
 		}
-		if names, err := Decode(&b); err == nil {
-			t.Errorf("%q became %v", value, names)
+		if names, err := Decode(&b); !errors.Is(err, errGarbled) {
+			t.Errorf("%q became %v, %v", value, names, err)
 		}
 	}
-	for _, text := range []string{"\xf7\x01\x01\x01\x01\x01\x01\x01\x01", "\x80", "\xfb\x7f\xff\xff\xff\xff", "\x02\x02\x01"} {
-		if names, err := Decode(strings.NewReader(text)); err == nil {
-			t.Errorf("%q became %v", text, names)
+	const names = "\xff\x82\x00" // how a message with names begins
+	for _, text := range []string{
+		"\x80", // the length of a length
+		"\xf7\x01\x01\x01\x01\x01\x01\x01\x01",
+		"\xfb\x7f\xff\xff\xff\xff", // a length
+		"\xfc\x04\x00\x00\x01",
+		"\x02\x02\x01",     // no value
+		"\x03\x80\x00\x00", // the length of a type's number
+		"\xff\x83\x80" + strings.Repeat("\x00", 128) + "\x00\x00", //
+		"\x04\xff\x82\x01\x00",                  // a struct
+		"\x03" + names,                          // no number of names
+		"\x05" + names + "\x00\x00",             // something behind them
+		"\x06" + names + "\x01\x03\x05",         // a longer text
+		"\x08" + names + "\x01\x02\x00\x00\x00", // another number of texts
+	} {
+		r := io.MultiReader(strings.NewReader(text), iotest.ErrReader(errors.New("read on")))
+		if names, err := Decode(r); !errors.Is(err, errGarbled) {
+			t.Errorf("%q became %v, %v", text, names, err)
 		}
+	}
+}
+
+// The longest message is no garbled one.
+func TestDecodeLong(t *testing.T) {
+	long := errors.New("read on")
+	if names, err := Decode(io.MultiReader(strings.NewReader("\xfc\x04\x00\x00\x00"), iotest.ErrReader(long))); !errors.Is(err, long) {
+		t.Errorf("it became %v, %v", names, err)
 	}
 }
 

@@ -2,7 +2,7 @@
 // of which no test notices anything: conditions and their operands, bounds, cases,
 // statements (close, wait, reset), and the errors of a clean-up.
 //
-//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-parallel N] [-tests DIR,…] PACKAGE…
+//	go -C .ci/tools run ./guards [-run REGEXP] [-part 1/4] [-parallel N] [-tests DIR,…] [-only REGEXP] PACKAGE…
 //
 // PACKAGE is a directory below the root of the module, or "." for it. The file
 // survivors.txt holds what is known to survive, and why; the command fails if that is
@@ -20,6 +20,7 @@ import (
 	"cmp"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -126,8 +128,9 @@ func must[T any](value T, err error) T {
 func main() {
 	run := flag.String("run", "", "only the functions that match")
 	part := flag.String("part", "1/1", "only a part of the mutants, evenly spread")
-	parallel := flag.Int("parallel", 1, "how many mutants at a time, because most tests wait")
+	parallel := flag.Int("parallel", 1, "how many tests or mutants at a time, because most tests wait")
 	tests := flag.String("tests", "", "only the tests of these packages")
+	only := flag.String("only", "", "only the tests that match, because to learn what each reaches takes minutes")
 	flag.Parse()
 	if *tests != "" {
 		beside = []seen{{".", *tests}}
@@ -136,7 +139,7 @@ func main() {
 	must(0, os.Chdir(root))
 	status := 0
 	for _, pkg := range flag.Args() {
-		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), *part, *parallel) {
+		if !check(root, filepath.Clean(pkg), regexp.MustCompile(*run), regexp.MustCompile(*only), *part, *parallel) {
 			status = 1
 		}
 	}
@@ -144,12 +147,12 @@ func main() {
 }
 
 // check reports whether those survive that are listed.
-func check(root, pkg string, run *regexp.Regexp, part string, parallel int) bool {
+func check(root, pkg string, run, only *regexp.Regexp, part string, parallel int) bool {
 	tmp := must(os.MkdirTemp("", "guards"))
 	defer os.RemoveAll(tmp)
 	must(0, os.Chmod(tmp, 0o777)) // some tests start processes of other users
 	var m mutator
-	tests := record(tmp, build(&m, root, pkg, tmp))
+	tests := record(tmp, build(&m, root, pkg, tmp), only, parallel)
 
 	known := map[string]bool{}
 	for line := range strings.Lines(survivors) {
@@ -243,26 +246,47 @@ func build(m *mutator, root, pkg, tmp string) (binaries []*binary) {
 }
 
 // record runs each test once.
-func record(tmp string, binaries []*binary) (tests []*test) {
+func record(tmp string, binaries []*binary, only *regexp.Regexp, parallel int) (tests []*test) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, parallel)
 	for _, b := range binaries {
 		output, _ := b.run(tmp, "", time.Minute, "-test.list=.")
 		for _, name := range regexp.MustCompile(`(?m)^(Test|Example|Fuzz)\w*$`).FindAllString(output, -1) {
-			reached := filepath.Join(tmp, "reached")
-			must(0, os.WriteFile(reached, make([]byte, maxMutants), 0o666))
-			must(0, os.Chmod(reached, 0o666))
-			began := time.Now()
-			if output, err := b.run(tmp, reached, 2*time.Minute, "-test.run=^"+name+"$"); err != nil {
-				fmt.Printf("FAILS WITHOUT A MUTANT\t%s\n%s\n", name, output)
+			if !only.MatchString(name) {
 				continue
 			}
-			tests = append(tests, &test{b, name, time.Since(began), must(os.ReadFile(reached))})
+			slots <- struct{}{}
+			all.Go(func() {
+				defer func() { <-slots }()
+				t, err := b.record(tmp, name)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					fmt.Printf("FAILS WITHOUT A MUTANT\t%s\n%s\n", name, err)
+				} else {
+					tests = append(tests, t)
+				}
+			})
 		}
 	}
+	all.Wait()
 	// Those of the package itself first, then those that are quick.
 	slices.SortStableFunc(tests, func(a, b *test) int {
 		return cmp.Or(cmp.Compare(slices.Index(binaries, a.binary), slices.Index(binaries, b.binary)), cmp.Compare(a.took, b.took))
 	})
 	return tests
+}
+
+func (b *binary) record(tmp, name string) (*test, error) {
+	reached := must(os.CreateTemp(tmp, "reached"))
+	defer os.Remove(reached.Name())
+	must(0, cmp.Or(reached.Truncate(maxMutants), reached.Chmod(0o666), reached.Close()))
+	began := time.Now()
+	if output, err := b.run(tmp, reached.Name(), 2*time.Minute, "-test.run=^"+name+"$"); err != nil {
+		return nil, errors.New(output)
+	}
+	return &test{b, name, time.Since(began), must(os.ReadFile(reached.Name()))}, nil
 }
 
 // try returns the first test that fails with a mutant.
@@ -314,6 +338,7 @@ func (b *binary) run(tmp, selected string, limit time.Duration, args ...string) 
 	must(0, os.Mkdir(cmd.Dir, 0o777))
 	must(0, os.Chmod(cmd.Dir, 0o777))
 	must(0, os.Symlink(filepath.Join(b.dir, "testdata"), filepath.Join(cmd.Dir, "testdata")))
+	must(0, os.Symlink(filepath.Join(b.dir, "../examples"), filepath.Join(dir, "examples")))
 	// Not a pipe, which what a test leaves behind would keep open.
 	output := must(os.Create(filepath.Join(dir, "output")))
 	defer output.Close()
