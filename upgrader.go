@@ -708,7 +708,10 @@ func (u *Upgrader) noteEnd(e *elder) {
 	u.mu.Lock()
 	accepted, isTold := u.accepted, e.isTold
 	u.mu.Unlock()
-	if accepted == nil || isTold {
+	if accepted == nil {
+		return
+	}
+	if isTold {
 		return
 	}
 	<-accepted // so that it is said first that this process is in charge
