@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -20,6 +21,32 @@ func init() {
 			os.Exit(1)
 		}
 	})
+	proctest.Role("foreign proc", func() {
+		child := exec.Command("sleep", "1000")
+		proctest.Must(0, child.Start())
+		_, known := descendants()
+		found := fmt.Sprint(procMounted(), isAncestor(os.Getppid()), isDescendant(child.Process.Pid), known)
+		proctest.Must(0, child.Process.Kill())
+		child.Wait()
+		if want := "false true true false"; found != want {
+			fmt.Println("found", found, "want", want)
+			os.Exit(1)
+		}
+	})
+}
+
+// A /proc of another PID namespace says nothing of processes that have other numbers there.
+func TestForeignProc(t *testing.T) {
+	t.Parallel()
+	const parent = `"$@"; exit $?`
+	const first = `for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (:); done; sh -c '` + parent + `' sh "$@"; exit $?`
+	cmd := exec.Command("sh", append([]string{"-c", first, "sh"}, proctest.Arguments("foreign proc")...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
+		t.Skip("needs root")
+	} else if err != nil {
+		t.Errorf("%v: %s", err, output)
+	}
 }
 
 // No shell watches a session whose parent is in another PID namespace.
@@ -56,6 +83,9 @@ func TestSignalDescendant(t *testing.T) {
 			t.Fatal(err)
 		}
 		return len(entries)
+	}
+	if statOf(child).zombie {
+		t.Error("a process with one thread is taken for a zombie")
 	}
 	before := opened()
 	if err := signalDescendant(child, 0); err != nil {
