@@ -40,19 +40,18 @@ func TestForeignProc(t *testing.T) {
 	t.Parallel()
 	const parent = `"$@"; exit $?`
 	const first = `for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (:); done; sh -c '` + parent + `' sh "$@"; exit $?`
-	cmd := exec.Command("sh", append([]string{"-c", first, "sh"}, proctest.Arguments("foreign proc")...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
-	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
-		t.Skip("needs root")
-	} else if err != nil {
-		t.Errorf("%v: %s", err, output)
-	}
+	succeedsUnshared(t, append([]string{"sh", "-c", first, "sh"}, proctest.Arguments("foreign proc")...)...)
 }
 
 // No shell watches a session whose parent is in another PID namespace.
 func TestUnderShellOfNamespace(t *testing.T) {
 	t.Parallel()
-	arguments := proctest.Arguments("under shell")
+	succeedsUnshared(t, proctest.Arguments("under shell")...)
+}
+
+// succeedsUnshared runs a command as process 1 of a PID namespace, and of a session.
+func succeedsUnshared(t *testing.T, arguments ...string) {
+	t.Helper()
 	cmd := exec.Command(arguments[0], arguments[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true}
 	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
