@@ -32,10 +32,8 @@ import (
 // in parent.go.
 
 const (
-	// exitGrace is how long a child that has given up gets to exit by itself, so
-	// that its exit status can be told, and how long one that has exited gets to be
-	// noticed by its pipe.
-	exitGrace = time.Second
+	// pipeGrace is how long a child that has exited gets to be noticed by its pipe.
+	pipeGrace = time.Second
 
 	// maxLine bounds what is read of a child that says no end of anything.
 	maxLine = 4096
@@ -60,6 +58,7 @@ type child struct {
 	accepts    []string        // the words, of those offered, that the child understands
 	onTrial    bool            // it serves beside this process
 	leaves     bool            // it has said that it drains, on trial
+	isUndone   bool            // it was told to drain, on trial
 	committed  bool            // it may take charge
 	ended      chan struct{}   // closed when a child whose trial was undone has ended
 	sayHurry   sync.Once       // because it may be suspended, and the pipe has no room for ever
@@ -312,7 +311,7 @@ func (c *child) hearHere(words []string) error {
 	}
 	held, err := c.isHeldBy(pid)
 	if errors.Is(err, os.ErrProcessDone) {
-		_ = handle.WaitFor(exitGrace)
+		_ = handle.WaitFor(step.ExitGrace)
 	}
 	switch {
 	case handle.Ended(): // one that has ended holds nothing
@@ -411,7 +410,7 @@ func (c *child) orReason(ctx context.Context, err error) error {
 // leave gives a child that is to exit by itself the time to do so. It reports whether
 // the process that was started has.
 func (c *child) leave(ctx context.Context) (exited bool) {
-	ctx, cancel := context.WithTimeout(ctx, exitGrace)
+	ctx, cancel := context.WithTimeout(ctx, step.ExitGrace)
 	defer cancel()
 	select {
 	case <-c.process.Exited():
@@ -434,17 +433,17 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 
 // watch returns a context that also ends when the child has died, which the pipe does
 // not tell if a descendant of the child has it open. It waits for the process only after
-// exitGrace, because most children are ready by then, and because that takes a thread on
+// pipeGrace, because most children are ready by then, and because that takes a thread on
 // systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
-	drains := c.leaves
-	timer := time.AfterFunc(exitGrace, func() {
+	drains := c.leaves || c.isUndone
+	timer := time.AfterFunc(pipeGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background. The end of a wrapper is nothing to a
-			// service that drains.
+			// service that drains, or was told to.
 			err := c.process.Err()
 			if c.isHere.Load() || !drains && err != nil && err != process.ErrStatusUnknown {
 				fail(errExited)
@@ -455,7 +454,7 @@ func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	if handle := c.announced; handle != nil {
 		go func() {
 			if handle.Wait() == nil {
-				time.AfterFunc(exitGrace, func() {
+				time.AfterFunc(pipeGrace, func() {
 					fail(c.announcedExited())
 				})
 			}
@@ -480,7 +479,7 @@ func (c *child) why(ctx context.Context) error {
 
 // waitExit waits for a child that has closed its ready pipe to exit.
 func (c *child) waitExit(ctx context.Context) error {
-	grace := time.NewTimer(exitGrace)
+	grace := time.NewTimer(step.ExitGrace)
 	defer grace.Stop()
 	select {
 	case <-c.process.Exited():
@@ -545,6 +544,7 @@ func (c *child) undo() (drains bool) {
 	if !c.onTrial || c.committed && !c.leaves {
 		return false // it does not serve, or does not react
 	}
+	c.isUndone = true
 	_ = c.say(wordAbort)
 	ctx, cancel := context.WithTimeout(context.Background(), step.AcknowledgeTimeout)
 	defer cancel()

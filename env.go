@@ -117,7 +117,7 @@ func adoptVerdict(entries []*nametable.Entry, first uintptr) uintptr {
 
 // adopt takes over the handle of the parent's process and the elders, as far as they are
 // among the descriptors of entries, which are open from first on. It closes the others,
-// which come from a later version of this package.
+// which come from a later version of this package, and what there is of an incomplete elder.
 func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
 	for i, e := range entries {
 		fd, adopted := first+uintptr(i), isVerdictPipe(e)
@@ -136,7 +136,13 @@ func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
 			_ = descriptor.Close(fd)
 		}
 	}
-	p.older = slices.DeleteFunc(p.older, func(e *elder) bool { return e.ready == nil || e.verdict == nil })
+	p.older = slices.DeleteFunc(p.older, func(e *elder) bool {
+		isComplete := e.ready != nil && e.verdict != nil
+		if !isComplete {
+			e.discard()
+		}
+		return !isComplete
+	})
 }
 
 func takeOverActivated(opts registry.Options) (*registry.Registry, error) {

@@ -498,6 +498,7 @@ func (p *parent) hasExited() bool {
 // an elder says is for its child.
 type elder struct {
 	generation Generation      // guarded by Upgrader.mu, except PID and Number
+	isTold     bool            // its end, by the parent while that was in charge; guarded by Upgrader.mu
 	ready      *os.File        // whose end tells the elder that no successor lives
 	verdict    *os.File        // whose end is that of the elder's process
 	handle     *process.Handle // of the process, nil where there are none
@@ -584,6 +585,15 @@ func adoptElder(elders []*elder, entry *nametable.Entry, fd uintptr, knowsPIDs b
 		return elders, false
 	}
 	return elders, true
+}
+
+// discard closes what there is of an elder that is not watched.
+func (e *elder) discard() {
+	e.ready.Close()
+	e.verdict.Close()
+	if e.handle != nil {
+		e.handle.Close()
+	}
 }
 
 // sayTimeout bounds what is said to a process that has been suspended for so long that its

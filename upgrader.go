@@ -487,6 +487,11 @@ func (u *Upgrader) enterCharge() error {
 	before := u.state
 	u.state = accepting
 	u.accepted = make(chan struct{})
+	if u.parent != nil {
+		for _, e := range u.parent.older { // whose watchers may not have run yet
+			e.isTold = e.hasEnded()
+		}
+	}
 	u.mu.Unlock()
 
 	err := u.takeCharge()
@@ -701,9 +706,9 @@ func (u *Upgrader) afterParent() {
 // charge, has.
 func (u *Upgrader) noteEnd(e *elder) {
 	u.mu.Lock()
-	accepted := u.accepted
+	accepted, isTold := u.accepted, e.isTold
 	u.mu.Unlock()
-	if accepted == nil {
+	if accepted == nil || isTold {
 		return
 	}
 	<-accepted // so that it is said first that this process is in charge

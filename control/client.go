@@ -195,13 +195,12 @@ func (c *client) fail(ctx context.Context, err error) int {
 func (c *client) ask(ctx context.Context) (code int, content []byte, err error) {
 	for {
 		code, content, err = c.askOnce(ctx)
-		if err != nil || code != http.StatusConflict || !c.wait {
+		if code != http.StatusConflict || !c.wait {
 			return code, content, err
 		}
 		select {
 		case <-time.After(repeatInterval):
-		case <-ctx.Done():
-			return 0, nil, ctx.Err()
+		case <-ctx.Done(): // which the next attempt says
 		}
 	}
 }

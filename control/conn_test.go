@@ -2,18 +2,24 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"example.com/tableflip"
+	"example.com/tableflip/internal/event"
 	stub "example.com/tableflip/testing"
 )
 
@@ -99,6 +105,71 @@ func serve(t *testing.T, upg Upgrader) {
 	go ctl.Serve()
 }
 
+// A replacedUpgrader is replaced from the beginning.
+type replacedUpgrader struct{ memoryUpgrader }
+
+func (replacedUpgrader) Replaced() bool { return true }
+
+func (replacedUpgrader) Exit() <-chan struct{} {
+	exit := make(chan struct{})
+	close(exit)
+	return exit
+}
+
+// Without a meeting, the status says less, and nothing else changes.
+func TestNoMeeting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		upg := newMemoryUpgrader()
+		ctl, err := New(replacedUpgrader{upg}, "", Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(log.String(), errors.ErrUnsupported.Error()) {
+			t.Errorf("the log says %q", &log)
+		}
+		began := time.Now()
+		go ctl.Serve()
+		<-upg.ln.closed
+		ctl.Close()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
+// A drain tells how many connections are left when that has changed, and only then.
+func TestDrainTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events, cancel := event.Subscribe()
+		defer cancel()
+		var left atomic.Int32
+		left.Store(3)
+		ctl, err := New(replacedUpgrader{newMemoryUpgrader()}, "", Options{Connections: func() int { return int(left.Load()) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go ctl.Serve()
+		var told []int64
+		for _, n := range []int32{2, 1} {
+			time.Sleep(3 * drainInterval)
+			left.Store(n)
+		}
+		time.Sleep(3 * drainInterval)
+		ctl.Close()
+		for len(events) > 0 {
+			for _, a := range (<-events).Attrs {
+				if a.Key == "connections" {
+					told = append(told, a.Value.Int64())
+				}
+			}
+		}
+		if !slices.Equal(told, []int64{3, 2, 1}) {
+			t.Errorf("told %v", told)
+		}
+	})
+}
+
 // Clients that ask nothing, or half of it, or do not read their answers, leave room for
 // others in the end.
 func TestStuckClients(t *testing.T) {
@@ -169,37 +240,92 @@ type scriptedUpgrader struct {
 
 func (u scriptedUpgrader) UpgradeContext(context.Context) error { return <-u.errs }
 
+// drainTime is how long the parent of a scriptedUpgrader drains.
+const drainTime = time.Minute
+
+func (scriptedUpgrader) WaitForParent(context.Context) error {
+	time.Sleep(drainTime)
+	return nil
+}
+
+func newScriptedUpgrader(errs ...error) scriptedUpgrader {
+	upg := scriptedUpgrader{newMemoryUpgrader(), make(chan error, len(errs))}
+	for _, err := range errs {
+		upg.errs <- err
+	}
+	return upg
+}
+
 // Who waits is not refused for what ends, and hears of what does not.
 func TestUpgradeWaits(t *testing.T) {
-	running := tableflip.ErrParentRunning
+	inProgress, running := tableflip.ErrUpgradeInProgress, tableflip.ErrParentRunning
 	for _, test := range []struct {
 		question string
 		errs     []error
 		status   int
+		waits    time.Duration
 	}{
-		{"/upgrade?wait", []error{tableflip.ErrUpgradeInProgress, running, fmt.Errorf("%w: %w", running, os.ErrDeadlineExceeded), tableflip.ErrUpgradeInProgress, nil}, http.StatusOK},
-		{"/upgrade?wait", []error{running, tableflip.ErrUpgraded}, http.StatusConflict},
-		{"/upgrade?wait=0", []error{running}, http.StatusConflict},
-		{"/upgrade?wait=false", []error{tableflip.ErrUpgradeInProgress}, http.StatusConflict},
-		{"/upgrade", []error{running}, http.StatusConflict},
-		{"/upgrade", []error{tableflip.ErrNotReady}, http.StatusConflict},
-		{"/upgrade", []error{tableflip.ErrStopped}, http.StatusServiceUnavailable},
-		{"/upgrade", []error{tableflip.ErrNotSupported}, http.StatusNotImplemented},
-		{"/upgrade", []error{os.ErrDeadlineExceeded}, http.StatusInternalServerError},
+		{"/upgrade?wait", []error{inProgress, running, fmt.Errorf("%w: %w", running, os.ErrDeadlineExceeded), inProgress, nil}, http.StatusOK, 2*retryInterval + drainTime},
+		{"/upgrade?wait", []error{running, tableflip.ErrUpgraded}, http.StatusConflict, drainTime},
+		{"/upgrade?wait", []error{os.ErrDeadlineExceeded}, http.StatusInternalServerError, 0},
+		{"/upgrade?wait=0", []error{running}, http.StatusConflict, 0},
+		{"/upgrade?wait=false", []error{inProgress}, http.StatusConflict, 0},
+		{"/upgrade", []error{running}, http.StatusConflict, 0},
+		{"/upgrade", []error{tableflip.ErrNotReady}, http.StatusConflict, 0},
+		{"/upgrade", []error{tableflip.ErrStopped}, http.StatusServiceUnavailable, 0},
+		{"/upgrade", []error{tableflip.ErrNotSupported}, http.StatusNotImplemented, 0},
+		{"/upgrade", []error{os.ErrDeadlineExceeded}, http.StatusInternalServerError, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			upg := scriptedUpgrader{newMemoryUpgrader(), make(chan error, len(test.errs))}
-			for _, err := range test.errs {
-				upg.errs <- err
-			}
+			upg := newScriptedUpgrader(test.errs...)
 			serve(t, upg)
+			asked := time.Now()
 			conn := upg.ln.ask(t, "POST "+test.question+" HTTP/1.0\r\n\r\n")
 			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil || answer.StatusCode != test.status || len(upg.errs) > 0 {
-				t.Errorf("%s, %v: got %v, %v after all but %d", test.question, test.errs, answer, err, len(upg.errs))
+			if err != nil || answer.StatusCode != test.status || len(upg.errs) > 0 || time.Since(asked) != test.waits {
+				t.Errorf("%s, %v: got %v, %v after %v and all but %d", test.question, test.errs, answer, err, time.Since(asked), len(upg.errs))
 			}
 		})
 	}
+}
+
+// An event says when somebody else's upgrade has ended.
+func TestUpgradeWaitsForEvents(t *testing.T) {
+	for _, name := range []string{event.Committed, event.Failed, event.Rehearsed} {
+		synctest.Test(t, func(t *testing.T) {
+			upg := newScriptedUpgrader(tableflip.ErrUpgradeInProgress, nil)
+			serve(t, upg)
+			conn := upg.ln.ask(t, "POST /upgrade?wait HTTP/1.0\r\n\r\n")
+			synctest.Wait()
+			event.Publish(nil, slog.LevelInfo, event.Ready) // goes on
+			synctest.Wait()
+			if len(upg.errs) != 1 {
+				t.Error("it was tried again before the other upgrade has ended")
+			}
+			began := time.Now()
+			event.Publish(nil, slog.LevelInfo, name)
+			wantOK(t, conn)
+			if waited := time.Since(began); waited != 0 {
+				t.Errorf("%s: waited %v", name, waited)
+			}
+		})
+	}
+}
+
+// Who goes away waits no longer.
+func TestUpgradeWaitsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inProgress := tableflip.ErrUpgradeInProgress
+		upg := newScriptedUpgrader(inProgress, inProgress, inProgress)
+		serve(t, upg)
+		conn := upg.ln.ask(t, "POST /upgrade?wait HTTP/1.0\r\n\r\n")
+		synctest.Wait()
+		conn.Close()
+		synctest.Wait()
+		if tried := 3 - len(upg.errs); tried > 2 {
+			t.Fatalf("it was tried %d times", tried)
+		}
+	})
 }
 
 func TestListenerLimit(t *testing.T) {
@@ -245,5 +371,23 @@ func TestListenerLimit(t *testing.T) {
 		if err := <-result; !errors.Is(err, net.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
+		if n := len(l.places); n != maxConns {
+			t.Errorf("%d places are taken by %d connections", n, maxConns)
+		}
 	})
+}
+
+// A place whose connection could not be accepted is free again.
+func TestListenerFails(t *testing.T) {
+	dial := newMemoryListener()
+	l := newListener(dial)
+	dial.Close()
+	for range 2 {
+		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if n := len(l.places); n > 0 {
+		t.Errorf("%d places are taken", n)
+	}
 }

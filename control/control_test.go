@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/tableflip"
 	"example.com/tableflip/control"
@@ -25,15 +26,24 @@ import (
 	stub "example.com/tableflip/testing"
 )
 
-func TestMain(m *testing.M) { proctest.Main(m) }
+// shortPatience is what a service has for what never comes.
+const shortPatience = time.Second
+
+func TestMain(m *testing.M) {
+	// A process that is suspended here loses nothing.
+	control.SetPatience(2 * proctest.Patience)
+	proctest.Main(m)
+}
 
 func init() {
 	proctest.Role("serve", serveRole)
 	proctest.Role("ctl", func() { os.Exit(control.Main(os.Args[2:]...)) })
 }
 
-// maxDraining is the variable for Options.MaxDraining.
-const maxDraining = "CONTROLTEST_MAXDRAINING"
+const (
+	maxDraining = "CONTROLTEST_MAXDRAINING" // the variable for Options.MaxDraining
+	impatient   = "CONTROLTEST_IMPATIENT"   // the variable for a service with shortPatience, if not empty
+)
 
 // serveRole is a service whose Arg is a directory. There it finds how it is to behave,
 // and there is its control socket. It has no other, and drains until it is told that it
@@ -46,6 +56,9 @@ func serveRole() {
 		os.Exit(7)
 	case "hang":
 		wire.Hang()
+	}
+	if os.Getenv(impatient) != "" {
+		control.SetPatience(shortPatience)
 	}
 	limit, _ := strconv.Atoi(os.Getenv(maxDraining))
 	upg := proctest.Must(tableflip.New(tableflip.Options{MaxDraining: limit, UpgradeTimeout: proctest.Patience}))
@@ -386,26 +399,26 @@ func TestUpgradeFailsClosed(t *testing.T) {
 	proctest.AwaitThat(t, "no more is open than after the first", func() bool { return len(proctest.OpenFiles(t, s.current.PID)) <= before })
 }
 
-// impatient is an Upgrader that finds no place for a while.
-type impatient struct {
+// A crowded Upgrader finds no place for a while.
+type crowded struct {
 	*stub.Upgrader
 	attempts int
 }
 
-func (u *impatient) UpgradeContext(context.Context) error {
+func (u *crowded) UpgradeContext(context.Context) error {
 	if u.attempts++; u.attempts < 3 {
 		return fmt.Errorf("%w: %w", tableflip.ErrParentRunning, os.ErrDeadlineExceeded)
 	}
 	return nil
 }
 
-func (u *impatient) WaitForParent(ctx context.Context) error {
+func (u *crowded) WaitForParent(ctx context.Context) error {
 	panic("an upgrade waits for all earlier generations")
 }
 
 // Who waits for an upgrade goes on to wait for a place.
 func TestUpgradeWaitsAgain(t *testing.T) {
-	upg := &impatient{Upgrader: proctest.Must(stub.New())}
+	upg := &crowded{Upgrader: proctest.Must(stub.New())}
 	directory := proctest.SocketDir(t)
 	s := &service{proctest.NewService(t), t, directory, filepath.Join(directory, "ctl"), nil}
 	ctl := proctest.Must(control.New(upg, s.socket, control.Options{}))

@@ -19,8 +19,9 @@ import (
 // the next. Each process streams its own, and a process that was replaced goes on until
 // it has drained. So two streams, or more, are read side by side.
 
-// progressTimeout is how long an upgrade waits for its progress to be seen.
-const progressTimeout = time.Second
+// progressTimeout is how long an upgrade waits for its progress to be seen. It is a
+// variable for tests.
+var progressTimeout = time.Second
 
 // maxLine is more than a step is long.
 const maxLine = 1 << 20
@@ -35,8 +36,6 @@ type followed struct {
 
 // follow calls show for each event, until ctx ends, or nobody serves any more.
 func (c *client) follow(ctx context.Context, show func(step)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	all := make(chan followed)
 	streams := 0
 	start := func(avoid string) {
@@ -85,8 +84,7 @@ func (c *client) stream(ctx context.Context, avoid string, pass func(followed)) 
 		}
 		select {
 		case <-time.After(repeatInterval):
-		case <-ctx.Done():
-			return
+		case <-ctx.Done(): // which the next attempt says
 		}
 	}
 }

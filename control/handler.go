@@ -49,7 +49,7 @@ func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(headerTimeout))
-		if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.stranger {
+		if r.Context().Value(connKey{}).(*conn).stranger {
 			answer(w, r, http.StatusForbidden, result{Error: "only the service's user and root may ask"})
 			return
 		}

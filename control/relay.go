@@ -3,11 +3,8 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -23,8 +20,8 @@ import (
 const meeting = "tableflip/control"
 
 // sendTimeout is how long a process that drains waits for another, which may be
-// suspended.
-const sendTimeout = time.Second / 2
+// suspended. It is a variable for tests.
+var sendTimeout = time.Second / 2
 
 // A report is what a process that drains tells the process in charge.
 type report struct {
@@ -65,21 +62,26 @@ func (s *Server) hear() {
 	}
 	go s.follow()
 	for _, l := range s.relay.meeting.Older() {
-		go func() {
-			for {
-				message, files, err := l.Receive(context.Background())
-				for _, file := range files { // of a later version
-					file.Close()
-				}
-				if err != nil {
-					return
-				}
-				var r report
-				if json.Unmarshal(message, &r) == nil {
-					s.heed(r)
-				}
+		go receive(l, func(message []byte) {
+			var r report
+			if json.Unmarshal(message, &r) == nil {
+				s.heed(r)
 			}
-		}()
+		})
+	}
+}
+
+// receive calls heed for each message, until the other process or the link ends.
+func receive(l *link.Link, heed func(message []byte)) {
+	for {
+		message, files, err := l.Receive(context.Background())
+		for _, file := range files { // of a later version
+			file.Close()
+		}
+		if err != nil {
+			return
+		}
+		heed(message)
 	}
 }
 
@@ -130,14 +132,7 @@ func (s *Server) follow() {
 		}
 		s.relay.add(l)
 		go func() {
-			// It says nothing, in this version.
-			for err == nil {
-				var files []*os.File
-				_, files, err = l.Receive(context.Background())
-				for _, file := range files {
-					file.Close()
-				}
-			}
+			receive(l, func([]byte) {}) // nothing, in this version
 			s.relay.drop(l)
 		}()
 	}
@@ -230,10 +225,10 @@ func (s *Server) report(r report) {
 	for {
 		l, came := s.relay.oldest()
 		if l != nil {
-			if err := l.Send(ctx, encode(r)); !errors.Is(err, io.EOF) {
+			if err := l.Send(ctx, encode(r)); err == nil || ctx.Err() != nil {
 				return
 			}
-			s.relay.drop(l) // a child that had failed, or one that has drained
+			s.relay.drop(l) // of a child that had failed, or one that has drained
 			continue
 		}
 		select {

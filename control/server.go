@@ -25,12 +25,13 @@ const (
 	// writeTimeout is for clients that do not read.
 	writeTimeout = 5 * time.Second
 
-	// closeTimeout is how long Close waits for either.
-	closeTimeout = time.Second
-
 	// drainInterval is how often a draining process tells how many connections it has.
 	drainInterval = time.Second
 )
+
+// closeTimeout is how long Close waits for clients that ask nothing, or do not read. It
+// is a variable for tests.
+var closeTimeout = time.Second
 
 // Options are the options of New. The zero value is usable.
 type Options struct {
@@ -139,17 +140,17 @@ func (s *Server) Serve() {
 	if s.ln == nil {
 		return
 	}
-	if err := s.http.Serve(s.ln); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(s.ln); !errors.Is(err, net.ErrClosed) {
 		s.opts.Logger.Error("control: the control socket is not served any more", "error", err)
 	}
 }
 
-// awaitCharge reports whether this process is in charge, or has been.
+// awaitCharge reports whether this process is in charge, or has been, or may be until
+// Close was called.
 func (s *Server) awaitCharge() bool {
 	select {
 	case <-trial.Ended():
 	case <-s.closing:
-		return false
 	}
 	return !trial.WasUndone()
 }

@@ -102,25 +102,54 @@ func strangerRole() {
 
 func init() { proctest.Role("stranger", strangerRole) }
 
+func (s *service) asksAsStranger() string {
+	cmd := s.Command("stranger", proctest.WithArg(s.socket))
+	cmd.Stdout = nil
+	return string(proctest.Must(cmd.Output()))
+}
+
 func TestSocketStranger(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user")
 	}
 	s := start(t)
 	proctest.OK(t, os.Chmod(s.directory, 0o711))
-	asks := func() string {
-		cmd := s.Command("stranger", proctest.WithArg(s.socket))
-		cmd.Stdout = nil
-		return string(proctest.Must(cmd.Output()))
-	}
-	if got := asks(); got != "permission denied\n" {
+	if got := s.asksAsStranger(); got != "permission denied\n" {
 		t.Errorf("a stranger was told %q", got)
 	}
 	proctest.OK(t, os.Chmod(s.socket, 0o666))
-	if got := asks(); got != "403 only the service's user and root may ask\n" {
+	if got := s.asksAsStranger(); got != "403 only the service's user and root may ask\n" {
 		t.Errorf("a stranger was told %q", got)
 	}
 	s.wantInCharge()
+}
+
+// unprivilegedRole is a service of another user than root.
+func unprivilegedRole() {
+	proctest.Must(0, errors.Join(syscall.Setgid(65534), syscall.Setuid(65534)))
+	upg := proctest.Must(stub.New())
+	ctl := proctest.Must(control.New(upg, proctest.Arg(), control.Options{}))
+	go ctl.Serve()
+	proctest.Report("serves")
+	proctest.UntilKilled()
+}
+
+func init() { proctest.Role("unprivileged", unprivilegedRole) }
+
+// A service of another user than root answers that user, and root.
+func TestSocketUnprivileged(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	directory := proctest.SocketDir(t)
+	proctest.OK(t, os.Chown(directory, 65534, 65534))
+	s := &service{Service: proctest.NewService(t), t: t, socket: filepath.Join(directory, "ctl")}
+	s.Start(s.Command("unprivileged", proctest.WithArg(s.socket)))
+	s.Await("serves")
+	s.want(s.ask(t.Context(), http.MethodGet, "/status"), http.StatusOK)
+	if got := s.asksAsStranger(); !strings.HasPrefix(got, "200 ") {
+		t.Errorf("the service's user was told %q", got)
+	}
 }
 
 // Whoever asks while the service is upgraded is answered, by the old process or the new
@@ -150,7 +179,7 @@ func TestSocketUnderUpgrades(t *testing.T) {
 
 // Clients that have connected, and ask nothing, hold nothing up.
 func TestSocketIdleClients(t *testing.T) {
-	s := start(t)
+	s := start(t, impatient+"=1")
 	var idle []net.Conn
 	for range 63 {
 		idle = append(idle, proctest.Opened[net.Conn](t)(net.Dial("unix", s.socket)))
@@ -198,6 +227,7 @@ func (patientUpgrader) UpgradeContext(ctx context.Context) error {
 
 // Close cuts who has asked for what does not end.
 func TestCloseCuts(t *testing.T) {
+	t.Cleanup(control.SetPatience(shortPatience))
 	socket := filepath.Join(proctest.SocketDir(t), "ctl")
 	upg, _ := stub.New()
 	ctl, err := control.New(patientUpgrader{upg}, socket, control.Options{})

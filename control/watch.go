@@ -104,7 +104,6 @@ func (s step) MarshalJSON() ([]byte, error) {
 }
 
 func (s *step) UnmarshalJSON(text []byte) error {
-	s.attrs = map[string]any{}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber() // a float64 is not written as it was read
 	if err := decoder.Decode(&s.attrs); err != nil {

@@ -101,13 +101,19 @@ func TestEventsAvoidTheReplaced(t *testing.T) {
 	streams <- fmt.Sprintf(line+line, "watching", 4000001, "committed", 4000002)
 	streams <- fmt.Sprintf(line, "watching", 4000001)
 	streams <- fmt.Sprintf(line+line, "watching", 4000002, "last", 4000002)
+	left := make(chan string, 3)
 	go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, <-streams)
+		stream := <-streams
+		io.WriteString(w, stream)
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
+		left <- stream
 	}))
 	output, c := s.ctlOutput("events")
 	output.Await("last")
+	if got, want := proctest.Within(t, "the end of a stream", left), fmt.Sprintf(line, "watching", 4000001); got != want {
+		t.Errorf("the command follows no more than %q, want it of %q", got, want)
+	}
 	for text, want := range map[string]int{"watching pid=4000001": 1, "committed pid=4000002": 1, "watching pid=4000002": 1} {
 		if got := output.Count(text); got != want {
 			t.Errorf("%d lines with %q, want %d", got, text, want)
@@ -152,6 +158,7 @@ func want(t *testing.T, lines *bufio.Scanner, text string) {
 // Readers that do not read hold up neither who publishes, nor other readers, nor Close;
 // and more of them than there is room for leave room for those who ask.
 func TestEventsStuck(t *testing.T) {
+	t.Cleanup(control.SetPatience(shortPatience))
 	ctl, socket := inProcess(t)
 	for range 31 {
 		watch(t, socket)

@@ -55,6 +55,7 @@ type conn struct {
 	waiting bool         // the drain waits for it
 	ended   bool         // it is not the server's any more
 	since   time.Time    // since when it has been silent
+	doubted bool         // it was looked at twice, because nobody can tell whether something waits to be read
 	expired time.Time    // when the server's reads were made to fail
 	told    time.Time    // when the client was told to leave: the handler of its last response has returned, or the GOAWAY was sent
 	knows   bool         // it has been told, and has nothing left to send that would be served
@@ -334,6 +335,9 @@ func (c *conn) decide(now time.Time) (next time.Time, waiting bool) {
 	if next = c.silentAt(now); now.Before(next) {
 		return next, true
 	}
+	if next = c.unreadUntil(now); now.Before(next) {
+		return next, true
+	}
 	if !c.mayExpire(state) {
 		return now.Add(max(c.drainer.grace(), lateWait)), false
 	}
@@ -365,6 +369,22 @@ func (c *conn) silentAt(now time.Time) time.Time {
 		}
 	}
 	return since.Add(grace)
+}
+
+// unreadUntil returns when the server will have read what has come, or now if nothing has.
+// A process that stood still finds that the grace is over and a request is there, and would
+// close the connection first.
+func (c *conn) unreadUntil(now time.Time) time.Time {
+	readable, known := isReadable(bare(c.Conn))
+	switch {
+	case readable:
+		c.since = now
+		return now.Add(c.drainer.leastGrace())
+	case !known && !c.doubted:
+		c.doubted = true
+		return now.Add(hookTime)
+	}
+	return now
 }
 
 // decideLinger keeps the connection open beyond the server's close, if it is time

@@ -16,7 +16,7 @@ import (
 const (
 	// acceptWait is how long a listener's queue must be empty. The wait is there
 	// for Accept to have tried at all: with a deadline that is over it does not. On a
-	// busy machine it may be over before Accept has begun: see isWaiting.
+	// busy machine it may be over before Accept has begun: see isReadable.
 	acceptWait = 10 * time.Millisecond
 
 	// acceptLimit ends the acceptance of connections that keep on coming. If
@@ -148,7 +148,7 @@ func (l *listener) acceptQueued() net.Conn {
 			return nc
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			// Otherwise that was the deadline of interrupt.
-			if time.Since(now) >= acceptWait && !isWaiting(ln) {
+			if waits, _ := isReadable(ln); time.Since(now) >= acceptWait && !waits {
 				return nil
 			}
 		case !l.mayRetry(err):

@@ -221,6 +221,18 @@ func TestServersEnd(t *testing.T) {
 	}
 }
 
+// A serve that is done may have closed its listener.
+func TestServeHasClosed(t *testing.T) {
+	closed := make(chan struct{})
+	serve := func(ln net.Listener) error {
+		defer close(closed)
+		return ln.Close()
+	}
+	r := startServers(t, quiet(), service.Stream("tcp", "localhost:0", serve, nil))
+	proctest.Within(t, "the end of serve", closed)
+	r.end()
+}
+
 // askedFor is asked for sockets, and gives others.
 type askedFor struct {
 	replaceable

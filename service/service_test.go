@@ -43,6 +43,9 @@ func serveRole() {
 	directory := proctest.Arg()
 	maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
 	trial, _ := time.ParseDuration(os.Getenv(trialVariable))
+	if trial > 0 {
+		step.ExitGrace = time.Second // which passes, because a child drains that was on trial
+	}
 	proctest.When(step.ReadyReceived, func() {
 		if proctest.Exists(filepath.Join(directory, "short")) {
 			step.MaxTrial = time.Millisecond

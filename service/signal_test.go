@@ -357,8 +357,10 @@ func TestIdleGrace(t *testing.T) {
 		if _, err := client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("read %v, want the connection's end", err)
 		}
-		if took := time.Since(began); took != opts.IdleGrace {
-			t.Errorf("an idle connection is closed after %v, want %v", took, opts.IdleGrace)
+		// What is no socket can't be asked whether a request has come, and is given time.
+		const more = 10 * time.Millisecond
+		if took := time.Since(began); took < opts.IdleGrace || took > opts.IdleGrace+more {
+			t.Errorf("an idle connection is closed after %v, want %v, or %v more", took, opts.IdleGrace, more)
 		}
 		proctest.OK(t, <-r.ran)
 	})

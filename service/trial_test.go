@@ -116,7 +116,7 @@ func TestHealthyInCharge(t *testing.T) {
 	select {
 	case <-asked:
 		t.Error("a process in charge was asked")
-	default:
+	case <-time.After(50 * time.Millisecond): // Nothing shows that it is not.
 	}
 }
 
@@ -135,6 +135,7 @@ func TestStopOnTrial(t *testing.T) {
 		t.Errorf("the trial was undone because of %v", err)
 	}
 	proctest.OK(t, r.returns())
+	time.Sleep(50 * time.Millisecond) // Nothing shows that it stays healthy.
 	wantHealth(t, opts.Health, http.StatusOK)
 }
 

@@ -38,11 +38,17 @@ const (
 	ReadyReturned = "ready returned"
 )
 
-// marks are those of this process.
+// marks are those of this process. They are formatted when they are told, because what that
+// allocates would be measured, too.
 var marks struct {
 	sync.Mutex
 	isWanted bool
-	list     []string
+	list     []timedMark
+}
+
+type timedMark struct {
+	name string
+	at   int64
 }
 
 // wantMarks begins to note the steps, if somebody wants them.
@@ -51,7 +57,7 @@ func wantMarks() {
 	if !marks.isWanted {
 		return
 	}
-	marks.list = make([]string, 0, 64)
+	marks.list = make([]timedMark, 0, 64)
 	step.SetHook(func(s step.Step) { mark(s.String(), monotonic()) })
 }
 
@@ -62,7 +68,7 @@ func mark(name string, at int64) {
 	}
 	marks.Lock()
 	defer marks.Unlock()
-	marks.list = append(marks.list, strconv.FormatInt(at, 10)+"="+name)
+	marks.list = append(marks.list, timedMark{name, at})
 }
 
 // The prefixes of a generation's answers with its marks, as a new and as an old process.
@@ -78,7 +84,11 @@ func tellMarks(prefix string) {
 	}
 	marks.Lock()
 	defer marks.Unlock()
-	fmt.Println(prefix + strings.Join(marks.list, ","))
+	var all []string
+	for _, m := range marks.list {
+		all = append(all, strconv.FormatInt(m.at, 10)+"="+m.name)
+	}
+	fmt.Println(prefix + strings.Join(all, ","))
 	marks.list = marks.list[:0]
 }
 

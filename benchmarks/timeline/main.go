@@ -3,11 +3,13 @@
 // Command timeline tells what the time of an upgrade consists of, and which part of that a
 // bare exec does not need:
 //
-//	go run ./timeline -upgrades 200 -listeners 1
+//	go run ./timeline -upgrades 400 -listeners 1,10,100,1000
 //
 // Both processes note when they come to the steps of the handover (internal/step). The
 // pieces follow one upon the other, from the call of Upgrade until it returns. Each is
 // measured in µs as the median over the upgrades, so that their sum is not quite the whole.
+// For each number of listeners there are two columns: what this library needs, and how much more
+// that is than what the bare exec needs.
 package main
 
 import (
@@ -22,6 +24,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	hand "example.com/tableflip/benchmarks/handover"
@@ -65,8 +69,8 @@ var wholes = []piece{
 }
 
 func main() {
-	upgrades := flag.Int("upgrades", 200, "`number` of upgrades")
-	listeners := flag.Int("listeners", 1, "`number` of listeners")
+	upgrades := flag.Int("upgrades", 400, "`number` of upgrades")
+	listeners := flag.String("listeners", "1,10,100,1000", "`numbers` of listeners")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -76,7 +80,13 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, upgrades, listeners int, out io.Writer) error {
+// A column has a line of the table for each piece and whole.
+type column struct {
+	listeners string
+	cells     []string
+}
+
+func run(ctx context.Context, upgrades int, listeners string, out io.Writer) error {
 	dir, err := os.MkdirTemp("", "timeline")
 	if err != nil {
 		return err
@@ -86,25 +96,56 @@ func run(ctx context.Context, upgrades, listeners int, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ours, floor, err := measure(ctx, binary, upgrades, listeners)
-	if err != nil {
-		return err
+	var columns []column
+	for word := range strings.SplitSeq(listeners, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil {
+			return err
+		}
+		ours, floor, err := measure(ctx, binary, upgrades, n)
+		if err != nil {
+			return fmt.Errorf("with %d listeners: %w", n, err)
+		}
+		c, err := columnOf(word, ours, floor)
+		if err != nil {
+			return err
+		}
+		columns = append(columns, c)
 	}
 
-	fmt.Fprintln(out, "| | this, µs | bare exec | more |\n| --- | --- | --- | --- |")
-	for _, p := range slices.Concat(pieces, wholes) {
+	header, line := "| listeners |", "| --- |"
+	for _, c := range columns {
+		header += " " + c.listeners + ": this, µs | more |"
+		line += " --- | --- |"
+	}
+	fmt.Fprintf(out, "%s\n%s\n", header, line)
+	for i, p := range slices.Concat(pieces, wholes) {
+		fmt.Fprintf(out, "| %s |", p.what)
+		for _, c := range columns {
+			fmt.Fprint(out, c.cells[i])
+		}
+		fmt.Fprintln(out)
+	}
+	return nil
+}
+
+// columnOf compares upgrades by this library to those of the floor. A whole also has the ratio
+// of the medians.
+func columnOf(listeners string, ours, floor []hand.Timeline) (column, error) {
+	c := column{listeners: listeners}
+	for i, p := range slices.Concat(pieces, wholes) {
 		mine, err := p.ours.median(ours)
 		other, floorErr := p.floor.median(floor)
 		if err := errors.Join(err, floorErr); err != nil {
-			return err
+			return c, err
 		}
-		bare := "–"
-		if p.floor != (span{}) {
-			bare = fmt.Sprintf("%.0f", other)
+		more := fmt.Sprintf("%.0f", mine-other)
+		if i >= len(pieces) && p.floor != (span{}) {
+			more += fmt.Sprintf(" (%.2f)", mine/other)
 		}
-		fmt.Fprintf(out, "| %s | %.0f | %s | %.0f |\n", p.what, mine, bare, mine-other)
+		c.cells = append(c.cells, fmt.Sprintf(" %.0f | %s |", mine, more))
 	}
-	return nil
+	return c, nil
 }
 
 // build builds the program that is upgraded.

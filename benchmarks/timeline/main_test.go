@@ -33,11 +33,16 @@ func TestPieces(t *testing.T) {
 
 func TestRun(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(t.Context(), 3, 1, &out); err != nil {
+	if err := run(t.Context(), 3, "1,10", &out); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if want := 2 + len(pieces) + len(wholes); len(lines) != want {
 		t.Errorf("got %d lines, want %d:\n%s", len(lines), want, out.String())
+	}
+	for _, line := range lines {
+		if got, want := strings.Count(line, "|"), 1+1+2*2; got != want {
+			t.Errorf("got %d columns, want %d: %s", got-1, want-1, line)
+		}
 	}
 }

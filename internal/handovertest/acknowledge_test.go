@@ -89,7 +89,7 @@ func TestChildStopsAtStep(t *testing.T) {
 			case step.PIDFilePrepared:
 				pause = step.ChildStarted
 			}
-			parent, _ := c.start(c.PauseAt(pause))
+			parent, _ := c.start(lingers, c.PauseAt(pause))
 			parent.AwaitStep(alone)
 			parent.Order("upgrade", mishapVariable+"=Stop at "+at.String())
 			parent.AwaitStep(pause)
@@ -114,7 +114,7 @@ func TestChildStopsAtStep(t *testing.T) {
 // What the child does after the commit can fail, and be undone.
 func TestCommitFails(t *testing.T) {
 	t.Parallel()
-	c, parent, _ := startChain(t)
+	c, parent, _ := startChain(t, lingers)
 	parent.Order("upgrade", c.PauseAt(step.VerdictReceived), mishapVariable+"="+waitRefused)
 	child := c.Next()
 	child.AwaitStep(step.VerdictReceived)

@@ -47,6 +47,8 @@ const (
 	maxDrainingVariable = "HANDOVERTEST_MAXDRAINING"
 	// For one generation, how long it waits for a child's acknowledgement.
 	acknowledgeVariable = "HANDOVERTEST_ACKNOWLEDGE"
+	// For one generation, how long a child gets to exit by itself.
+	graceVariable = "HANDOVERTEST_GRACE"
 	// For one generation, which user its children belong to.
 	childUserVariable = "HANDOVERTEST_CHILD_USER"
 	// For one generation, a step at which it starts a process that keeps its pipes.
@@ -66,6 +68,16 @@ var (
 	readyReturns = step.New("Ready has returned")
 	alone        = step.New("alone")
 )
+
+// lingers is for a generation whose children do not exit by themselves.
+const lingers = graceVariable + "=20ms"
+
+// shorten makes a timeout short, for tests in which it passes.
+func shorten(t *testing.T, timeout *time.Duration) {
+	before := *timeout
+	*timeout = 20 * time.Millisecond
+	t.Cleanup(func() { *timeout = before })
+}
 
 // A mishap is something other than death that happens to a generation that has claimed
 // its sockets.
@@ -89,6 +101,11 @@ func init() {
 		maxDraining, _ := strconv.Atoi(os.Getenv(maxDrainingVariable))
 		if text := proctest.Take(acknowledgeVariable); text != "" {
 			step.AcknowledgeTimeout = proctest.Must(time.ParseDuration(text))
+		}
+		if text := proctest.Take(graceVariable); text != "" {
+			step.ExitGrace = proctest.Must(time.ParseDuration(text))
+		} else if trialTime > 0 {
+			step.ExitGrace = time.Second // which passes, because a child drains that was on trial
 		}
 		if name := proctest.Take(forkVariable); name != "" {
 			proctest.When(proctest.Must(step.Parse(name)), func() { w.Report("forked", keepPipes()) })

@@ -129,7 +129,11 @@ func TestChildFails(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			c, parent, _ := startChain(t, timeoutVariable+"="+test.timeout.String())
+			env := []string{timeoutVariable + "=" + test.timeout.String()}
+			if test.lingers {
+				env = append(env, lingers)
+			}
+			c, parent, _ := startChain(t, env...)
 			before := proctest.OpenFiles(t, parent.PID)
 
 			parent.Order("upgrade", c.PauseAt(started), c.DieAt(test.fault), mishapVariable+"="+test.mishap)

@@ -213,7 +213,8 @@ func TestDrainingElderHears(t *testing.T) {
 	}
 }
 
-// An elder whose pipe is closed, and whose process has not ended yet, is not passed on.
+// An elder whose pipe is closed, and whose process has not ended yet, is no generation any
+// more, and not passed on.
 func TestDrainingElderExecutes(t *testing.T) {
 	d := newDrainers(t)
 	sleeper, handle := startSleeper(t)
@@ -227,8 +228,22 @@ func TestDrainingElderExecutes(t *testing.T) {
 	proctest.AwaitThat(t, "the pipe is closed on its other end, too", func() bool {
 		return proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))["pipe"] < before["pipe"]
 	})
+	d.newest().Order("look")
+	if m := d.newest().Await("look"); strings.HasPrefix(m.Text, "4 ") {
+		t.Errorf("the generations are %s", m.Text)
+	}
 	d.newest().Order("upgrade", "1m", proctest.Environment("fail"))
 	d.wantRefused("exit status 7")
+}
+
+// Nothing stays open of an elder that has ended.
+func TestDrainingElderClosed(t *testing.T) {
+	d := startDraining(t, 2, 2)
+	before := proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))["pipe"]
+	d.end(d.all[0])
+	proctest.AwaitThat(t, "both pipes of the elder are closed", func() bool {
+		return proctest.KindsOf(proctest.OpenFiles(t, d.newest().PID))["pipe"] == before-2
+	})
 }
 
 // What is opened to pass elders on is closed if there are not enough descriptors.

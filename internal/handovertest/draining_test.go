@@ -177,14 +177,21 @@ func (d *drainers) wantRefused(texts ...string) {
 	}
 }
 
-// upgradeInVain checks what an upgrade returns whose time is over while it waits. One whose
-// time is over before it begins was cancelled: it waits if another is refused meanwhile.
-func (d *drainers) upgradeInVain(texts ...string) {
+// upgradeTwice returns when an upgrade that has to wait has begun, because another is refused
+// meanwhile.
+func (d *drainers) upgradeTwice() {
 	d.t.Helper()
 	for range 2 {
 		d.newest().Order("upgrade", "1m")
 	}
 	d.wantRefused(tableflip.ErrUpgradeInProgress.Error())
+}
+
+// upgradeInVain checks what an upgrade returns whose time is over while it waits. One whose
+// time is over before it begins was cancelled.
+func (d *drainers) upgradeInVain(texts ...string) {
+	d.t.Helper()
+	d.upgradeTwice()
 	d.newest().Order("expire")
 	d.wantRefused(append(texts, tableflip.ErrParentRunning.Error())...)
 }
@@ -292,6 +299,27 @@ func TestDrainingLimit(t *testing.T) {
 	d.wantAll()
 }
 
+// A version that allows fewer waits until enough have ended, and hurries no more than it needs.
+func TestDrainingLimitLowered(t *testing.T) {
+	d := startDraining(t, 3, 2)
+	d.newest().Order("upgrade", "1m", proctest.WithArg("1"))
+	d.wantUpgraded()
+	waiting := d.newest()
+	d.upgradeTwice()
+	d.awaitHurry(d.all[0])
+	d.awaitHurry(d.all[1])
+	d.end(d.all[1])
+	d.wantAll()
+	time.Sleep(time.Second / 10) // in which nothing must be started
+	waiting.Order("look")
+	if m := waiting.Await("look"); strings.Contains(m.Text, ", 5 ") {
+		t.Errorf("while two drain, the generations are %s", m.Text)
+	}
+	d.end(d.all[0])
+	d.wantUpgraded()
+	d.wantAll()
+}
+
 // Whoever is asked for an upgrade that it cannot make any more has the process in charge
 // make it.
 func TestDrainingAsked(t *testing.T) {
@@ -313,12 +341,12 @@ func TestDrainingLimitEnds(t *testing.T) {
 	d.awaitHurry(first)
 	d.wantAll()
 
-	waiting.Order("upgrade", "1m")
+	d.upgradeTwice()
 	waiting.Order("cancel")
 	if m := waiting.Await("upgraded"); m.Text != "tableflip: upgrade cancelled: context canceled" {
 		t.Errorf("Upgrade, which was cancelled, returned %q", m.Text)
 	}
-	waiting.Order("upgrade", "1m")
+	d.upgradeTwice()
 	waiting.Order("stop")
 	waiting.Take("stopped")
 	d.wantRefused(tableflip.ErrStopped.Error())

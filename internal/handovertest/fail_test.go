@@ -88,6 +88,9 @@ func TestFail(t *testing.T) {
 		{"after", "long", "failed: no disk: " + strings.Repeat("é", 495) + "… (exit status 4)"},
 	} {
 		t.Run(test.when+" "+test.reason, func(t *testing.T) {
+			if test.when == "and-stays" {
+				shorten(t, &step.ExitGrace)
+			}
 			path := filepath.Join(proctest.SocketDir(t), "s")
 			logger, lines := proctest.NewLogger()
 			upg, s := NewParent(t, tableflip.Options{Logger: logger}, "failing", proctest.WithArg(test.when+" "+test.reason+" "+path))

@@ -103,6 +103,27 @@ func TestManagerStuckStop(t *testing.T) {
 	proctest.Within(t, "the refused upgrades", proctest.Waited(&refused))
 }
 
+// A Stop beside another returns when that has stopped.
+func TestManagerStuckStops(t *testing.T) {
+	patientNotifier(t)
+	m := bindManager(t)
+	t.Setenv("NOTIFY_SOCKET", m.socket)
+	upg := NewUpgrader(t, tableflip.Options{})
+	proctest.OK(t, upg.Ready())
+	m.clog()
+	stop := func() bool { upg.Stop(); return proctest.IsClosed(upg.Exit()) }
+	first := proctest.InBackground(stop)
+	proctest.AwaitThat(t, "the first has begun", func() bool { return upg.Generations()[0].State == "draining" })
+	second := proctest.InBackground(stop)
+	time.Sleep(time.Second / 10) // in which it must not return
+	m.read()
+	for _, stopped := range []<-chan bool{first, second} {
+		if !proctest.Within(t, "Stop", stopped) {
+			t.Error("Stop has returned before Exit was closed")
+		}
+	}
+}
+
 // An askedContext tells when it was asked whether it has ended.
 type askedContext struct {
 	context.Context
@@ -120,7 +141,7 @@ type curiousHandler struct {
 	upg    *atomic.Pointer[tableflip.Upgrader]
 	stops  bool
 	within *atomic.Int32
-	seen   *sync.Map
+	seen   *sync.Map // of messages, whether the Upgrader had stopped
 }
 
 func newCurious(stops bool) curiousHandler {
@@ -136,8 +157,8 @@ func newCurious(stops bool) curiousHandler {
 func (h curiousHandler) Enabled(context.Context, slog.Level) bool { return true }
 
 func (h curiousHandler) Handle(_ context.Context, r slog.Record) error {
-	h.seen.Store(r.Message, true)
 	upg := h.upg.Load()
+	h.seen.Store(r.Message, upg != nil && proctest.IsClosed(upg.Exit()))
 	if upg == nil || h.within.Add(1) > 1 {
 		return nil // New has not returned, or one of the calls below logs
 	}
@@ -287,7 +308,9 @@ func TestLoggerCallsFailure(t *testing.T) {
 		upg := NewUpgrader(t, tableflip.Options{Logger: slog.New(curious)})
 		curious.upg.Store(upg)
 		proctest.Within(t, "Fail", proctest.InBackground(func() bool { upg.Fail(errors.New("no disk")); return true }))
-		curious.wantSeen(t, failing)
+		if stopped, _ := curious.seen.Load(failing); stopped != true {
+			t.Errorf("the Upgrader had stopped when the record was handled: %v", stopped)
+		}
 	})
 	t.Run("Undo", func(t *testing.T) {
 		upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "undo")
@@ -296,7 +319,7 @@ func TestLoggerCallsFailure(t *testing.T) {
 			t.Errorf("Upgrade returned %v", err)
 		}
 		if m := s.Await("undone"); m.Text != "true true" {
-			t.Errorf("undone and logged: %s", m.Text)
+			t.Errorf("undone, and stopped when the record was handled: %s", m.Text)
 		}
 	})
 }
@@ -311,8 +334,8 @@ func init() {
 		MustBeReady(upg)
 		curious.upg.Store(upg)
 		undone := trial.Undo(errors.New("no disk"))
-		_, logged := curious.seen.Load(failing)
-		proctest.Report("undone", undone, logged)
+		stopped, _ := curious.seen.Load(failing)
+		proctest.Report("undone", undone, stopped)
 	})
 	proctest.Role("curious", func() {
 		terminated := proctest.Terminated()

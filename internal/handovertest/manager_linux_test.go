@@ -221,14 +221,22 @@ func (m *manager) die() {
 // clog fills the queue, so that whoever sends more must wait.
 func (m *manager) clog() {
 	m.t.Helper()
+	for m.clogFromOne() > 0 { // until another socket can't send anything either
+	}
+}
+
+// clogFromOne sends as much as one socket, whose own buffer may be smaller than the queue, can.
+func (m *manager) clogFromOne() (sent int) {
+	m.t.Helper()
 	fd := proctest.Must(unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0))
 	defer unix.Close(fd)
 	for {
 		err := unix.Sendto(fd, []byte("X_CLOG=1"), 0, &unix.SockaddrUnix{Name: m.socket})
 		if errors.Is(err, unix.EAGAIN) {
-			return
+			return sent
 		}
 		proctest.OK(m.t, err)
+		sent++
 	}
 }
 
@@ -239,13 +247,6 @@ func (m *manager) awaitQueue() {
 		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK)
 		return !errors.Is(err, unix.EAGAIN)
 	}))
-}
-
-// shorten makes a timeout short, for tests in which it passes.
-func shorten(t *testing.T, timeout *time.Duration) {
-	before := *timeout
-	*timeout = 20 * time.Millisecond
-	t.Cleanup(func() { *timeout = before })
 }
 
 func TestManagerUpgrade(t *testing.T) {
@@ -411,6 +412,7 @@ func TestManagerPanic(t *testing.T) {
 
 // The manager does not hear of a rehearsal, unless it asks meanwhile.
 func TestManagerRehearsal(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{}, "hang")
 	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrNotReady)
@@ -446,6 +448,7 @@ func TestManagerRehearsal(t *testing.T) {
 
 // An upgrade that has to wait is told at once, because a reload would time out.
 func TestManagerQueue(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	const queued = "READY=1\nSTATUS=upgrade queued"
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{}, "hang")

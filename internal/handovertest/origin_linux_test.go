@@ -106,6 +106,29 @@ func (d *deployment) wantError(p *proctest.Process, parts ...string) {
 	}
 }
 
+// In a directory that was removed, no path is relative to anything.
+func TestOriginRemoved(t *testing.T) {
+	s := proctest.NewService(t)
+	cmd := s.Command("relative-pid-file")
+	cmd.Path, cmd.Dir = proctest.Must(os.Executable()), t.TempDir()
+	proctest.Shell(`rmdir "$PWD" && exec "$0"`)(cmd)
+	s.Start(cmd)
+	if m := s.Await("new"); !strings.Contains(m.Text, `"pid" is relative`) {
+		t.Errorf("New returned %s", m.Text)
+	}
+	if m := s.Await("new"); m.Text != "<nil>" {
+		t.Errorf("without a PID file, New returned %s", m.Text)
+	}
+}
+
+func init() {
+	proctest.Role("relative-pid-file", func() {
+		for _, path := range []string{"pid", ""} {
+			proctest.Report("new", proctest.ErrorOf(tableflip.New(tableflip.Options{PIDFile: path})))
+		}
+	})
+}
+
 func TestOriginRelease(t *testing.T) {
 	for _, test := range []struct {
 		name  string

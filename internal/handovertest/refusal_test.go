@@ -118,7 +118,7 @@ func init() {
 		proctest.Report("Ready", upg.Ready())
 		// Until the parent has cleaned up.
 		for late := time.Now().Add(proctest.Patience); !proctest.Exists(filepath.Join(proctest.Arg(), "over")) && time.Now().Before(late); {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // a poll
 		}
 		proctest.Report("Ready-again", upg.Ready())
 		proctest.Report("WaitForParent", upg.WaitForParent(context.Background()))
@@ -209,6 +209,7 @@ func init() {
 
 // A child that calls Stop has given up even if it does not exit.
 func TestChildStopsAndStays(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	upg, s := NewParent(t, tableflip.Options{}, "stop-and-stay")
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()

@@ -87,15 +87,19 @@ func TestRehearse(t *testing.T) {
 		says    string // the error, which is nil if this is empty
 		ready   bool
 		litters bool // the child does not come to Stop, and leaves its own socket's file
+		lingers bool // it does not exit by itself
 	}{
 		{way: "succeeds", ready: true},
-		{way: "stays", ready: true, litters: true},
+		{way: "stays", ready: true, litters: true, lingers: true},
 		{way: "exits", says: "exit status 7"},
 		{way: "fails", says: "failed: no disk (exit status 7)"},
 		{way: "dies", says: "signal: killed", litters: true},
-		{way: "hangs", says: "cancelled", litters: true},
+		{way: "hangs", says: "cancelled", litters: true, lingers: true},
 	} {
 		t.Run(test.way, func(t *testing.T) {
+			if test.lingers {
+				shorten(t, &step.ExitGrace)
+			}
 			dir := proctest.SocketDir(t)
 			upg, s := NewParent(t, tableflip.Options{PIDFile: filepath.Join(dir, "pid")},
 				"rehearse", proctest.WithArg(test.way+" "+dir))
@@ -169,6 +173,7 @@ func TestRehearseFailsLate(t *testing.T) {
 
 // The states in which an upgrade is refused.
 func TestRehearseRefused(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	upg, s := NewParent(t, tableflip.Options{}, "hang")
 	proctest.WantError(t, "Rehearse", upg.Rehearse(t.Context()), tableflip.ErrNotReady)
 	proctest.OK(t, upg.Ready())
@@ -211,7 +216,7 @@ func init() {
 // Clients notice nothing of rehearsals.
 func TestRehearseLoad(t *testing.T) {
 	t.Parallel()
-	c, g, _ := startChain(t)
+	c, g, _ := startChain(t, graceVariable+"=1s") // which passes where the child hangs
 	for _, test := range []struct{ env, says string }{
 		{"", ""},
 		{mishapVariable + "=exit 7", "exit status 7"},

@@ -73,6 +73,33 @@ func TestTrialManager(t *testing.T) {
 	m.wantNoMore()
 }
 
+// What the manager is told of a trial comes before all that follows it, however late the
+// manager reads.
+func TestTrialManagerLate(t *testing.T) {
+	patientNotifier(t)
+	m := bindManager(t)
+	t.Setenv("NOTIFY_SOCKET", m.socket)
+	heard := filepath.Join(t.TempDir(), "heard")
+	script := `{ echo here - trial; echo ready; read -r trial; read -r verdict; echo "$verdict" >"` + heard + `"; echo stopping; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithCancel(t.Context())
+	proctest.During(t, step.ReadyReceived, m.clog)
+	early := make(chan bool, 1)
+	proctest.During(t, step.TrialBegun, func() {
+		cancel()
+		time.AfterFunc(time.Second/10, func() { // in which the trial must not be undone
+			isEarly := proctest.Exists(heard)
+			m.read()
+			early <- isEarly
+		})
+	})
+	proctest.WantError(t, "Upgrade", upg.UpgradeContext(ctx), context.Canceled)
+	if <-early {
+		t.Error("the trial was undone before the manager was told of it")
+	}
+}
+
 func TestTrialEvents(t *testing.T) {
 	events, cancelEvents := event.Subscribe()
 	defer cancelEvents()

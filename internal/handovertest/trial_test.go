@@ -270,7 +270,7 @@ func TestTrialChildEnds(t *testing.T) {
 	} {
 		t.Run(test.order, func(t *testing.T) {
 			t.Parallel()
-			tr := startTrial(t)
+			tr := startTrial(t, graceVariable+"="+proctest.Patience.String())
 			if test.order == "kill" {
 				proctest.Kill(t, tr.child.PID, syscall.SIGKILL)
 			} else {

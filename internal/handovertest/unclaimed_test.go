@@ -188,7 +188,7 @@ func init() {
 		proctest.Report("bound", proctest.ErrorOf(upg.Listen("tcp", proctest.Arg())))
 		proctest.Must(0, upg.WaitForParent(context.Background()))
 		for proctest.ErrorOf(upg.Listen("tcp", proctest.Arg())) != nil {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // a poll
 		}
 		proctest.Report("bound-later")
 	})

@@ -173,6 +173,27 @@ func TestUnkillableLeaves(t *testing.T) {
 	}
 }
 
+// A process that the child has forked has its pipe open, which therefore does not tell of its
+// death.
+func TestUnkillablePipeHeld(t *testing.T) {
+	t.Parallel()
+	c, parent := startUnkillable(t, step.Step{})
+	parent.Order("upgrade", forkVariable+"="+step.HereSaid.String(), c.PauseAt(newReturned))
+	child := c.Next()
+	holder, err := strconv.Atoi(child.Await("forked").Text)
+	proctest.OK(t, err)
+	c.Watch(holder)
+	child.AwaitStep(newReturned)
+	parent.Order("cancel")
+	wantUnconfirmed(t, parent, child, parent.Await("upgraded"))
+	proctest.Kill(t, child.PID, syscall.SIGKILL)
+	next := c.upgradeSettled(parent)
+	c.wantCharge(next.PID)
+	next.Order("stop")
+	next.Await("stopped")
+	c.wantFiles()
+}
+
 // Stop does not wait for a child that cannot be killed, which cannot take charge after it.
 func TestUnkillableStop(t *testing.T) {
 	t.Parallel()

@@ -242,6 +242,47 @@ func TestUpstreamParentDies(t *testing.T) {
 	})
 }
 
+// A process that the parent has forked may have its end of the pipe open: here the test.
+func TestUpstreamParentPipeHeld(t *testing.T) {
+	listener, addr := listenerFile(t)
+	namesRead, namesWrite, err := os.Pipe()
+	proctest.OK(t, err)
+	t.Cleanup(func() {
+		namesRead.Close()
+		namesWrite.Close()
+	})
+	s := proctest.NewService(t)
+	cmd := s.Command("upstream-parent", proctest.WithArg(filepath.Join(t.TempDir(), "pid")))
+	cmd.ExtraFiles = []*os.File{namesRead, namesWrite, listener}
+	s.Start(cmd)
+	child := s.Await("new")
+	proctest.Terminate(t, child.PID)
+	s.Await("ready")
+	proctest.Answer(t, "tcp", addr)
+	if m := s.Await("upgraded"); m.Text != tableflip.ErrParentRunning.Error() {
+		t.Errorf("while the parent drains, Upgrade returned %q", m.Text)
+	}
+	proctest.Kill(t, cmd.Process.Pid, syscall.SIGKILL)
+	s.Await("alone")
+}
+
+func init() {
+	// upstream-parent finds the pipe of the names, and a listener, as descriptors 3 to 5.
+	proctest.Role("upstream-parent", func() {
+		readyRead, readyWrite, err := os.Pipe()
+		proctest.Must(0, err)
+		names := [][]string{{"listener", "tcp", "127.0.0.1:0"}}
+		proctest.Must(0, gob.NewEncoder(os.NewFile(4, "names")).Encode(names))
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), proctest.Environment("under-upstream-later"), inherit.Upstream+"=yes")
+		child.Stdout, child.Stderr = os.Stdout, os.Stderr
+		child.ExtraFiles = []*os.File{readyWrite, os.NewFile(3, "names"), os.NewFile(5, "listener")}
+		proctest.Must(0, child.Start())
+		proctest.UntilKilled()
+		readyRead.Close() // not before, by the garbage collector
+	})
+}
+
 // Whoever can't take charge tells neither the parent nor the service manager that it has.
 func TestUpstreamParentCommitFails(t *testing.T) {
 	m := startedByManager(t)
@@ -270,12 +311,32 @@ func TestUpstreamParentLeaks(t *testing.T) {
 	f.Await("ready")
 }
 
-// What a parent passes on has the address that it is bound to, too.
-func TestUpstreamParentAddress(t *testing.T) {
+// What a parent passes on, which tells only names, also has the address that it is bound to,
+// and its file is the child's to unlink.
+func TestUpstreamParentDescribed(t *testing.T) {
 	listener, _ := listenerFile(t)
-	f := startUnderUpstream(t, "under-upstream-address", [][]string{{"listener", "tcp", "127.0.0.1:0"}}, listener)
-	if m := f.Await("claimed"); m.Text != "true" {
-		t.Error("the listener was not found by its address")
+	path := filepath.Join(proctest.SocketDir(t), "socket")
+	unixListener := proctest.Opened[net.Listener](t)(net.Listen("unix", path)).(*net.UnixListener)
+	unixListener.SetUnlinkOnClose(false)
+	unixFile := proctest.Opened[*os.File](t)(unixListener.File())
+	names := [][]string{{"listener", "tcp", "127.0.0.1:0"}, {"listener", "unix", path}}
+	f := startUnderUpstream(t, "under-upstream-described", names, listener, unixFile)
+	if m := f.Await("removed"); m.Text != "<nil>" {
+		t.Errorf("RemoveListener by the address of the socket: %s", m.Text)
+	}
+	if m := f.Await("exists"); m.Text != "true false" {
+		t.Errorf("before and after Stop, the file of the Unix socket exists: %s", m.Text)
+	}
+}
+
+// A parent may name what it has not passed on: so much that it is not all taken by what the
+// runtime opens.
+func TestUpstreamParentFewer(t *testing.T) {
+	f := startUnderUpstream(t, "under-upstream-garbled", slices.Repeat([][]string{{"fd", "a", ""}}, 30))
+	for range 2 {
+		if m := f.Await("new"); !strings.Contains(m.Text, "inherit descriptor") {
+			t.Errorf("New: %s", m.Text)
+		}
 	}
 }
 
@@ -289,10 +350,20 @@ func TestUpstreamNamesClosed(t *testing.T) {
 }
 
 func init() {
-	proctest.Role("under-upstream-address", func() {
-		ln := proctest.Must(net.FileListener(os.NewFile(uintptr(proctest.Must(syscall.Dup(5))), "listener")))
+	proctest.Role("under-upstream-described", func() {
+		addrOf := func(fd int) string {
+			file := os.NewFile(uintptr(proctest.Must(syscall.Dup(fd))), "listener")
+			return proctest.Must(net.FileListener(file)).Addr().String()
+		}
+		addr, path := addrOf(5), addrOf(6)
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
-		proctest.Report("claimed", proctest.Must(upg.Listener("tcp", ln.Addr().String())) != nil)
+		proctest.Must(upg.Listener("tcp", "127.0.0.1:0"))
+		proctest.Must(upg.Listener("unix", path))
+		MustBeReady(upg)
+		proctest.Report("removed", upg.RemoveListener("tcp", addr))
+		before := proctest.Exists(path)
+		upg.Stop()
+		proctest.Report("exists", before, proctest.Exists(path))
 	})
 	proctest.Role("compare-names", func() {
 		var names, now syscall.Stat_t
@@ -489,6 +560,9 @@ func TestUpstreamUnkillable(t *testing.T) {
 	if m := s.Await("rehearsed"); !strings.Contains(m.Text, "not permitted") {
 		t.Errorf("Rehearse returned %q", m.Text)
 	}
+	if m := s.Await("events"); !strings.Contains(m.Text, "failed") {
+		t.Errorf("the events are %s", m.Text)
+	}
 	if m := s.Await("refused"); m.Text != tableflip.ErrUpgradeInProgress.Error() {
 		t.Fatalf("while the child serves, Rehearse returned %q", m.Text)
 	}
@@ -509,7 +583,10 @@ func init() {
 		}}))
 		MustBeReady(upg)
 		rehearse := func() error { return upg.Rehearse(context.Background()) }
+		events, cancel := event.Subscribe()
 		proctest.Report("rehearsed", rehearse())
+		proctest.Report("events", shown(events))
+		cancel()
 		user = nil
 		// Nothing tells when it could be wrong.
 		err := tableflip.ErrUpgradeInProgress

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -432,19 +433,81 @@ func init() {
 	})
 }
 
+// A child that hears an abort before it has acknowledged the commit never has anything for
+// itself alone, whether or not its parent has ended.
+func TestVersionChildAborted(t *testing.T) {
+	s := proctest.NewService(t)
+	child := speakToChild(t, s.Command("aborted"), "", "fd,a", os.Stderr)
+	child.sayAll(t, "commit")
+	s.Await("committed")
+	child.sayAll(t, "abort", "upgrade")
+	for range 2 {
+		if m := s.Await("refused"); !strings.Contains(m.Text, "aborted") {
+			t.Errorf("Ready returned %s", m.Text)
+		}
+	}
+	child.saying.Close()
+	if m := s.Await("waited"); !strings.Contains(m.Text, "aborted") {
+		t.Errorf("WaitForParent returned %s", m.Text)
+	}
+}
+
+// An orphan that could not write the PID file may try again.
+func TestVersionOrphanAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	s := proctest.NewService(t)
+	child := speakToChild(t, s.Command("ready-again", proctest.WithArg(path)), "", "fd,a", os.Stderr)
+	child.saying.Close()
+	if m := s.Await("ready"); !strings.Contains(m.Text, "can't replace the PID file") {
+		t.Errorf("Ready returned %s", m.Text)
+	}
+	if m := s.Await("ready"); m.Text != "<nil>" {
+		t.Errorf("later, Ready returned %s", m.Text)
+	}
+	if content, err := os.ReadFile(path); string(content) != strconv.Itoa(child.cmd.Process.Pid) {
+		t.Errorf("the PID file holds %q, %v", content, err)
+	}
+}
+
+func init() {
+	// aborted goes on, when it was put in charge, once it has heard what came before an upgrade.
+	proctest.Role("aborted", func() {
+		asked := queue.Asked()
+		upg := proctest.Must(tableflip.New(tableflip.Options{}))
+		restore := proctest.When(step.VerdictReceived, func() {
+			proctest.Report("committed")
+			<-asked
+		})
+		proctest.Report("refused", upg.Ready())
+		restore()
+		proctest.Report("refused", upg.Ready())
+		proctest.Report("waited", upg.WaitForParent(context.Background()))
+	})
+	proctest.Role("ready-again", func() {
+		terminated := proctest.Terminated()
+		upg := proctest.Must(tableflip.New(tableflip.Options{PIDFile: proctest.Arg()}))
+		restore := proctest.When(step.VerdictReceived, func() { proctest.Must(0, os.Remove(proctest.Arg()+".tmp")) })
+		proctest.Report("ready", upg.Ready())
+		restore()
+		proctest.Report("ready", upg.Ready())
+		<-terminated
+	})
+}
+
 // What a later version passes on is closed, wherever it stands in the table.
 func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
+	_, handle := startSleeper(t)
 	var read, write []*os.File
-	for range 5 {
+	for range 9 {
 		r, w, err := os.Pipe()
 		proctest.OK(t, err)
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
 	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;"+
-		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4",
-		write[0], os.Stderr, write[1], write[2], write[3], write[4], os.Stderr, os.Stderr, os.Stderr, os.Stderr)
+		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4;earlier,process,5",
+		append(slices.Insert(slices.Clone(write), 1, os.Stderr), handle)...)
 	for _, w := range write {
 		w.Close()
 	}
@@ -454,6 +517,9 @@ func TestVersionUnknownKinds(t *testing.T) {
 	child.want(t, "acknowledged")
 	if m := s.Await("elders"); m.Text != "0" {
 		t.Errorf("the child takes incomplete descriptors for %s earlier generations", m.Text)
+	}
+	if m := s.Await("last"); strings.Contains(m.Text, "pidfd") {
+		t.Errorf("the handle of an incomplete earlier generation is open: %s", m.Text)
 	}
 	if m := s.Await("files"); m.Text != "[fd:known:]" {
 		t.Errorf("the child got the files %s", m.Text)
@@ -468,8 +534,15 @@ func TestVersionUnknownKinds(t *testing.T) {
 
 func init() {
 	proctest.Role("tell-files", func() {
+		debug.SetGCPercent(-1) // a collection would close what is lost
+		last := "/proc/self/fd/15"
+		if target := proctest.Must(os.Readlink(last)); !strings.Contains(target, "pidfd") {
+			panic("the last descriptor is " + target)
+		}
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		proctest.Report("elders", len(upg.Generations())-2)
+		target, _ := os.Readlink(last)
+		proctest.Report("last", target)
 		var names []string
 		for _, file := range proctest.Must(upg.Files()) {
 			names = append(names, file.Name())

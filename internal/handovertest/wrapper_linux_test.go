@@ -125,7 +125,7 @@ func init() {
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		wrapper := proctest.Must(strconv.Atoi(proctest.Arg()))
 		for syscall.Kill(wrapper, 0) != syscall.ESRCH { // until it was reaped
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // a poll
 		}
 		MustBeReady(upg)
 		proctest.Report("ready")
@@ -161,7 +161,7 @@ func init() {
 		proctest.Report("failing")
 		<-terminated
 		upg.Fail(errors.New("no disk"))
-		time.Sleep(time.Second / 5)
+		time.Sleep(time.Second / 5) // in which a parent that does not wait kills this process: a correct one waits for a minute
 		proctest.Must(0, os.WriteFile(proctest.Arg(), nil, 0o600))
 	})
 }
@@ -201,6 +201,7 @@ func twice(t *testing.T, upgrade func() error) error {
 
 // The parent has a handle of a service that a wrapper has started.
 func TestWrapperLeaks(t *testing.T) {
+	shorten(t, &step.ExitGrace)
 	upg, _ := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & wait`)}, "ready-or-leave")
 	proctest.OK(t, upg.Ready())
 	proctest.OK(t, twice(t, func() error { return upg.Rehearse(t.Context()) }))
@@ -255,6 +256,7 @@ func TestWrapperInnocent(t *testing.T) {
 		{"is not heard of", "exec 3>&- 4>&-; exec sleep 1000"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			shorten(t, &step.ExitGrace)
 			upg, _ := NewParent(t, tableflip.Options{
 				Command: proctest.Shell(fmt.Sprintf("echo here %d >&3; %s", innocent.Process.Pid, test.then)),
 			}, "fail")
@@ -288,8 +290,13 @@ func init() {
 // A service that drains, because its trial was undone, outlives its wrapper, which a Ctrl-C
 // or a stop of the unit ends first.
 func TestWrapperUndone(t *testing.T) {
-	upg, s := NewParent(t, tableflip.Options{Command: proctest.Shell(`"$0" & exit 3`), Trial: time.Hour}, "drain-until-told")
+	var wrapper *exec.Cmd
+	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour, Command: func(cmd *exec.Cmd) {
+		proctest.Shell(`trap "exit 3" TERM; "$0" & wait`)(cmd)
+		wrapper = cmd
+	}}, "drain-until-told")
 	proctest.OK(t, upg.Ready())
+	proctest.During(t, step.TrialBegun, func() { proctest.Terminate(t, wrapper.Process.Pid) })
 	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		t.Fatalf("Upgrade returned %v", err)
 	}
@@ -308,6 +315,7 @@ func init() {
 		terminated := proctest.Terminated()
 		upg := proctest.Must(tableflip.New(tableflip.Options{}))
 		MustBeReady(upg)
+		proctest.When(step.VerdictReceived, func() { time.Sleep(2 * time.Second) }) // longer than the end of a process goes unnoticed
 		<-upg.Exit()
 		proctest.Report("draining")
 		<-terminated

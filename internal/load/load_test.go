@@ -204,7 +204,7 @@ func TestUnixRenew(t *testing.T) {
 
 // The latency is that of the whole answer or, if the kind says so, of its head.
 func TestLatency(t *testing.T) {
-	const hold = 20 * time.Millisecond // of the body, after the head
+	var hold time.Duration // of the body, after the head
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		content, _ := io.ReadAll(r.Body)
 		w.(http.Flusher).Flush()
@@ -212,25 +212,26 @@ func TestLatency(t *testing.T) {
 		w.Write(content)
 	}))
 	defer server.Close()
-	for _, headOnly := range []bool{false, true} {
-		exchange := HTTP{Addr: server.Listener.Addr().String(), Ask: func(random *rand.Rand) Request {
+	latency := func(headOnly bool) time.Duration {
+		e := do(t, HTTP{Addr: server.Listener.Addr().String(), Ask: func(random *rand.Rand) Request {
 			ask := post(random)
 			ask.HeadOnly = headOnly
 			return ask
-		}}.New()
-		// Whatever else keeps the machine busy, one head of so many comes in time.
-		short := false
-		for range 50 {
-			e := do(t, exchange)
-			if e.Err != nil || e.Ended.Sub(e.Began) < hold {
-				t.Fatalf("got %+v", e)
-			}
-			if short = e.Latency < hold; short {
-				break
-			}
+		}}.New())
+		if e.Err != nil || e.Ended.Sub(e.Began) < hold {
+			t.Fatalf("got %+v", e)
 		}
-		if short != headOnly {
-			t.Errorf("of the head only %t: a latency is less than that of the body: %t", headOnly, short)
+		return e.Latency
+	}
+
+	hold = 20 * time.Millisecond
+	if got := latency(false); got < hold {
+		t.Errorf("the latency is %v, and the body was held for %v", got, hold)
+	}
+	// However busy the machine is, a head comes before the body if that is held for long enough.
+	for latency(true) >= hold {
+		if hold *= 2; hold > time.Minute {
+			t.Fatal("the latency of a head is that of the body")
 		}
 	}
 }

@@ -69,7 +69,7 @@ func Role(name string, play func()) {
 
 // Main plays the role of this process, or runs the tests. It does not return.
 func Main(m *testing.M) {
-	step.KillTimeout = Patience
+	step.ExitGrace, step.KillTimeout = Patience, Patience
 	if name := roleOfThisProcess(); name != "" {
 		play(name)
 	}

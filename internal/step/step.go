@@ -57,6 +57,10 @@ var All = []Step{
 // does at once unless it is suspended. Tests make it shorter.
 var AcknowledgeTimeout = 10 * time.Second
 
+// ExitGrace is how long a child that has given up gets to exit by itself, so that its exit
+// status can be told. Tests make it longer where the child exits.
+var ExitGrace = time.Second
+
 // KillTimeout is how long the death of a child may take once it was killed. Tests make it
 // longer, because a busy machine may need more.
 var KillTimeout = time.Second

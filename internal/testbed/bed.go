@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"example.com/tableflip/internal/load"
@@ -33,7 +34,7 @@ type config struct {
 	duration, interleave         time.Duration
 	clients                      int
 	kinds                        string
-	pace                         time.Duration
+	pace, deadline               time.Duration
 	grace, drain, upgradeTimeout time.Duration
 	acknowledgeTimeout, trial    time.Duration
 	early                        bool
@@ -65,7 +66,7 @@ type bed struct {
 // run makes a run in dir. The error is one of the test-bed; what the library does
 // wrong is in the bed.
 func run(ctx context.Context, cfg config, dir string) (*bed, error) {
-	b := &bed{config: cfg, dir: dir, record: newRecorder(cfg.grace), binaries: make(map[string][]byte)}
+	b := &bed{config: cfg, dir: dir, record: newRecorder(cfg.grace, cfg.deadline), binaries: make(map[string][]byte)}
 	var err error
 	for _, library := range slices.Compact(slices.Sorted(slices.Values(b.turns()))) {
 		if b.binaries[library], err = build(ctx, library, dir); err != nil {
@@ -145,7 +146,7 @@ func (b *bed) arguments(ctx context.Context) ([]string, error) {
 	}
 	b.target = target{
 		tcp: addrs[0], tls: addrs[1], h2c: addrs[2], unix: b.path("sockets/web"), echo: addrs[3], udp: addrs[4],
-		roots: roots, pace: b.pace, grace: b.grace,
+		roots: roots, pace: b.pace, grace: b.grace, deadline: b.deadline,
 	}
 	if b.target.slowTCP, err = slowLink.Listen(ctx, b.target.tcp); err != nil {
 		return nil, err
@@ -196,7 +197,9 @@ func (b *bed) work(ctx context.Context) {
 	}
 	clients := load.Start(working, kinds, b.seed, b.record.add)
 	go b.tellPhases(working)
-	go b.record.watchStalls(working, b.target.udp)
+	watching, stopWatching := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { b.record.watchStalls(watching, b.chain.living) })
 	for _, a := range b.plan(random) {
 		if !load.Sleep(ctx, b.wait(a)) {
 			break
@@ -206,6 +209,8 @@ func (b *bed) work(ctx context.Context) {
 	load.Sleep(ctx, b.duration-time.Since(b.began))
 	stopWorking()
 	clients.Wait()
+	stopWatching()
+	watch.Wait()
 }
 
 // phaseAt returns the phase at a time since the beginning, and when it ends.

@@ -239,6 +239,19 @@ func (c *chain) current() (pid, version int) {
 	return c.inCharge, p.version
 }
 
+// living returns the PIDs of the processes that have reported something, and have not been
+// waited for.
+func (c *chain) living() (pids []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for pid, p := range c.processes {
+		if p.ended.IsZero() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // stop ends all servers, first by asking, and reports whether that sufficed. It
 // returns when none is left.
 func (c *chain) stop(limit time.Duration) error {

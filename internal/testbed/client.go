@@ -22,8 +22,9 @@ type target struct {
 	slowTCP, slowH2C               string // over slow links
 	roots                          *x509.CertPool
 
-	pace  time.Duration // mean pause between exchanges
-	grace time.Duration // the server's idle grace
+	pace     time.Duration // mean pause between exchanges
+	grace    time.Duration // the server's idle grace
+	deadline time.Duration // of the clients whose requests have one
 }
 
 // kinds returns n clients of each kind.
@@ -58,8 +59,8 @@ func (t *target) kinds(n int) []load.Kind {
 		streams("h2c streams", replayable(overTCP), mixed),
 		streams("h2c "+oneShot, overTCP, mixed),
 		{Name: "Unix POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.unix, Unix: true, Renew: true}, post)},
-		{Name: "deadline POST", Clients: n, Pause: pause, New: plain(load.HTTP{Deadline: deadline}, hurried)},
-		streams("deadline streams", replayable(load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2, Deadline: deadline}), hurried),
+		{Name: "deadline POST", Clients: n, Pause: pause, New: plain(load.HTTP{Deadline: t.deadline}, hurried)},
+		streams("deadline streams", replayable(load.HTTP{Addr: t.tls, Roots: t.roots, Protocol: load.HTTP2, Deadline: t.deadline}), hurried),
 		{Name: slowLinked + " POST", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, post)},
 		{Name: slowLinked + " download", Clients: n, Pause: pause, New: plain(load.HTTP{Addr: t.slowTCP}, download)},
 		streams(slowLinked+" streams", replayable(load.HTTP{Addr: t.slowH2C, Protocol: load.H2C}), mixed),
@@ -80,9 +81,6 @@ const (
 // oneShot ends the names of the clients that send bodies over HTTP/2 which cannot be sent
 // again.
 const oneShot = "one-shot"
-
-// deadline is that of the clients whose requests have one.
-const deadline = 200 * time.Millisecond
 
 // slowLink is the way to the server of the clients that have a slow one.
 var slowLink = load.Link{RoundTrip: 50 * time.Millisecond, Rate: 1 << 20}
@@ -121,13 +119,13 @@ func download(random *rand.Rand) load.Request {
 	return load.Request{Query: query, HeadOnly: true, Check: want(wire.Content(id, n))}
 }
 
-// hurried is answered at once, or after some time, but long before the deadline.
+// hurried is answered at once, or after up to 25 ms, which is long before the deadline.
 func hurried(random *rand.Rand) load.Request {
 	if random.IntN(2) == 0 {
 		return post(random)
 	}
 	id, n := random.Uint64(), 1+random.IntN(4<<10)
-	query := fmt.Sprintf("?id=%d&n=%d&pieces=2&gap=%dms", id, n, random.IntN(int(deadline.Milliseconds()/8)))
+	query := fmt.Sprintf("?id=%d&n=%d&pieces=2&gap=%dms", id, n, random.IntN(25))
 	return load.Request{Query: query, Check: want(wire.Content(id, n))}
 }
 

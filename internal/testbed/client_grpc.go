@@ -66,7 +66,7 @@ func (t *target) grpcCalls() load.Exchanger {
 		}
 		mu.Unlock()
 		if err == nil {
-			e.By, e.Err = call(client, wire.Content(w.Random.Uint64(), 1+w.Random.IntN(4<<10)))
+			e.By, e.Err = call(client, t.deadline, wire.Content(w.Random.Uint64(), 1+w.Random.IntN(4<<10)))
 		}
 		e.Latency = time.Since(began)
 		mu.Lock()
@@ -76,7 +76,7 @@ func (t *target) grpcCalls() load.Exchanger {
 	}
 }
 
-func call(client pb.TestServiceClient, content []byte) (version int, err error) {
+func call(client pb.TestServiceClient, deadline time.Duration, content []byte) (version int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	var header metadata.MD

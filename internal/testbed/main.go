@@ -18,12 +18,13 @@
 //     cannot be replayed, over HTTP/1, HTTP/2, gRPC, TLS and Unix sockets ("one-shot"
 //     HTTP/2 clients send bodies that cannot be replayed side by side on one
 //     connection). On a kept connection that holds for requests after a pause of less
-//     than the idle grace (-grace); a longer one may meet a connection that the drain is
-//     closing, and is counted as not promised if it fails. So is what net/http's client
+//     than 80% of the idle grace (-grace); a longer one may meet a connection that the drain is
+//     closing, and is counted as not promised if it fails. What a client waits for a processor
+//     before its request has left makes the pause longer. Not promised is, too, what net/http's client
 //     fails although it has sent nothing of it: see "What remains" of package httpdrain.
-//   - A request with a deadline of 200 ms meets it. What is late during a fault, or
-//     while the machine has no processor for a datagram to be answered, is counted as
-//     not promised; so is whatever fails while that lasts for about an idle grace.
+//   - A request with a deadline (-deadline) meets it. One that is late is counted as not promised if,
+//     for at least half of that time, the servers or the clients waited for a processor, by the
+//     kernel's account, or a server that serves was suspended by a fault.
 //   - A TCP connection stays with the process that accepted it, until its client
 //     ends it (which the clients here do within the drain deadline, -drain).
 //   - A datagram that was sent is answered. Each client has at most four in flight,
@@ -82,6 +83,7 @@ func realMain() int {
 	flag.IntVar(&cfg.clients, "clients", 1, "`number` of clients of each kind")
 	flag.StringVar(&cfg.kinds, "kinds", "", "`words` separated by commas: only clients whose kind contains one of them")
 	flag.DurationVar(&cfg.pace, "pace", 10*time.Millisecond, "mean pause of a client")
+	flag.DurationVar(&cfg.deadline, "deadline", 200*time.Millisecond, "how long the clients wait whose requests have a deadline")
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "idle grace of the drain")
 	flag.DurationVar(&cfg.drain, "drain", 20*time.Second, "drain deadline")
 	flag.DurationVar(&cfg.upgradeTimeout, "upgrade-timeout", 4*time.Second, "how long a new process may take")

@@ -206,6 +206,18 @@ func (f fault) moment() moment {
 	return beforeReady
 }
 
+// stopsService reports whether the process that the fault stops may have requests to answer.
+func (f fault) stopsService() bool {
+	switch at := f.moment(); {
+	case f.environment == parentSuspended || f.injected.Victim == wire.Parent:
+		return true
+	case f.hasTrial:
+		return at != beforeReady
+	default:
+		return at == racing || at == inCharge
+	}
+}
+
 // outcomes returns those that an upgrade with the fault may have from one library to
 // another.
 func (f fault) outcomes(from, to string) []outcome {

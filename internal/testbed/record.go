@@ -3,11 +3,7 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"net"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,19 +13,19 @@ import (
 	"google.golang.org/grpc/status"
 
 	"example.com/tableflip/internal/load"
-	"example.com/tableflip/internal/testbed/wire"
 )
 
 // recorder owns the counts. All methods are safe for concurrent use.
 type recorder struct {
-	grace time.Duration // the server's idle grace
+	grace    time.Duration // the server's idle grace
+	deadline time.Duration // of the clients whose requests have one
 
 	mu       sync.Mutex
 	kinds    map[string]*counts
 	failures []failure
 	crashes  []window
-	stalls   []window
-	faults   []window
+	stalls   []stall // for want of a processor
+	stops    []stall // by the test-bed's SIGSTOP
 	phase    phase
 }
 
@@ -94,8 +90,8 @@ func isStored(err error) bool {
 // an answer that will never come.
 const settling = 500 * time.Millisecond
 
-func newRecorder(grace time.Duration) *recorder {
-	return &recorder{grace: grace, kinds: make(map[string]*counts)}
+func newRecorder(grace, deadline time.Duration) *recorder {
+	return &recorder{grace: grace, deadline: deadline, kinds: make(map[string]*counts)}
 }
 
 func (r *recorder) add(e load.Exchange) {
@@ -109,11 +105,7 @@ func (r *recorder) add(e load.Exchange) {
 	k.sent++
 	if e.Err != nil {
 		f := failure{Exchange: e}
-		// The request must arrive before the grace is over. That it was sent is not enough.
-		switch {
-		case r.silence(e) > r.grace*8/10:
-			f.unpromised = fmt.Sprintf("idle for %.1f graces", float64(r.silence(e))/float64(r.grace))
-		case isUnsent(e):
+		if isUnsent(e) {
 			f.unpromised = "net/http has not sent it"
 		}
 		r.failures = append(r.failures, f)
@@ -122,18 +114,6 @@ func (r *recorder) add(e load.Exchange) {
 	k.answered++
 	k.versions[e.By]++
 	k.latency[r.phase].add(e.Latency)
-}
-
-// silence returns for how long the server may have heard nothing on a connection, if nothing
-// stands still.
-func (r *recorder) silence(e load.Exchange) time.Duration {
-	switch {
-	case e.Kind == slow:
-		return r.grace / 2
-	case strings.HasPrefix(e.Kind, slowLinked):
-		return e.Idle + slowLink.RoundTrip // its last answer to the client, and this request to it
-	}
-	return e.Idle
 }
 
 // isUnsent reports whether net/http has failed a request over HTTP/2 of which it had sent
@@ -155,81 +135,6 @@ func (r *recorder) crashed(w window) {
 	r.crashes = append(r.crashes, w)
 }
 
-// What is promised of time holds while nothing stands still: not in a fault, and not while
-// the machine has no processor for the clients or the server.
-
-// stallLimit is how late a timer and a datagram may be on a machine that does not stand
-// still.
-const stallLimit = deadline / 8
-
-// watchStalls looks how long the server takes to answer a datagram. It has no part in any
-// drain.
-func (r *recorder) watchStalls(ctx context.Context, udp string) {
-	const interval = 5 * time.Millisecond
-	content, answer := wire.Content(0, 16), make([]byte, 2<<10)
-	conn, err := net.Dial("udp", udp)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	for began := time.Now(); load.Sleep(ctx, interval); began = time.Now() {
-		conn.SetDeadline(time.Now().Add(datagramLimit))
-		conn.Write(content)
-		conn.Read(answer)
-		if time.Since(began) > interval+stallLimit {
-			r.stalled(began, time.Now())
-		}
-	}
-}
-
-func (r *recorder) stalled(from, to time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stalls = append(r.stalls, window{from: from, to: to})
-}
-
-// hasStalled reports whether the machine has stood still since a time.
-func (r *recorder) hasStalled(since time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.ContainsFunc(r.stalls, func(w window) bool { return w.to.After(since) })
-}
-
-// disturbed notes that one of the servers may have stood still.
-func (r *recorder) disturbed(from, to time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.faults = append(r.faults, window{from: from, to: to})
-}
-
-// standstill reports whether a failure is of a deadline, in a stall or a fault, or of a client
-// from which the server may have heard nothing for about its grace, because of stalls.
-func (r *recorder) standstill(f failure) bool {
-	took := f.Ended.Sub(f.Began)
-	isDeadline := errors.Is(f.Err, context.DeadlineExceeded) || status.Code(f.Err) == codes.DeadlineExceeded
-	isDeadline = isDeadline && took < load.Limit
-	overlaps := func(w window) bool { return f.Ended.After(w.from) && f.Began.Before(w.to) }
-	switch {
-	case isDeadline && (slices.ContainsFunc(r.stalls, overlaps) || slices.ContainsFunc(r.faults, overlaps)):
-		return true
-	case isDeadline && took > deadline+stallLimit:
-		return true // the client itself was late
-	}
-	stalled := r.stalledIn(f)
-	return stalled > 0 && r.silence(f.Exchange)+stalled > r.grace*8/10
-}
-
-// stalledIn returns how long the stalls lasted that fall into an exchange that failed, or into the
-// pause before it.
-func (r *recorder) stalledIn(f failure) (sum time.Duration) {
-	for _, w := range r.stalls {
-		if f.Ended.After(w.from) && f.Began.Add(-f.Idle).Before(w.to) {
-			sum += w.to.Sub(w.from)
-		}
-	}
-	return sum
-}
-
 // verdict says whose fault a failure is.
 type verdict int
 
@@ -246,7 +151,8 @@ func (r *recorder) judge(f failure) verdict {
 			return crash
 		}
 	}
-	if f.unpromised != "" || r.standstill(f) {
+	// The request must arrive before the grace is over. That it was sent is not enough.
+	if f.unpromised != "" || r.silence(f) > r.grace*8/10 || isDeadline(f) && r.stoodStill(f) >= r.deadline/2 {
 		return unpromised
 	}
 	return lost

@@ -282,7 +282,7 @@ func (b *bed) reportLost(w io.Writer) {
 			since = f.Ended.Sub(b.rows[i-1].began).Round(time.Millisecond).String()
 		}
 		fmt.Fprintf(t, "%.1fs\t%s\t%v\t%v\t%v\t%d\t%s\n", f.Began.Sub(b.began).Seconds(), f.Kind, f.Idle.Round(time.Millisecond),
-			f.Ended.Sub(f.Began).Round(time.Millisecond), b.record.stalledIn(f).Round(time.Millisecond), i, since)
+			f.Ended.Sub(f.Began).Round(time.Millisecond), b.record.stoodStill(f).Round(time.Millisecond), i, since)
 		if n == most {
 			break
 		}

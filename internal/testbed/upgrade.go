@@ -80,9 +80,6 @@ func (b *bed) perform(a attempt) *row {
 	}
 	b.conclude(r, parent)
 	r.concluded = time.Now()
-	if !a.fault.none() {
-		b.record.disturbed(r.began, time.Now())
-	}
 	b.verify(r, parentVersion)
 	return r
 }
@@ -211,7 +208,7 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	case parentSuspended:
 		time.Sleep(f.delay)
 		syscall.Kill(parent, syscall.SIGSTOP)
-		b.resume(parent, f.length)
+		b.resume(f, parent)
 	case impatience:
 		for range 2 {
 			time.Sleep(f.delay)
@@ -229,7 +226,7 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 	switch f.injected.Action {
 	case wire.Suspend:
 		if victim := b.awaitInjected(f, parent); victim != 0 {
-			b.resume(victim, f.length)
+			b.resume(f, victim)
 		}
 	case wire.Hang:
 		victim := b.awaitInjected(f, parent)
@@ -239,6 +236,9 @@ func (b *bed) disturb(r *row, parent, parentVersion int) {
 		b.checkHung(r, parentVersion)
 		time.Sleep(f.length)
 		b.kill(r, victim)
+		if injected := b.injected(); injected.PID != victim && f.stopsService() {
+			b.record.stopped(injected.At, r.killed)
+		}
 	}
 }
 
@@ -248,13 +248,17 @@ func (b *bed) limit() time.Duration {
 }
 
 // resume has a process that is told to stop go on, some time after it has stopped.
-func (b *bed) resume(pid int, length time.Duration) {
+func (b *bed) resume(f fault, pid int) {
+	told := time.Now()
 	b.chain.await(b.limit(), func() bool {
 		p, ok := proc.Find(pid)
 		return !ok || p.State == proc.Stopped || p.State == proc.Zombie
 	})
-	time.Sleep(length)
+	time.Sleep(f.length)
 	syscall.Kill(pid, syscall.SIGCONT)
+	if f.stopsService() {
+		b.record.stopped(told, time.Now())
+	}
 }
 
 // kill kills a process, and waits for its death.
@@ -333,9 +337,9 @@ func (b *bed) awaitUpgraded(parent int) (upgraded bool) {
 func (b *bed) outcomes(r *row) []outcome {
 	f, all := r.fault, r.fault.outcomes(r.from, r.to)
 	isLate := f.isLong && f.injected.Victim == wire.Child && f.moment() == uncommitted && !f.cancels()
-	if isLate && b.record.hasStalled(r.began) {
+	if isLate && b.record.stalledSince(r.began) > (f.length-b.acknowledgeTimeout)/2 {
 		// When the old process loses its patience, it looks for an acknowledgement once more. If it
-		// gets no time for that, the new process may have acknowledged meanwhile.
+		// gets no time for that until the new process goes on, that may have acknowledged.
 		all = append(all, succeeded)
 	}
 	return all

@@ -1,0 +1,6 @@
+//go:build !unix
+
+package httpdrain
+
+// isReadable cannot tell on this platform.
+func isReadable(any) (readable, known bool) { return false, false }
