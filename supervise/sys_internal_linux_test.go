@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -20,12 +21,37 @@ func init() {
 			os.Exit(1)
 		}
 	})
+	proctest.Role("foreign proc", func() {
+		child := exec.Command("sleep", "1000")
+		proctest.Must(0, child.Start())
+		_, known := descendants()
+		found := fmt.Sprint(procMounted(), isAncestor(os.Getppid()), isDescendant(child.Process.Pid), known)
+		proctest.Must(0, child.Process.Kill())
+		child.Wait()
+		if want := "false true true false"; found != want {
+			fmt.Println("found", found, "want", want)
+			os.Exit(1)
+		}
+	})
+}
+
+// A /proc of another PID namespace says nothing of processes that have other numbers there.
+func TestForeignProc(t *testing.T) {
+	t.Parallel()
+	const parent = `"$@"; exit $?`
+	const first = `for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (:); done; sh -c '` + parent + `' sh "$@"; exit $?`
+	succeedsUnshared(t, append([]string{"sh", "-c", first, "sh"}, proctest.Arguments("foreign proc")...)...)
 }
 
 // No shell watches a session whose parent is in another PID namespace.
 func TestUnderShellOfNamespace(t *testing.T) {
 	t.Parallel()
-	arguments := proctest.Arguments("under shell")
+	succeedsUnshared(t, proctest.Arguments("under shell")...)
+}
+
+// succeedsUnshared runs a command as process 1 of a PID namespace, and of a session.
+func succeedsUnshared(t *testing.T, arguments ...string) {
+	t.Helper()
 	cmd := exec.Command(arguments[0], arguments[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true}
 	if output, err := cmd.CombinedOutput(); errors.Is(err, unix.EPERM) {
@@ -56,6 +82,9 @@ func TestSignalDescendant(t *testing.T) {
 			t.Fatal(err)
 		}
 		return len(entries)
+	}
+	if statOf(child).zombie {
+		t.Error("a process with one thread is taken for a zombie")
 	}
 	before := opened()
 	if err := signalDescendant(child, 0); err != nil {
