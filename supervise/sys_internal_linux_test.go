@@ -1,11 +1,13 @@
 package supervise
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -59,6 +61,35 @@ func succeedsUnshared(t *testing.T, arguments ...string) {
 	} else if err != nil {
 		t.Errorf("%v: %s", err, output)
 	}
+}
+
+// A process whose first thread has ended lives, although it is shown as a zombie.
+func TestFirstThreadEnds(t *testing.T) {
+	t.Parallel()
+	arguments := proctest.Arguments("first thread ends")
+	if output, err := exec.Command(arguments[0], arguments[1:]...).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, output)
+	}
+}
+
+func init() {
+	proctest.Role("first thread ends", func() {
+		stat := fmt.Sprintf("/proc/%d/stat", os.Getpid())
+		for !bytes.Contains(proctest.Must(os.ReadFile(stat)), []byte(") Z ")) {
+			go func() { // on each thread in turn, because one that is locked is not used again
+				runtime.LockOSThread()
+				if unix.Gettid() == os.Getpid() {
+					unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+				}
+				select {}
+			}()
+			time.Sleep(time.Millisecond) // the pace
+		}
+		if statOf(os.Getpid()).zombie {
+			fmt.Println("it is taken for a zombie")
+			os.Exit(1)
+		}
+	})
 }
 
 func TestStatOfNobody(t *testing.T) {
