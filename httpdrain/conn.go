@@ -378,7 +378,6 @@ func (c *conn) unreadUntil(now time.Time) time.Time {
 	readable, known := isReadable(bare(c.Conn))
 	switch {
 	case readable:
-		c.since = now
 		return now.Add(c.drainer.leastGrace())
 	case !known && !c.doubted:
 		c.doubted = true

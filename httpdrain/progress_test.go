@@ -183,7 +183,7 @@ func TestLog(t *testing.T) {
 			}
 			want := `msg="drain begins" connections=2 active=1 hijacked=0
 msg="drain goes on" connections=1 active=1 hijacked=0 since=5s
-msg="drain ends" connections=0 active=0 hijacked=0 took=7s
+msg="drain ends" connections=0 active=0 hijacked=0 took=7.01s
 `
 			if got := log.String(); got != want {
 				t.Errorf("got\n%swant\n%s", got, want)
