@@ -4,6 +4,7 @@ package handovertest
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"runtime/pprof"
 	"syscall"
@@ -45,7 +46,8 @@ func TestHurry(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := awaitedSuccessors()
-			upg, s := NewParent(t, tableflip.Options{}, "successor", proctest.WithArg(test.way))
+			logger, log := proctest.NewLogger()
+			upg, s := NewParent(t, tableflip.Options{Logger: logger}, "successor", proctest.WithArg(test.way))
 			Upgrade(t, upg)
 			child := s.Await("ready")
 			if proctest.IsClosed(upg.Hurry()) {
@@ -53,6 +55,7 @@ func TestHurry(t *testing.T) {
 			}
 			proctest.AwaitThat(t, "the end of the successor is awaited", func() bool { return awaitedSuccessors() > 0 })
 			proctest.Kill(t, child.PID, test.signal)
+			log.Await(t, fmt.Sprintf(`msg="tableflip: ended" process.pid=%d`, child.PID))
 			if test.hurries {
 				proctest.Within(t, "Hurry", upg.Hurry())
 				return

@@ -253,6 +253,21 @@ func TestLoggerCalls(t *testing.T) {
 	}
 }
 
+// Nobody needs a Logger.
+func TestNoLogger(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	upg, _ := NewParent(t, tableflip.Options{PIDFile: path}, "fail")
+	proctest.OK(t, upg.Ready())
+	proctest.During(t, step.ChildStarted, func() {
+		proctest.OK(t, os.Remove(path))
+		proctest.OK(t, os.Mkdir(path, 0o700)) // so that the PID file can't be restored
+	})
+	if err := upg.Upgrade(); err == nil {
+		t.Error("the upgrade succeeded")
+	}
+	upg.Stop()
+}
+
 // The records of a child that takes charge after Upgrade has given it up.
 func TestLoggerCallsLate(t *testing.T) {
 	shorten(t, &step.AcknowledgeTimeout)
