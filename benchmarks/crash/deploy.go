@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -88,19 +89,20 @@ func (p *process) start() error {
 	return nil
 }
 
-// deploy sends SIGHUP to the process that answers, or to the supervisor.
+// deploy signals the process that answers, or the master process.
 func (p *process) deploy() error {
 	if err := p.install(bad); err != nil {
 		return err
 	}
-	if p.under == superior {
-		return p.first.Process.Signal(syscall.SIGHUP)
+	signal := cmp.Or(p.signal, syscall.SIGHUP)
+	if p.master {
+		return p.first.Process.Signal(signal)
 	}
 	pid, err := ask(p.addr)
 	if err != nil {
 		return err
 	}
-	return syscall.Kill(pid, syscall.SIGHUP)
+	return syscall.Kill(pid, signal)
 }
 
 // oneShot leaves no connection that a drain would wait for.

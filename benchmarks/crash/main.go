@@ -7,6 +7,9 @@
 //	go run ./crash
 //
 // Those under systemd run on a machine of their own, for which it must be root.
+//
+// nginx, HAProxy and Caddy are not measured, because what is deployed to them is a
+// configuration, not a new version of a program.
 package main
 
 import (
@@ -22,6 +25,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"example.com/tableflip/internal/load"
@@ -41,6 +45,9 @@ type row struct {
 	program string // a folder of server
 	args    []string
 
+	signal syscall.Signal // that deploys, if it is not SIGHUP
+	master bool           // whether the signal is for the process that was started
+
 	unit, socket string // of systemd
 	deploy       string // by systemctl
 }
@@ -53,19 +60,28 @@ const (
 
 const (
 	notifyUnit = "Type=notify\nExecReload=/bin/kill -HUP $MAINPID\n"
-	// As tableflip's README has it.
+	// As tableflip's README has it. endless's names a PID file, but no unit.
 	pidFileUnit = "PIDFile=/run/server.pid\nExecReload=/bin/kill -HUP $MAINPID\n"
+	// overseer's main process stays.
+	masterUnit = "ExecReload=/bin/kill -USR2 $MAINPID\n"
 )
 
+// There is no row for grace under systemd. Its documentation names neither a Type nor a PID
+// file, and without them systemd ends the service when the old process ends.
 var rows = []row{
 	{under: shell, title: "tableflip 1.2.3", program: "tableflip"},
+	{under: shell, title: "endless", program: "endless"},
+	{under: shell, title: "grace", program: "grace", signal: syscall.SIGUSR2},
+	{under: shell, title: "overseer", program: "overseer", signal: syscall.SIGUSR2, master: true},
 	{under: shell, title: "this, no trial", program: "ours"},
 	{under: shell, title: "this, with a trial", program: "ours", args: onTrial},
-	{under: superior, title: "this, no trial", program: "ours"},
-	{under: superior, title: "this, with a trial", program: "ours", args: onTrial},
+	{under: superior, title: "this, no trial", program: "ours", master: true},
+	{under: superior, title: "this, with a trial", program: "ours", args: onTrial, master: true},
 	{under: systemd, title: "net/http, `systemctl restart`", program: "nethttp", unit: "Type=exec\n", deploy: "restart"},
 	{under: systemd, title: "the same, with a socket unit", program: "nethttp", unit: "Type=exec\n", socket: "ListenStream=" + machineAddr + "\n", deploy: "restart"},
 	{under: systemd, title: "tableflip 1.2.3", program: "tableflip", args: []string{"-pid-file", "/run/server.pid"}, unit: pidFileUnit, deploy: "reload"},
+	{under: systemd, title: "endless", program: "endless", args: []string{"-pid-file", "/run/server.pid"}, unit: pidFileUnit, deploy: "reload"},
+	{under: systemd, title: "overseer", program: "overseer", unit: masterUnit, deploy: "reload"},
 	{under: systemd, title: "this, no trial", program: "ours", unit: notifyUnit, deploy: "reload"},
 	{under: systemd, title: "this, with a trial", program: "ours", args: onTrial, unit: notifyUnit, deploy: "reload"},
 }

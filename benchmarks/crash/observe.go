@@ -163,14 +163,16 @@ func (t *traffic) count(begin, end time.Time) (sent, failed int) {
 	return sent, failed
 }
 
-// awaitAnswer returns how long after the crash of the process pid another one answered.
+// awaitAnswer returns how long after the crash of the process pid another one answered a
+// request of after it, on a new connection: a process that still drains its connections does
+// not count.
 func (t *traffic) awaitAnswer(pid int, crashed time.Time, patience time.Duration) time.Duration {
 	gap := never
 	within(time.Until(crashed.Add(patience)), "an answer", func() bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		for _, e := range t.exchanges {
-			if e.Err == nil && e.By != pid && e.Ended.After(crashed) {
+			if e.Err == nil && e.Opened > 0 && e.By != pid && e.Began.After(crashed) {
 				gap = min(gap, e.Ended.Sub(crashed))
 			}
 		}
