@@ -61,6 +61,11 @@ func TestProtocolsAreLearntOnce(t *testing.T) {
 	if d.ownProtocols {
 		t.Error("what the server has added is taken for the program's own")
 	}
+	own := New(&http.Server{TLSNextProto: srv.TLSNextProto})
+	own.Listener(nil)
+	if !own.ownProtocols {
+		t.Error("the program's own are not seen")
+	}
 	d.serves()
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	d.serves()

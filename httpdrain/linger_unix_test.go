@@ -3,6 +3,7 @@
 package httpdrain
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -30,6 +31,17 @@ func tcpPair(t *testing.T) (client, server net.Conn) {
 	}
 	t.Cleanup(func() { server.Close() })
 	return client, server
+}
+
+// What was kept open is closed, and not left to the garbage collector.
+func TestKeptOpenIsClosed(t *testing.T) {
+	_, server := tcpPair(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	discard(ctx, server.(*net.TCPConn), time.Minute)
+	if err := server.SetDeadline(time.Time{}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("afterwards, it can be used: %v", err)
+	}
 }
 
 // A socket is kept open once, however many GOAWAYs the server sends, and over HTTP/2 only
