@@ -375,7 +375,7 @@ func (c *conn) silentAt(now time.Time) time.Time {
 // A process that stood still finds that the grace is over and a request is there, and would
 // close the connection first.
 func (c *conn) unreadUntil(now time.Time) time.Time {
-	readable, known := isReadable(bare(c.Conn))
+	readable, known := c.drainer.isReadable(bare(c.Conn))
 	switch {
 	case readable:
 		return now.Add(c.drainer.leastGrace())

@@ -87,6 +87,7 @@ type Drainer struct {
 
 	limits       limits
 	lastTransfer func(nc net.Conn, now time.Time) (received, sent time.Time, ok bool) // asks the kernel
+	isReadable   func(nc any) (readable, known bool)                                  // so does this
 
 	mu           sync.Mutex
 	listeners    map[*listener]struct{}
@@ -113,6 +114,7 @@ func New(srv *http.Server) *Drainer {
 
 		limits:       limits{acceptLimit, serverLimit, lingerAfter, lingerSilence},
 		lastTransfer: lastTransfer,
+		isReadable:   isReadable,
 	}
 	d.ctx, d.begin = context.WithCancel(context.Background())
 	d.cutting, d.cut = context.WithCancelCause(context.Background())

@@ -18,8 +18,9 @@ func SetLinger(d *Drainer, silence time.Duration) {
 }
 
 // SetLastTransfer has d ask a connection, and not the kernel, when something was received
-// and sent last.
+// and sent last, and believe that nothing waits to be read.
 func SetLastTransfer(d *Drainer) {
+	d.isReadable = func(any) (readable, known bool) { return false, true }
 	d.lastTransfer = func(nc net.Conn, _ time.Time) (received, sent time.Time, ok bool) {
 		t, ok := bare(nc).(interface {
 			LastTransfer() (received, sent time.Time)
