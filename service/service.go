@@ -455,11 +455,13 @@ func (p *process) afterCheck(ctx context.Context, try func(context.Context) erro
 // drain drains the servers side by side, until they are, the time is over, or the
 // process is told to end now.
 func (p *process) drain() error {
+	var passing sync.WaitGroup
+	defer passing.Wait() // nothing is passed on when Run has returned
 	ctx, cut := context.WithCancelCause(p.told.now)
 	defer cut(nil)
 	go p.limitDrain(ctx, cut)
 	if p.upg.Replaced() {
-		go p.passOn(ctx)
+		passing.Go(func() { p.passOn(ctx) })
 	}
 
 	errs := make([]error, len(p.fronts))
