@@ -148,8 +148,10 @@ func (l *listener) acceptQueued() net.Conn {
 			return nc
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			// Otherwise that was the deadline of interrupt.
-			if waits, _ := isReadable(ln); time.Since(now) >= acceptWait && !waits {
-				return nil
+			if time.Since(now) >= acceptWait {
+				if waits, _ := isReadable(ln); !waits {
+					return nil
+				}
 			}
 		case !l.mayRetry(err):
 			return nil
