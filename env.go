@@ -137,11 +137,11 @@ func (p *parent) adopt(entries []*nametable.Entry, first uintptr) {
 		}
 	}
 	p.older = slices.DeleteFunc(p.older, func(e *elder) bool {
-		isComplete := e.ready != nil && e.verdict != nil
-		if !isComplete {
-			e.discard()
+		if e.ready != nil && e.verdict != nil {
+			return false
 		}
-		return !isComplete
+		e.discard()
+		return true
 	})
 }
 

@@ -241,7 +241,10 @@ type wrappingListener struct {
 
 func (l wrappingListener) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
-	return l.wrap(nc), err
+	if err != nil {
+		return nil, err
+	}
+	return l.wrap(nc), nil
 }
 
 // A connection that the Drainer cannot watch is served.

@@ -85,34 +85,26 @@ func (c sleepySocket) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// sleepySockets are a listener's connections.
-type sleepySockets struct {
-	net.Listener
-	accepted chan sleepySocket
-}
-
-func (l sleepySockets) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	c := sleepySocket{newSleepyConn(nc)}
-	l.accepted <- c
-	return c, nil
-}
-
 // A connection on which something waits to be read is not closed, although the grace is over.
 func TestUnreadIsNoSilence(t *testing.T) {
 	t.Parallel()
 	const grace = 10 * time.Millisecond
-	ln := sleepySockets{proctest.Opened[net.Listener](t)(net.Listen("unix", filepath.Join(proctest.SocketDir(t), "socket"))), make(chan sleepySocket, 1)}
+	accepted := make(chan sleepySocket, 1)
+	ln := wrappingListener{
+		proctest.Opened[net.Listener](t)(net.Listen("unix", filepath.Join(proctest.SocketDir(t), "socket"))),
+		func(nc net.Conn) net.Conn {
+			c := sleepySocket{newSleepyConn(nc)}
+			accepted <- c
+			return c
+		},
+	}
 	s := start(t, config{
 		handler: http.HandlerFunc(hello),
 		grace:   grace,
 		listen:  func() net.Listener { return ln },
 	})
 	c := newClient(t, proctest.Opened[net.Conn](t)(net.Dial("unix", s.addr)))
-	server := <-ln.accepted
+	server := <-accepted
 	c.get("/").more(t, "hello")
 	server.asleep.Store(true)
 	c.send(get("/"))

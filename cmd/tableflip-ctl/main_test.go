@@ -3,9 +3,6 @@
 package main
 
 import (
-	"errors"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,15 +24,9 @@ func TestCommand(t *testing.T) {
 		{[]string{"-nonsense"}, 1, "usage"},
 		{[]string{"-s", filepath.Join(t.TempDir(), "socket"), "status"}, 2, "socket"}, // nobody is there
 	} {
-		cmd := exec.Command(os.Args[0], test.arguments...)
-		cmd.Env = append(os.Environ(), proctest.Environment("command"))
-		output, err := cmd.CombinedOutput()
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		if got := cmd.ProcessState.ExitCode(); got != test.status || !strings.Contains(string(output), test.output) {
-			t.Errorf("%q: exit status %d, want %d\n%s", test.arguments, got, test.status, output)
+		status, stdout, stderr := proctest.Run(t, "command", test.arguments...)
+		if output := stdout + stderr; status != test.status || !strings.Contains(output, test.output) {
+			t.Errorf("%q: exit status %d, want %d\n%s", test.arguments, status, test.status, output)
 		}
 	}
 }

@@ -3,9 +3,6 @@
 package main
 
 import (
-	"errors"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -34,22 +31,15 @@ func TestCommand(t *testing.T) {
 		{"-- sh -c exit${IFS}7", 7, "", "status=7"},
 		{"-stop-timeout 1s -takeover-timeout 1s -pid-file / -quiet sh -c kill${IFS}-9${IFS}$$", 128 + 9, "", ""},
 	} {
-		cmd := exec.Command(os.Args[0], strings.Fields(test.arguments)...)
-		cmd.Env = append(os.Environ(), proctest.Environment("command"))
-		var stdout, stderr strings.Builder
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		var exit *exec.ExitError
-		if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
+		status, stdout, stderr := proctest.Run(t, "command", strings.Fields(test.arguments)...)
+		if status != test.status {
+			t.Errorf("%q: exit status %d, want %d\n%s", test.arguments, status, test.status, stderr)
 		}
-		if got := cmd.ProcessState.ExitCode(); got != test.status {
-			t.Errorf("%q: exit status %d, want %d\n%s", test.arguments, got, test.status, &stderr)
+		if stdout != test.stdout || !strings.Contains(stderr, test.stderr) {
+			t.Errorf("%q: output %q, %q", test.arguments, stdout, stderr)
 		}
-		if stdout.String() != test.stdout || !strings.Contains(stderr.String(), test.stderr) {
-			t.Errorf("%q: output %q, %q", test.arguments, &stdout, &stderr)
-		}
-		if strings.HasPrefix(test.arguments, "-quiet") && strings.Contains(stderr.String(), "INFO") {
-			t.Errorf("%q: not quiet: %s", test.arguments, &stderr)
+		if strings.HasPrefix(test.arguments, "-quiet") && strings.Contains(stderr, "INFO") {
+			t.Errorf("%q: not quiet: %s", test.arguments, stderr)
 		}
 	}
 }

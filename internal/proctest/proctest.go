@@ -187,6 +187,21 @@ func Arguments(role string, arguments ...string) []string {
 	return append([]string{os.Args[0], roleArgument + role}, arguments...)
 }
 
+// Run plays a role in a process of its own, whose arguments are the role's alone, and waits
+// for its end.
+func Run(t testing.TB, role string, arguments ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], arguments...)
+	cmd.Env = append(os.Environ(), Environment(role))
+	var output, log strings.Builder
+	cmd.Stdout, cmd.Stderr = &output, &log
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), output.String(), log.String()
+}
+
 // Arg returns the argument of this role, such as a path, names, or a variant.
 func Arg() string { return os.Getenv(argVariable) }
 
