@@ -32,7 +32,8 @@ import (
 // in parent.go.
 
 const (
-	// pipeGrace is how long a child that has exited gets to be noticed by its pipe.
+	// pipeGrace is how long a child that has exited gets to be noticed by its pipe, and
+	// how long a line that has begun gets to end.
 	pipeGrace = time.Second
 
 	// maxLine bounds what is read of a child that says no end of anything.
@@ -49,7 +50,7 @@ type child struct {
 	ready   *os.File
 	lines   *bufio.Reader // of ready
 	verdict *os.File
-	names   *os.File // nil without Options.Compat: the write end of what a child with the other library has as descriptor 4
+	names   *os.File // nil without Options.Compat, which Close permits: the write end of what a child with the other library has as descriptor 4
 
 	isUpstream bool // the child uses the other library
 	here       bool
@@ -177,9 +178,7 @@ func identifyPipes(t *nametable.Table, ready, verdict uintptr, verdictWrite *os.
 func (c *child) close() {
 	c.ready.Close()
 	c.verdict.Close()
-	if c.names != nil {
-		c.names.Close()
-	}
+	c.names.Close()
 	if c.announced != nil {
 		c.announced.Close()
 	}
@@ -660,8 +659,11 @@ func (c *child) hearLateHere() {
 	}
 }
 
-// unheard iterates over the lines that the child has said, without waiting.
+// unheard iterates over the lines that the child has said. It waits only for the end of
+// a line that has begun, and not for long.
 func (c *child) unheard(yield func(words []string) bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), pipeGrace)
+	defer cancel()
 	for {
 		readable := c.lines.Buffered() > 0
 		if !readable {
@@ -670,7 +672,7 @@ func (c *child) unheard(yield func(words []string) bool) {
 		if !readable {
 			return
 		}
-		if words, err := c.next(context.Background()); err != nil || !yield(words) {
+		if words, err := c.next(ctx); err != nil || !yield(words) {
 			return
 		}
 	}

@@ -3,8 +3,8 @@ package handovertest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -117,7 +117,7 @@ func TestListenAutobound(t *testing.T) {
 }
 
 func TestListenAbstract(t *testing.T) {
-	abstract := fmt.Sprintf("@tableflip test %d", os.Getpid())
+	abstract := fmt.Sprint("@tableflip test ", rand.Uint64())
 	path := filepath.Join(proctest.SocketDir(t), "s")
 	upg, s := NewParent(t, tableflip.Options{}, "answer-all",
 		proctest.WithArg("unix "+abstract+"\nunixpacket "+path+"\nunixgram "+abstract+" gram"))
@@ -147,7 +147,7 @@ func TestListenAbstract(t *testing.T) {
 // An abstract socket has no file, not even one that has its name.
 func TestSocketFileAbstract(t *testing.T) {
 	t.Chdir(proctest.SocketDir(t))
-	abstract := fmt.Sprintf("@tableflip test %d", os.Getpid())
+	abstract := fmt.Sprint("@tableflip test ", rand.Uint64())
 	proctest.Opened[net.Listener](t)(net.Listen("unix", "./"+abstract))
 	upg := NewUpgrader(t, tableflip.Options{})
 	ln := proctest.Opened[net.Listener](t)(upg.Listen("unix", abstract))

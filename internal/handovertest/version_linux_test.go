@@ -148,6 +148,7 @@ func TestVersionLastWords(t *testing.T) {
 	for _, test := range []struct{ name, words, says string }{
 		{"acknowledged", "echo; echo hello; echo acknowledged; echo bye", ""},
 		{"nothing", "echo; echo hello", "did not take charge"},
+		{"no end", "printf acknow", "did not take charge"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := step.AcknowledgeTimeout
@@ -160,7 +161,8 @@ func TestVersionLastWords(t *testing.T) {
 			proctest.During(t, step.AfterCommit, func() {
 				proctest.AwaitThat(t, "all is said", func() bool { return proctest.Exists(said) })
 			})
-			if err := upg.Upgrade(); (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
+			err := proctest.Within(t, "Upgrade", proctest.InBackground(upg.Upgrade))
+			if (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
 				t.Errorf("Upgrade: %v, want %q", err, test.says)
 			}
 		})
