@@ -436,15 +436,15 @@ func (c *child) leave(ctx context.Context) (exited bool) {
 // systems without pidfds.
 func (c *child) watch(ctx context.Context) (context.Context, func()) {
 	ctx, fail := context.WithCancelCause(ctx)
-	drains := c.leaves || c.isUndone
+	isUndone := c.isUndone
 	timer := time.AfterFunc(pipeGrace, func() {
 		select {
 		case <-c.process.Exited():
 			// One that succeeds may be a wrapper that has started the
 			// service in the background. The end of a wrapper is nothing to a
-			// service that drains, or was told to.
+			// service that was told to drain.
 			err := c.process.Err()
-			if c.isHere.Load() || !drains && err != nil && err != process.ErrStatusUnknown {
+			if c.isHere.Load() || !isUndone && err != nil && err != process.ErrStatusUnknown {
 				fail(errExited)
 			}
 		case <-ctx.Done():

@@ -3,3 +3,5 @@
 package supervise
 
 var HurryTimeout = &hurryTimeout
+
+var FlushTimeout = &flushTimeout

@@ -44,6 +44,7 @@ func superviseRole() {
 	flags.DurationVar(&s.TakeoverTimeout, "takeover", 0, "")
 	flags.StringVar(&s.PIDFile, "pid-file", "", "")
 	flags.DurationVar(supervise.HurryTimeout, "hurry", *supervise.HurryTimeout, "")
+	flags.DurationVar(supervise.FlushTimeout, "flush", *supervise.FlushTimeout, "")
 	flags.Parse(os.Args[2:])
 	s.Command = flags.Args()
 	status, err := s.Run()
@@ -87,12 +88,14 @@ func do(command, argument string) string {
 		notify(os.Getenv("NOTIFY_SOCKET"), argument, write)
 		write.Close()
 		proctest.Must(io.Copy(io.Discard, read))
-	case "spawn": // another like this, or "apart", in a group of its own
+	case "spawn": // another like this: "apart", in a group of its own; "unreaped", which nobody waits for
 		cmd := exec.Command(os.Args[0], os.Args[1:]...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: argument == "apart"}
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		proctest.Must(0, cmd.Start())
-		go cmd.Wait()
+		if argument != "unreaped" {
+			go cmd.Wait()
+		}
 	case "orphan":
 		return strings.TrimSpace(string(proctest.Must(exec.Command("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").Output())))
 	case "environment":
@@ -231,18 +234,18 @@ func (p *puppet) barrier() {
 	p.do("attach", "BARRIER=1")
 }
 
-// spawn starts a child like p, in p's group unless it is to be apart.
-func (p *puppet) spawn(b *bed, apart ...string) *puppet {
+// spawn starts a child like p.
+func (p *puppet) spawn(b *bed, how ...string) *puppet {
 	p.t.Helper()
-	p.do("spawn", apart...)
+	p.do("spawn", how...)
 	return b.next()
 }
 
 // upgrade starts a child, and hands over to it.
-func (p *puppet) upgrade(b *bed) *puppet {
+func (p *puppet) upgrade(b *bed, how ...string) *puppet {
 	p.t.Helper()
 	p.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
-	child := p.spawn(b)
+	child := p.spawn(b, how...)
 	p.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1\nSTATUS=", child.PID))
 	p.barrier()
 	return child

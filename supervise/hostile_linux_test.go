@@ -184,12 +184,7 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	b.log.Await("NOTIFY_SOCKET is not read")
 
 	// The last is what counts.
-	text := make([]byte, 1000)
-	outer.SetReadDeadline(time.Now().Add(proctest.Patience))
-	for !strings.HasPrefix(string(text), "STATUS=39\n") {
-		_, err := outer.Read(text)
-		proctest.OK(t, err)
-	}
+	outer.await("STATUS=39\n")
 
 	// Nor does it hold up the end.
 	fill(t, filler, "x")
@@ -198,6 +193,61 @@ func TestFullOuterSocketHoldsNothing(t *testing.T) {
 	}
 	main.Order("exit", "8")
 	b.wantStatus(8)
+}
+
+// The end waits for the last message.
+func TestLastMessageIsPassedOn(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	outer := newManager(b)
+	filler := proctest.Opened[*net.UnixConn](t)(net.DialUnix("unixgram", nil, &net.UnixAddr{Name: outer.address, Net: "unixgram"}))
+	fill(t, filler, "x")
+	cmd := supervisor([]string{"-flush", proctest.Patience.String()}, "puppet")
+	cmd.Env = append(os.Environ(), outer.environment())
+	b.start(cmd)
+	main := b.next()
+	main.do("notify", "STATUS=last")
+	main.barrier()
+	main.Order("exit", "8")
+	b.log.Await("msg=ended")
+	select {
+	case <-b.reaped:
+		t.Fatal("the supervisor has ended, and has not passed the last message on")
+	case <-time.After(50 * time.Millisecond):
+	}
+	outer.await("STATUS=last\n")
+	b.wantStatus(8)
+}
+
+// A message that was passed on leaves nothing behind.
+func TestPassingOnLeavesNoDescriptor(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	outer := newManager(b)
+	cmd := supervisor(nil, "puppet")
+	cmd.Env = append(os.Environ(), outer.environment())
+	b.start(cmd)
+	main := b.next()
+	passOn := func() int {
+		main.do("notify", "STATUS=x")
+		outer.await("STATUS=x\n")
+		return len(proctest.Must(os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.pid))))
+	}
+	limit := passOn() + 3 // because some are open for a moment
+	for range 10 {
+		passOn()
+	}
+	proctest.AwaitThat(t, fmt.Sprint("at most ", limit, " descriptors are open"), func() bool { return passOn() <= limit })
+}
+
+// The main process has ended, and its parent does not wait for it.
+func TestUnreapedHasEnded(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	first := b.next()
+	second := first.upgrade(b, "unreaped")
+	second.Order("die")
+	b.log.Await("main process ended", fmt.Sprint("pid=", second.PID))
 }
 
 // The main process has handed over, and could not say so.

@@ -13,8 +13,8 @@ import (
 // more.
 
 // flushTimeout is how long the end waits for records and messages that have not been
-// written yet.
-const flushTimeout = time.Second
+// written yet. Tests make it longer.
+var flushTimeout = time.Second
 
 // A journal writes records in a goroutine of its own, and drops records if too many wait.
 type journal struct {

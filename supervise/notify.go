@@ -68,8 +68,8 @@ func awaitReadable(file *os.File) error {
 		return err
 	}
 	return raw.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 && err == nil
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0
 	})
 }
 
@@ -92,12 +92,7 @@ func (n *notifySocket) receive() (m message, ok bool) {
 	}
 	var size, controlSize, flags int
 	_ = raw.Control(func(fd uintptr) {
-		for {
-			size, controlSize, flags, _, err = unix.Recvmsg(int(fd), text, control, 0)
-			if err != unix.EINTR {
-				return
-			}
-		}
+		size, controlSize, flags, _, err = unix.Recvmsg(int(fd), text, control, 0)
 	})
 	if err != nil {
 		return m, false
@@ -211,8 +206,6 @@ func (o *outer) send(text string) error {
 	}
 	defer unix.Close(fd)
 	unix.CloseOnExec(fd)
-	timeout := unix.NsecToTimeval(int64(5 * time.Second))
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	err = unix.Sendto(fd, []byte(text), 0, &unix.SockaddrUnix{Name: o.address})
 	return os.NewSyscallError("sendto", err)
 }

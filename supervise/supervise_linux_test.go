@@ -431,6 +431,17 @@ func (m manager) wantMessage(fields ...string) {
 	}
 }
 
+// await reads until there is a message that begins with this.
+func (m manager) await(prefix string) {
+	m.t.Helper()
+	text := make([]byte, 1000)
+	m.SetReadDeadline(time.Now().Add(proctest.Patience))
+	for !strings.HasPrefix(string(text), prefix) {
+		_, err := m.Read(text)
+		proctest.OK(m.t, err)
+	}
+}
+
 func TestPassesOn(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -186,3 +186,41 @@ func TestTrialLoggerStops(t *testing.T) {
 	}
 	proctest.Within(t, "Stop", parent.Exit())
 }
+
+// A child may say that it drains before it is told to, while nobody listens.
+func TestTrialStoppedUnheard(t *testing.T) {
+	before := step.AcknowledgeTimeout
+	step.AcknowledgeTimeout = 1 // so that only what is there already is heard
+	t.Cleanup(func() { step.AcknowledgeTimeout = before })
+	said, heard := filepath.Join(t.TempDir(), "said"), filepath.Join(t.TempDir(), "heard")
+	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; : >"` + said + `"; ` +
+		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	ctx, cancel := context.WithCancel(t.Context())
+	proctest.During(t, step.TrialBegun, func() {
+		proctest.AwaitThat(t, "it has said that it drains", func() bool { return proctest.Exists(said) })
+		cancel()
+		time.Sleep(20 * time.Millisecond) // most likely the upgrade knows by then; if not, it hears the child in time
+	})
+	if upg.UpgradeContext(ctx) == nil {
+		t.Fatal("the upgrade was neither cancelled nor refused")
+	}
+	upg.Stop()
+	proctest.AwaitThat(t, "it has heard that the service stops", func() bool {
+		content, _ := os.ReadFile(heard)
+		return string(content) == "abort\nstopping\n"
+	})
+}
+
+// A process that has drained on trial, and has closed its pipes, may have something left to do.
+func TestTrialEndsByItself(t *testing.T) {
+	done := filepath.Join(t.TempDir(), "done")
+	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; } >&3 <&4; exec 3>&- 4<&-; sleep 0.3; : >"` + done + `"`
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Fatalf("Upgrade returned %v", err)
+	}
+	proctest.AwaitThat(t, "it has ended by itself", func() bool { return proctest.Exists(done) })
+}

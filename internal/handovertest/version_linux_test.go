@@ -183,6 +183,36 @@ func TestVersionFailedLate(t *testing.T) {
 	}
 }
 
+// A child that was not committed can't take charge, even if it may still be there.
+func TestVersionUncommittedStays(t *testing.T) {
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell("echo here - >&3; cat <&4 >/dev/null & exit 1")})
+	proctest.OK(t, upg.Ready())
+	for range 2 {
+		if err := upg.Upgrade(); err == nil || !strings.HasSuffix(err.Error(), "exited before it was ready: exit status 1") {
+			t.Errorf("Upgrade: %v", err)
+		}
+	}
+}
+
+// What is wrong with the binary is said once.
+func TestVersionHint(t *testing.T) {
+	shell := proctest.Must(os.ReadFile("/bin/sh"))
+	for _, says := range []string{"", "echo here $$;"} {
+		binary := filepath.Join(t.TempDir(), "service")
+		proctest.OK(t, os.WriteFile(binary, shell, 0o755))
+		proctest.OK(t, os.WriteFile(binary+".new", shell[:1000], 0o755))
+		upg := NewUpgrader(t, tableflip.Options{Command: func(cmd *exec.Cmd) {
+			proctest.Shell(fmt.Sprintf("{ mv %[1]s.new %[1]s; %s exit 1; } >&3", binary, says))(cmd)
+			cmd.Path = binary
+		}})
+		proctest.OK(t, upg.Ready())
+		if err := upg.Upgrade(); err == nil || strings.Count(err.Error(), binary+" is incomplete") != 1 {
+			t.Errorf("after %q, Upgrade: %v", says, err)
+		}
+		upg.Stop()
+	}
+}
+
 // A child dies before it hears of its trial.
 func TestVersionTrialUnheard(t *testing.T) {
 	var child *exec.Cmd

@@ -69,6 +69,9 @@ func wantReused(t *testing.T, when string, reused []int) {
 		t.Errorf("%s: nothing was closed", when)
 	}
 	for _, fd := range reused {
+		if fd <= 2 { // where there is no descriptor, the number is 0
+			t.Errorf("%s: standard stream %d was closed", when, fd)
+		}
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			t.Errorf("%s: descriptor %d, which is another's by now, is closed", when, fd)
 		}
