@@ -66,6 +66,22 @@ func init() {
 	})
 }
 
+// Where /proc says nothing, no number is taken for a process that means several, or the
+// supervisor itself, or the first process.
+func TestForeignProcMainPID(t *testing.T) {
+	t.Parallel()
+	// The supervisor must not be the first process.
+	shell := []string{"-p", "-f", "sh", "-c", `"$@"; exit $?`, "sh"}
+	b := startUnshared(t, shell, superviseArguments(nil, "puppet"))
+	main := b.next()
+	for _, pid := range []string{main.do("parent"), "x", "-1", "0", "1", "4294967295"} {
+		main.do("notify", "MAINPID="+pid)
+		b.log.Await("ignored MAINPID", "no process of the service", "value="+pid)
+	}
+	main.Order("exit", "5")
+	b.wantStatus(5)
+}
+
 // To the supervisor, a process in another PID namespace has PID 0.
 func TestStrangerOfAnotherPIDNamespace(t *testing.T) {
 	t.Parallel()

@@ -24,10 +24,11 @@ import (
 // startPID1 starts the supervisor as process 1 of a new PID namespace.
 func startPID1(t *testing.T, flags []string, role string) *bed {
 	t.Helper()
-	return startUnshared(t, []string{"-p", "-f", "--mount-proc"}, flags, role)
+	return startUnshared(t, []string{"-p", "-f", "--mount-proc"}, superviseArguments(flags, role))
 }
 
-func startUnshared(t *testing.T, arguments, flags []string, role string) *bed {
+// startUnshared starts a command in new namespaces.
+func startUnshared(t *testing.T, arguments, command []string) *bed {
 	t.Helper()
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
@@ -37,7 +38,7 @@ func startUnshared(t *testing.T, arguments, flags []string, role string) *bed {
 		t.Skipf("needs to be allowed to create a PID namespace, as root is: %v: %s", err, output)
 	}
 	b := newBed(t)
-	b.start(exec.Command(unshare, append(arguments, superviseArguments(flags, role)...)...))
+	b.start(exec.Command(unshare, append(arguments, command...)...))
 	proctest.AwaitThat(t, "unshare has started it", func() bool {
 		pids := proctest.ChildrenOf(b.supervisor.Process.Pid)
 		if len(pids) == 1 {
@@ -64,7 +65,7 @@ func TestPID1UpgradesUnderLoad(t *testing.T) {
 // A /proc of another PID namespace says nothing.
 func TestPID1ForeignProc(t *testing.T) {
 	t.Parallel()
-	b := startUnshared(t, []string{"-p", "-f"}, nil, "puppet")
+	b := startUnshared(t, []string{"-p", "-f"}, superviseArguments(nil, "puppet"))
 	first := b.next()
 	second := first.upgrade(b)
 	first.Order("exit", "0")
