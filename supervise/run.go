@@ -41,8 +41,8 @@ const (
 const ignoredInterval = time.Minute
 
 // killTimeout is how long processes may take to die of SIGKILL. The kernel may not
-// let them, for example while a disk does not answer.
-const killTimeout = 5 * time.Second
+// let them, for example while a disk does not answer. Tests make it shorter.
+var killTimeout = 5 * time.Second
 
 var (
 	forwarded = []os.Signal{unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP}
