@@ -804,6 +804,5 @@ func (c *child) settle(ctx context.Context) (inCharge bool) {
 	// was suspended between its own last look for an abort and its acknowledgement, and
 	// goes on in this very moment.
 	c.close()
-	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }
