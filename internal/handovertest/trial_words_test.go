@@ -66,6 +66,18 @@ func TestTrialLog(t *testing.T) {
 	}
 }
 
+// The end of a child that has failed on trial is told, although Upgrade has waited for it.
+func TestTrialFailedEnds(t *testing.T) {
+	logger, log := proctest.NewLogger()
+	script := "{ echo here $$ trial; echo ready; read -r trial; echo failed no disk; } >&3 <&4"
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Logger: logger, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "no disk") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	log.Await(t, `msg="tableflip: ended"`)
+}
+
 // However often an upgrade has waited for its end, a process whose trial was undone is told
 // once to hurry: it may read nothing, and there is not room for ever.
 func TestTrialHurryOnce(t *testing.T) {
