@@ -577,9 +577,8 @@ func (c *child) awaitEnd() {
 		}
 	}
 	c.leave(context.Background())
-	if c.abort() != nil {
-		c.close()
-	}
+	_ = c.abort()
+	c.close() // abort has not if the process can't be killed
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort
