@@ -2,6 +2,8 @@
 
 package supervise
 
-var HurryTimeout = &hurryTimeout
-
-var FlushTimeout = &flushTimeout
+var (
+	HurryTimeout = &hurryTimeout
+	KillTimeout  = &killTimeout
+	FlushTimeout = &flushTimeout
+)

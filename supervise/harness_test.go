@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,6 +45,7 @@ func superviseRole() {
 	flags.DurationVar(&s.TakeoverTimeout, "takeover", 0, "")
 	flags.StringVar(&s.PIDFile, "pid-file", "", "")
 	flags.DurationVar(supervise.HurryTimeout, "hurry", *supervise.HurryTimeout, "")
+	flags.DurationVar(supervise.KillTimeout, "kill", *supervise.KillTimeout, "")
 	flags.DurationVar(supervise.FlushTimeout, "flush", *supervise.FlushTimeout, "")
 	flags.Parse(os.Args[2:])
 	s.Command = flags.Args()
@@ -95,6 +97,15 @@ func do(command, argument string) string {
 		proctest.Must(0, cmd.Start())
 		if argument != "unreaped" {
 			go cmd.Wait()
+		}
+	case "respawn": // an orphan like this, which gets this PID if it can
+		const script = `echo $(($0 - 1)) >/proc/sys/kernel/ns_last_pid; "$@" &`
+		cmd := exec.Command("sh", append([]string{"-c", script, argument}, os.Args...)...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		proctest.Must(0, cmd.Run())
+	case "outlive": // another, until somebody has waited for it
+		for pid := proctest.Must(strconv.Atoi(argument)); syscall.Kill(pid, 0) != syscall.ESRCH; {
+			time.Sleep(time.Millisecond) // a poll
 		}
 	case "orphan":
 		return strings.TrimSpace(string(proctest.Must(exec.Command("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").Output())))

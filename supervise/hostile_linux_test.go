@@ -38,9 +38,9 @@ func TestStrangerIsIgnored(t *testing.T) {
 		notify(address, claim)
 	}
 	b.keepsMain(main, other)
-	b.log.Await("ignored messages", "strangers")
-
+	messages := 1000
 	if os.Getuid() == 0 {
+		messages++
 		stranger := command(proctest.Arguments("stranger", address, claim))
 		if output, err := stranger.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, output)
@@ -52,11 +52,87 @@ func TestStrangerIsIgnored(t *testing.T) {
 	other.Order("exit", "0")
 	other.AwaitEnd()
 	main.Order("exit", "0")
-	b.log.Await("msg=ended")
-	// The first, and the rest.
-	if n := b.log.Count("ignored messages"); n != 2 {
-		t.Errorf("logged %d times", n)
+	b.wantIgnored(messages)
+}
+
+// wantIgnored waits for the end, until when so many messages must have been ignored. The
+// log tells of the first, and of the rest.
+func (b *bed) wantIgnored(messages int) {
+	b.t.Helper()
+	count := func() (n int) {
+		_, text, _ := strings.Cut(b.log.Await("ignored messages", "strangers"), "count=")
+		fmt.Sscan(text, &n)
+		return n
 	}
+	first, rest := count(), count()
+	b.log.Await("msg=ended")
+	if first != 1 || rest != messages-1 || b.log.Count("ignored messages") != 2 {
+		b.t.Errorf("ignored %d messages, and then %d, want 1 and %d", first, rest, messages-1)
+	}
+}
+
+// The main process cannot hand over to one that is not the service's.
+func TestStrangerIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	other := main.spawn(b)
+	main.do("notify", fmt.Sprint("MAINPID=", startSleeper(b)))
+	b.keepsMain(main, other)
+	b.log.Await("ignored MAINPID", "no process of the service")
+}
+
+// Where /proc says nothing, no number is taken for a process that means several, or the
+// supervisor itself, or the first process.
+func TestForeignProcMainPID(t *testing.T) {
+	t.Parallel()
+	// The supervisor must not be the first process.
+	shell := []string{"-p", "-f", "sh", "-c", `"$@"; exit $?`, "sh"}
+	b := startUnshared(t, shell, superviseArguments(nil, "puppet"))
+	main := b.next()
+	for _, pid := range []string{main.do("parent"), "x", "-1", "0", "1", "4294967295"} {
+		main.do("notify", "MAINPID="+pid)
+		b.log.Await("ignored MAINPID", "no process of the service", "value="+pid)
+	}
+	main.Order("exit", "5")
+	b.wantStatus(5)
+}
+
+// While the main process lives, nobody hands over for it, not even for later.
+func TestOnlyClaimsOfOwnCount(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	child := main.spawn(b)
+	part := main.spawn(b)
+	next := part.spawn(b)
+	part.do("notify", fmt.Sprint("MAINPID=", next.PID))
+	part.barrier()
+	main.Order("die")
+	b.log.Await("waiting for a new main process")
+	child.do("notify", fmt.Sprint("MAINPID=", child.PID))
+	b.keepsMain(child, next)
+}
+
+// Of those who claim to be the main process again and again, some claims count.
+func TestClaimsAreLimited(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	child := main.spawn(b)
+	other := main.spawn(b)
+	for range 20 {
+		other.do("notify", fmt.Sprint("MAINPID=", other.PID))
+	}
+	other.barrier()
+	other.Order("exit", "0")
+	awaitNobody(t, other.PID)
+	main.Order("die")
+	b.log.Await("waiting for a new main process")
+	child.Order("exit", "0")
+	b.wantIgnored(16) // because the process has ended
 }
 
 func init() {
@@ -362,22 +438,31 @@ func TestPID1Crash(t *testing.T) {
 
 func TestStopWaitsForDraining(t *testing.T) {
 	t.Parallel()
-	b := startBed(t, []string{"-hurry", "1ms"}, "puppet")
-	first := b.next()
-	second := first.upgrade(b)
-	b.signal(syscall.SIGTERM)
-	second.wantSignals("SIGTERM")
-	second.Order("exit", "0")
-	b.log.Await("waiting for what is left")
-	for began := time.Now(); time.Since(began) < 50*time.Millisecond; {
-		first.barrier()
-	}
-	first.wantNoMoreSignals()
-	first.Order("exit", "0")
-	first.AwaitEnd()
-	b.log.Await("msg=ended")
-	if n := b.log.Count("not waiting"); n != 0 {
-		t.Error("it has not waited")
+	for name, stop := range map[string]func(*bed, *puppet){
+		"told": func(b *bed, main *puppet) {
+			b.signal(syscall.SIGTERM)
+			main.wantSignals("SIGTERM")
+		},
+		"stops": func(_ *bed, main *puppet) { main.do("notify", "STOPPING=1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBed(t, []string{"-hurry", "1ms"}, "puppet")
+			first := b.next()
+			second := first.upgrade(b)
+			stop(b, second)
+			second.Order("exit", "0")
+			b.log.Await("waiting for what is left")
+			for began := time.Now(); time.Since(began) < 50*time.Millisecond; {
+				first.barrier()
+			}
+			first.wantNoMoreSignals()
+			first.Order("exit", "0")
+			first.AwaitEnd()
+			b.log.Await("msg=ended")
+			if n := b.log.Count("not waiting"); n != 0 {
+				t.Error("it has not waited")
+			}
+		})
 	}
 }
 

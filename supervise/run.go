@@ -41,8 +41,8 @@ const (
 const ignoredInterval = time.Minute
 
 // killTimeout is how long processes may take to die of SIGKILL. The kernel may not
-// let them, for example while a disk does not answer.
-const killTimeout = 5 * time.Second
+// let them, for example while a disk does not answer. Tests make it shorter.
+var killTimeout = 5 * time.Second
 
 var (
 	forwarded = []os.Signal{unix.SIGHUP, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP}
@@ -246,10 +246,7 @@ func (v *supervision) reap() {
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if pid <= 0 || err != nil {
+		if pid <= 0 {
 			v.children = err == nil
 			break
 		}
@@ -285,21 +282,17 @@ func (v *supervision) heed(m message) {
 	}
 	fromMain := !tellsSender || m.pid == v.main
 	if value := m.field("MAINPID"); value != "" {
-		pid, watch, ok := v.find(value)
-		followed := false
-		defer func() {
-			if !followed {
-				watch.close()
-			}
-		}()
-		switch {
-		case !ok:
-			v.log.warn("ignored MAINPID, which is no process of the service", "value", value)
-			return
-		case v.phase > abandoned:
+		if v.phase > abandoned {
 			v.log.warn("ignored MAINPID, which comes too late", "value", value)
 			return
-		case !fromMain && v.phase == running:
+		}
+		pid, watch, ok := v.find(value)
+		if !ok {
+			v.log.warn("ignored MAINPID, which is no process of the service", "value", value)
+			return
+		}
+		if !fromMain && v.phase == running {
+			watch.close()
 			// Something else in the service may upgrade itself by the same means.
 			// But an orphan sees its parent's descriptors closed before this
 			// process can see its end.
@@ -309,9 +302,7 @@ func (v *supervision) heed(m message) {
 			}
 			return
 		}
-		followed = true
-		// Who names itself has lost its parent, whose end may not be known yet.
-		v.follow(pid, watch, v.phase == running && m.pid != pid)
+		v.follow(pid, watch)
 		fromMain = fromMain || m.pid == pid
 	}
 	if !fromMain {
@@ -336,10 +327,10 @@ func (v *supervision) heed(m message) {
 	v.outer.passOn(m)
 }
 
-// fromService reports whether a process of the service has sent the message. A known
+// fromService reports whether a process of the service has sent the message. The main
 // process counts even if its parent has waited for it since.
 func (v *supervision) fromService(m message) bool {
-	return !tellsSender || m.pid != 0 && (m.pid == v.main || v.former[m.pid] || v.exists(m.pid))
+	return !tellsSender || m.pid == v.main || v.exists(m.pid)
 }
 
 // ignore counts a message that was ignored. Anyone may send many, so not each is logged.
@@ -361,18 +352,21 @@ func (v *supervision) logIgnored() {
 // find parses a PID, and reports whether it is a process of the service. It watches the
 // process first, so that the check is about the process that is watched.
 func (v *supervision) find(text string) (pid int, w *watch, ok bool) {
-	pid, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil || pid <= 1 {
+	// In 32 bits, which is all that the kernel looks at: 4294967295 would be -1, everyone.
+	parsed, _ := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
+	pid = int(parsed)
+	w, _ = watchProcess(pid)
+	if !v.exists(pid) {
+		w.close()
 		return 0, nil, false
 	}
-	w, _ = watchProcess(pid)
-	return pid, w, v.exists(pid)
+	return pid, w, true
 }
 
 // follow makes pid the main process, to which the old one has handed over, or which
 // takes over from a dead one.
-func (v *supervision) follow(pid int, w *watch, handedOver bool) {
-	if pid == v.main && v.phase == running {
+func (v *supervision) follow(pid int, w *watch) {
+	if pid == v.main {
 		w.close()
 		return
 	}
@@ -380,9 +374,7 @@ func (v *supervision) follow(pid int, w *watch, handedOver bool) {
 	maps.DeleteFunc(v.former, func(pid int, _ bool) bool { return !v.exists(pid) })
 	if v.phase == running {
 		v.former[v.main] = true
-	}
-	if handedOver {
-		// The old process obeyed the other signals. These no longer stop the service.
+		// It has handed over, and obeyed the other signals. These no longer stop the service.
 		v.duringUpgrade = slices.DeleteFunc(v.duringUpgrade, func(sig unix.Signal) bool {
 			return !slices.Contains(stopping, sig)
 		})
@@ -424,24 +416,20 @@ func (v *supervision) mainEnded() bool {
 func (v *supervision) lost() {
 	v.log.info("main process ended", "pid", v.main)
 	if pid, w, ok := v.fromPIDFile(); ok {
-		v.follow(pid, w, true)
+		v.follow(pid, w)
 		return
 	}
 	if v.upgrading && v.maySucceed() {
 		v.phase, v.deadline = abandoned, time.After(v.TakeoverTimeout)
 		v.log.info("waiting for a new main process")
-		claims := v.claims
-		v.claims = nil
-		for _, m := range claims {
-			if v.phase == abandoned {
-				v.heed(m)
-			}
+		for _, m := range v.claims { // of those that still live, the first takes over
+			v.heed(m)
 		}
 		return
 	}
 	if pid, w, ok := v.unannounced(); ok {
 		v.log.error("following a process that nobody has announced: it must keep NOTIFY_SOCKET and the network namespace", "pid", pid)
-		v.follow(pid, w, true)
+		v.follow(pid, w)
 		return
 	}
 	v.end()
@@ -449,16 +437,13 @@ func (v *supervision) lost() {
 
 // fromPIDFile returns the process that the PID file names, if it is another.
 func (v *supervision) fromPIDFile() (pid int, w *watch, ok bool) {
-	if v.PIDFile == "" {
-		return 0, nil, false
-	}
-	content, _ := os.ReadFile(v.PIDFile) // no PID if it can't be read
+	content, _ := os.ReadFile(v.PIDFile) // no PID if it can't be read, or if there is none
 	pid, w, ok = v.find(string(content))
-	if !ok || pid == v.main {
+	if pid == v.main {
 		w.close()
 		return 0, nil, false
 	}
-	return pid, w, true
+	return pid, w, ok
 }
 
 // unannounced returns the process that serves although the main process has ended unasked,
@@ -468,15 +453,7 @@ func (v *supervision) unannounced() (pid int, w *watch, ok bool) {
 		return 0, nil, false
 	}
 	left, _ := descendants()
-	pid, ok = findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] }))
-	if ok {
-		pid, w, ok = v.find(strconv.Itoa(pid))
-	}
-	if !ok {
-		w.close()
-		return 0, nil, false
-	}
-	return pid, w, true
+	return v.find(strconv.Itoa(findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] }))))
 }
 
 // maySucceed reports whether there is a process that may take over.
@@ -528,7 +505,6 @@ func (v *supervision) end() {
 
 // expire is called when a phase has taken too long.
 func (v *supervision) expire() {
-	v.deadline = nil
 	switch v.phase {
 	case abandoned:
 		v.log.warn("nobody took over in time")
@@ -615,8 +591,8 @@ func (v *supervision) exitStatus() int {
 
 // isSupervised reports whether the process descends from a supervisor.
 func isSupervised() bool {
-	supervisor, err := strconv.Atoi(os.Getenv(supervisorVariable))
-	return err == nil && supervisor > 0 && isAncestor(supervisor)
+	supervisor, _ := strconv.Atoi(os.Getenv(supervisorVariable))
+	return supervisor > 0 && isAncestor(supervisor)
 }
 
 // adopt prepares a process of the service that calls Self: it does what its supervisor

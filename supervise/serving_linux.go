@@ -13,17 +13,17 @@ import (
 
 // findServer returns the process that clients can reach by a socket of its own. If there
 // are several, it ignores those that another of them has started, and returns the one that
-// was started last.
-func findServer(pids []int) (server int, ok bool) {
+// was started last. If there is none, it returns 0.
+func findServer(pids []int) (server int) {
 	serving := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return !serves(pid) })
 	var newest uint64
 	for _, pid := range serving {
 		s := statOf(pid)
 		if !slices.Contains(serving, s.parent) && s.started >= newest {
-			server, newest, ok = pid, s.started, true
+			server, newest = pid, s.started
 		}
 	}
-	return server, ok
+	return server
 }
 
 // serves reports whether the process has a socket that listens, or a UDP socket

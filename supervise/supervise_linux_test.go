@@ -24,10 +24,11 @@ import (
 // startPID1 starts the supervisor as process 1 of a new PID namespace.
 func startPID1(t *testing.T, flags []string, role string) *bed {
 	t.Helper()
-	return startUnshared(t, []string{"-p", "-f", "--mount-proc"}, flags, role)
+	return startUnshared(t, []string{"-p", "-f", "--mount-proc"}, superviseArguments(flags, role))
 }
 
-func startUnshared(t *testing.T, arguments, flags []string, role string) *bed {
+// startUnshared starts a command in new namespaces.
+func startUnshared(t *testing.T, arguments, command []string) *bed {
 	t.Helper()
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
@@ -37,7 +38,7 @@ func startUnshared(t *testing.T, arguments, flags []string, role string) *bed {
 		t.Skipf("needs to be allowed to create a PID namespace, as root is: %v: %s", err, output)
 	}
 	b := newBed(t)
-	b.start(exec.Command(unshare, append(arguments, superviseArguments(flags, role)...)...))
+	b.start(exec.Command(unshare, append(arguments, command...)...))
 	proctest.AwaitThat(t, "unshare has started it", func() bool {
 		pids := proctest.ChildrenOf(b.supervisor.Process.Pid)
 		if len(pids) == 1 {
@@ -64,13 +65,54 @@ func TestPID1UpgradesUnderLoad(t *testing.T) {
 // A /proc of another PID namespace says nothing.
 func TestPID1ForeignProc(t *testing.T) {
 	t.Parallel()
-	b := startUnshared(t, []string{"-p", "-f"}, nil, "puppet")
+	b := startForeignProc(t, nil)
 	first := b.next()
 	second := first.upgrade(b)
 	first.Order("exit", "0")
 	first.AwaitEnd()
 	second.Order("exit", "9")
 	b.wantStatus(9)
+}
+
+func startForeignProc(t *testing.T, flags []string) *bed {
+	t.Helper()
+	return startUnshared(t, []string{"-p", "-f"}, superviseArguments(flags, "puppet"))
+}
+
+// What is left gets its signal, and has its time.
+func TestForeignProcCrash(t *testing.T) {
+	t.Parallel()
+	b := startForeignProc(t, []string{"-stop", "1h", "-hurry", "1ms"})
+	main := b.next()
+	helper := main.spawn(b)
+	main.Order("exit", "3")
+	helper.wantSignals("SIGTERM")
+	for began := time.Now(); time.Since(began) < 50*time.Millisecond; {
+		helper.barrier()
+	}
+	helper.Order("exit", "0")
+	b.wantStatus(3)
+}
+
+func TestForeignProcTakeoverByNobody(t *testing.T) {
+	t.Parallel()
+	b := startForeignProc(t, []string{"-takeover", "1h"})
+	main := b.next()
+	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.Order("exit", "3")
+	b.wantStatus(3)
+}
+
+// A process is not taken for its own supervisor.
+func TestForeignProcSelf(t *testing.T) {
+	t.Parallel()
+	b := startUnshared(t, []string{"-p", "-f"}, proctest.Arguments("self"))
+	main := b.next()
+	if got := main.do("environment", "TABLEFLIP_SUPERVISOR"); got != "1" {
+		t.Errorf("supervisor %q, want 1", got)
+	}
+	main.Order("exit", "4")
+	b.wantStatus(4)
 }
 
 func TestPID1ExitStatus(t *testing.T) {
@@ -191,6 +233,7 @@ func TestWhatIsLeftIsStopped(t *testing.T) {
 	second.Order("exit", "3")
 	helper.wantSignals("SIGTERM")
 	first.wantNoMoreSignals()
+	b.signal(syscall.SIGHUP) // means nothing to what is left
 	b.signal(syscall.SIGTERM)
 	first.wantSignals("SIGTERM")
 	helper.wantSignals("SIGTERM")
@@ -210,6 +253,93 @@ func TestWhatDoesNotStopIsKilled(t *testing.T) {
 	b.wantStatus(3)
 }
 
+// An older generation is killed if the service was told to stop, not if it has crashed.
+func TestOlderGenerationIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, told := range []bool{true, false} {
+		t.Run(fmt.Sprint("told to stop: ", told), func(t *testing.T) {
+			t.Parallel()
+			b := startBed(t, []string{"-stop", "10ms", "-hurry", "1ms"}, "puppet")
+			first := b.next()
+			second := first.upgrade(b)
+			stray := second.spawn(b)
+			if told {
+				b.signal(syscall.SIGTERM)
+				second.wantSignals("SIGTERM")
+			}
+			second.Order("exit", "3")
+			stray.AwaitEnd()
+			b.log.Await("msg=ended")
+			if told {
+				first.AwaitEnd()
+			} else {
+				first.wantNoMoreSignals()
+			}
+		})
+	}
+}
+
+// A zombie stays as long as somebody traces it.
+func TestWhatCannotBeKilled(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, []string{"-stop", "1ms", "-kill", "1ms"}, "puppet")
+	main := b.next()
+	helper := main.spawn(b)
+	trace(t, helper.PID)
+	b.signal(syscall.SIGTERM)
+	main.wantSignals("SIGTERM")
+	main.Order("exit", "3")
+	b.log.Await("can't kill what is left")
+	b.wantStatus(3)
+}
+
+// trace traces a process until the end of the test.
+func trace(t *testing.T, pid int) {
+	t.Helper()
+	traced, done := make(chan error, 1), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the tracer, which ends with this goroutine
+		traced <- unix.PtraceSeize(pid)
+		<-done
+	}()
+	t.Cleanup(func() { close(done) })
+	if err := <-traced; errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
+		t.Skipf("needs to be allowed to trace its own processes: %v", err)
+	} else {
+		proctest.OK(t, err)
+	}
+}
+
+// A PID that was a main process's is nobody's in particular when another process has got it.
+func TestPIDIsUsedAgain(t *testing.T) {
+	t.Parallel()
+	for _, reaps := range []string{"supervisor", "older generation"} {
+		t.Run(reaps, func(t *testing.T) {
+			t.Parallel()
+			b := startPID1(t, nil, "puppet")
+			first := b.next()
+			former := first.upgrade(b) // because first's PID is that of the process group, too
+			if reaps == "supervisor" {
+				first.Order("exit", "0")
+				former.do("outlive", strconv.Itoa(first.PID))
+			}
+			main := former.upgrade(b)
+			former.Order("exit", "0")
+			main.do("outlive", strconv.Itoa(former.PID))
+			if reaps != "supervisor" {
+				main = main.upgrade(b) // when the supervisor looks who is left
+			}
+			main.do("respawn", strconv.Itoa(former.PID))
+			helper := b.next()
+			if helper.PID != former.PID {
+				t.Skipf("got the PID %d, wanted %d", helper.PID, former.PID)
+			}
+			main.Order("exit", "0")
+			helper.wantSignals("SIGTERM")
+		})
+	}
+}
+
 func TestTakeoverByNobody(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, []string{"-takeover", "1h"}, "puppet")
@@ -219,8 +349,11 @@ func TestTakeoverByNobody(t *testing.T) {
 	third := second.spawn(b)
 	second.Order("exit", "3")
 	b.log.Await("waiting for a new main process")
+	b.signal(syscall.SIGTERM)
+	b.log.Await("holding", "SIGTERM")
 	third.Order("exit", "0") // no other process is left that could
 	b.log.Await("nobody is left")
+	first.wantSignals("SIGTERM")
 	first.Order("exit", "0")
 	first.AwaitEnd()
 	b.log.Await("msg=ended")
@@ -303,6 +436,31 @@ func openSockets(t *testing.T, pid int) map[string]bool {
 	return sockets
 }
 
+// A PID file may name a main process that has ended, and is there still.
+func TestPIDFileOpensNoDescriptors(t *testing.T) {
+	t.Parallel()
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	b := startBed(t, []string{"-pid-file", pidFile}, "puppet")
+	first := b.next()
+	second := first.upgrade(b, "unreaped")
+	proctest.OK(t, os.WriteFile(pidFile, fmt.Append(nil, second.PID), 0o644))
+	second.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	third := second.spawn(b)
+	second.Order("die")
+	b.log.Await("waiting for a new main process")
+	third.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1", third.PID))
+	third.barrier()
+	proctest.AwaitThat(t, "one process is watched", func() bool {
+		watched := 0
+		for _, file := range proctest.OpenFiles(t, b.pid) {
+			if strings.Contains(file, "pidfd") {
+				watched++
+			}
+		}
+		return watched == 1
+	})
+}
+
 func brokenProgram(t *testing.T) string {
 	t.Helper()
 	broken := filepath.Join(t.TempDir(), "broken")
@@ -360,6 +518,21 @@ func init() {
 	})
 }
 
+// A program whose service Self could not start goes on.
+func TestSelfNotStarted(t *testing.T) {
+	status, output, stderr := proctest.Run(t, "self-goes-on", brokenProgram(t))
+	if status != 0 || !strings.Contains(output, "can't start the service") {
+		t.Errorf("exit status %d, %q, %q", status, output, stderr)
+	}
+}
+
+func init() {
+	proctest.Role("self-goes-on", func() {
+		os.Args[0] = os.Args[1]
+		fmt.Println(supervise.Self())
+	})
+}
+
 // Messages count that a process sent before it died.
 func TestLastWords(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "pid")
@@ -377,13 +550,35 @@ func TestLastWords(t *testing.T) {
 			proctest.Suspend(t, b.pid)
 			proctest.OK(t, handOver(first, second))
 			first.Order("exit", "0")
-			proctest.AwaitThat(t, "it has ended", func() bool { return proctest.IsZombie(first.PID) })
+			first.AwaitEnd()
 			second.Order("exit", "9")
-			proctest.AwaitThat(t, "it has ended", func() bool { return proctest.IsZombie(second.PID) })
+			second.AwaitEnd()
 			b.signal(syscall.SIGCONT)
 			b.wantStatus(9)
 		})
 	}
+}
+
+// The messages of a main process count that its parent has waited for since.
+func TestLastWordsOfAGrandchild(t *testing.T) {
+	t.Parallel()
+	b := startBed(t, nil, "puppet")
+	first := b.next()
+	second := first.upgrade(b)
+	proctest.Suspend(t, b.pid)
+	second.do("notify", "STOPPING=1")
+	second.Order("exit", "0")
+	awaitNobody(t, second.PID)
+	b.signal(syscall.SIGCONT)
+	b.log.Await("msg=stopping", fmt.Sprint("pid=", second.PID))
+	first.Order("exit", "0")
+	b.wantStatus(0)
+}
+
+// awaitNobody waits until a process has been waited for.
+func awaitNobody(t *testing.T, pid int) {
+	t.Helper()
+	proctest.AwaitThat(t, "it has been waited for", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
 func TestLogIsNotRead(t *testing.T) {
@@ -521,6 +716,23 @@ func TestSocketActivationOfAnother(t *testing.T) {
 	b.start(command(append(arguments, proctest.Arguments("self")...)))
 	if got := b.next().do("environment", "LISTEN_PID"); got != "1" {
 		t.Errorf("LISTEN_PID=%s, want 1", got)
+	}
+}
+
+// The supervisor closes no sockets that are not its own by LISTEN_PID.
+func TestSocketActivationOfNobody(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=1 exec "$0" "$@"`}, superviseArguments(nil, "puppet")...)...)
+	file := proctest.Opened[*os.File](t)(os.CreateTemp(b.dir, ""))
+	cmd.ExtraFiles = []*os.File{file}
+	b.start(cmd)
+	main := b.next()
+	if got := main.do("environment", "LISTEN_PID"); got != "1" {
+		t.Errorf("LISTEN_PID=%s, want 1", got)
+	}
+	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/3", b.pid)); got != file.Name() {
+		t.Errorf("the supervisor has closed what is not for it: %s, %v", got, err)
 	}
 }
 

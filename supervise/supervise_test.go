@@ -85,6 +85,9 @@ func TestSignalsGoToTheMainProcess(t *testing.T) {
 	if n := b.log.Count("NOTIFY_SOCKET"); n != 0 {
 		t.Error("without a NOTIFY_SOCKET of its own, the supervisor has passed something on")
 	}
+	if n := b.log.Count("ignored messages"); n != 0 {
+		t.Error("the supervisor has ignored something")
+	}
 }
 
 func TestFailedUpgradeChangesNothing(t *testing.T) {
@@ -122,8 +125,19 @@ func TestStopInAnUpgrade(t *testing.T) {
 	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
 	b.signal(syscall.SIGTERM)
 	main.wantSignals("SIGTERM")
+	b.signal(syscall.SIGHUP) // which changes nothing
+	main.wantSignals("SIGHUP")
 	main.Order("exit", "0")
 	b.wantStatus(0)
+}
+
+// Who has said that it stops may still fail.
+func TestStopFails(t *testing.T) {
+	b := startBed(t, nil, "puppet")
+	main := b.next()
+	main.do("notify", "STOPPING=1")
+	main.Order("exit", "5")
+	b.wantStatus(5)
 }
 
 // A main process that says that it is the main one has not handed over.
@@ -201,6 +215,23 @@ func TestTakeover(t *testing.T) {
 	if n := b.log.Count("msg=forwarded signal=SIGHUP"); n != 1 {
 		t.Errorf("forwarded %d times", n)
 	}
+}
+
+// The old process may not have obeyed the signals that it got during the upgrade.
+func TestTakeoverOfSignals(t *testing.T) {
+	b := startBed(t, nil, "puppet")
+	first := b.next()
+	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	second := first.spawn(b)
+	b.signal(syscall.SIGHUP)
+	first.wantSignals("SIGHUP")
+	b.signal(syscall.SIGCONT)
+	first.wantSignals("SIGCONT") // which is over
+	first.Order("die")
+	b.log.Await("waiting for a new main process")
+	second.do("notify", fmt.Sprintf("MAINPID=%d", second.PID))
+	second.wantSignals("SIGHUP")
+	second.wantNoMoreSignals()
 }
 
 func TestTakeoverThatDoesNotHappen(t *testing.T) {

@@ -37,7 +37,7 @@ func isDescendant(pid int) bool             { return unix.Kill(pid, 0) == nil }
 func isAncestor(pid int) bool               { return unix.Kill(pid, 0) == nil }
 func descendants() (pids []int, known bool) { return nil, false }
 
-func findServer([]int) (server int, ok bool)          { return 0, false }
+func findServer([]int) (server int)                   { return 0 }
 func signalDescendant(pid int, sig unix.Signal) error { return unix.Kill(pid, sig) }
 func ownProgram() (string, error)                     { return os.Executable() }
 

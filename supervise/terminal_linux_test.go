@@ -367,6 +367,9 @@ func TestShellJobStopsOnce(t *testing.T) {
 	first.AwaitEnd()                  // the others are the supervisor's children now
 	proctest.Suspend(t, stranger.PID) // whose group is not the service's
 	second.barrier()
+	if group, err := unix.Getpgid(second.PID); c.foreground() != group {
+		t.Errorf("group %d has the terminal, not the service's, %d: %v", c.foreground(), group, err)
+	}
 	proctest.Kill(t, second.PID, syscall.SIGSTOP)
 	proctest.AwaitStop(c.t, c.pid)
 	proctest.Kill(t, helper.PID, syscall.SIGSTOP)
