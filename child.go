@@ -538,8 +538,8 @@ func (c *child) tryOut(ctx context.Context, trial time.Duration) error {
 }
 
 // undo tells a child on trial that it will not be put in charge, and reports whether it has
-// heard that, and drains. Otherwise it is to be aborted.
-func (c *child) undo() (drains bool) {
+// heard that or left by itself, and drains or has ended. Otherwise it is to be aborted.
+func (c *child) undo() (leaves bool) {
 	if !c.onTrial || c.committed && !c.leaves {
 		return false // it does not serve, or does not react
 	}
@@ -559,7 +559,7 @@ func (c *child) undo() (drains bool) {
 	if !c.leaves { // it may have said so while this process was suspended
 		_ = c.orReason(ctx, nil)
 	}
-	return c.leaves && (!c.isHere.Load() || !isClosed(c.process.Exited()))
+	return c.leaves
 }
 
 // hurry tells a child that drains, because its trial was undone, that its place is needed.
@@ -577,9 +577,8 @@ func (c *child) awaitEnd() {
 		}
 	}
 	c.leave(context.Background())
-	if c.abort() != nil {
-		c.close()
-	}
+	_ = c.abort()
+	c.close() // abort has not if the process can't be killed
 }
 
 // commit puts the child in charge. After an error it may be all the same, until abort
@@ -804,6 +803,5 @@ func (c *child) settle(ctx context.Context) (inCharge bool) {
 	// was suspended between its own last look for an abort and its acknowledgement, and
 	// goes on in this very moment.
 	c.close()
-	c.process.Exited() // so that it is no zombie once it ends
 	return false
 }

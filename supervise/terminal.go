@@ -54,6 +54,9 @@ func (t *terminal) follow(group int) {
 	if t == nil {
 		return
 	}
+	// What the supervisor logs from the background must not stop it, see tostop in
+	// stty(1). It starts no process from here on, which would inherit that.
+	signal.Ignore(unix.SIGTTOU)
 	before := t.group
 	t.group = group
 	if now := t.foreground(); now != group && (now == before || now == t.own) {
@@ -71,12 +74,12 @@ func (t *terminal) leave() {
 	if now := t.foreground(); now == t.group || unix.Kill(-now, 0) == unix.ESRCH {
 		t.give(t.own)
 	}
+	signal.Reset(unix.SIGTTOU)
 }
 
 func (t *terminal) give(group int) {
 	// A process in the background is stopped for it otherwise, see tcsetpgrp(3).
 	signal.Ignore(unix.SIGTTOU)
-	defer signal.Reset(unix.SIGTTOU)
 	_ = unix.IoctlSetPointerInt(0, unix.TIOCSPGRP, group)
 }
 

@@ -268,6 +268,24 @@ func TestShellJob(t *testing.T) {
 	c.log.Await("status 5")
 }
 
+// A terminal can stop who writes to it from the background.
+func TestShellJobLogs(t *testing.T) {
+	t.Parallel()
+	c := startShell(t, superviseArguments(nil, "puppet"), "")
+	first := c.next()
+	c.ioctl(func(fd int) (int, error) {
+		modes, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err == nil {
+			modes.Lflag |= unix.TOSTOP
+			err = unix.IoctlSetTermios(fd, unix.TCSETS, modes)
+		}
+		return 0, err
+	})
+	second := first.upgrade(c.bed)
+	c.log.Await("new main process", fmt.Sprint("pid=", second.PID))
+	second.barrier()
+}
+
 func TestShellJobInTheBackground(t *testing.T) {
 	t.Parallel()
 	c := startShell(t, superviseArguments(nil, "puppet"), "")

@@ -28,12 +28,15 @@ func TestPipeWithoutDescriptors(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := descriptor.Pipe()
+	_, _, pipeErr := descriptor.Pipe()
+	_, scratchErr := new(descriptor.Scratch).File(1)
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
 	}
-	if !errors.Is(err, unix.EMFILE) {
-		t.Errorf("got %v", err)
+	for _, err := range []error{pipeErr, scratchErr} {
+		if !errors.Is(err, unix.EMFILE) {
+			t.Errorf("got %v", err)
+		}
 	}
 	for _, fd := range []uintptr{0, uintptr(free)} {
 		if isOpen(fd) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -64,6 +65,18 @@ func TestTrialLog(t *testing.T) {
 	if err := proctest.Within(t, "Upgrade", result); err == nil || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("Upgrade returned %v", err)
 	}
+}
+
+// The end of a child that has failed on trial is told, although Upgrade has waited for it.
+func TestTrialFailedEnds(t *testing.T) {
+	logger, log := proctest.NewLogger()
+	script := "{ echo here $$ trial; echo ready; read -r trial; echo failed no disk; } >&3 <&4"
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Logger: logger, Command: proctest.Shell(script)})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "no disk") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	log.Await(t, `msg="tableflip: ended"`)
 }
 
 // However often an upgrade has waited for its end, a process whose trial was undone is told
@@ -223,4 +236,19 @@ func TestTrialEndsByItself(t *testing.T) {
 		t.Fatalf("Upgrade returned %v", err)
 	}
 	proctest.AwaitThat(t, "it has ended by itself", func() bool { return proctest.Exists(done) })
+}
+
+// One that never ends is killed.
+func TestTrialNeverEnds(t *testing.T) {
+	shorten(t, &step.ExitGrace)
+	var child *exec.Cmd
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: func(cmd *exec.Cmd) {
+		proctest.Shell("{ echo here - trial; echo ready; read -r trial; echo stopping; } >&3 <&4; exec 3>&- 4<&-; exec sleep 1000")(cmd)
+		child = cmd
+	}})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	proctest.AwaitDeath(t, child.Process.Pid)
 }

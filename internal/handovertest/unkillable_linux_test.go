@@ -93,20 +93,18 @@ func wantBounded(t *testing.T, call string, began time.Time) {
 // upgradeSettled is upgrade once the attempt before has been decided.
 func (c *chain) upgradeSettled(g *proctest.Process) *proctest.Process {
 	c.t.Helper()
-	for {
+	proctest.AwaitThat(c.t, "the attempt before is decided", func() bool {
 		g.Order("upgrade patiently")
 		m := g.Await("upgraded")
-		if m.Text == "upgrade in progress" {
-			continue
-		}
-		if m.Text != "" {
+		if m.Text != "" && m.Text != "upgrade in progress" {
 			c.t.Fatalf("upgrade: %s", m.Text)
 		}
-		next := c.Next()
-		next.AwaitStep(alone)
-		g.AwaitEnd()
-		return next
-	}
+		return m.Text == ""
+	})
+	next := c.Next()
+	next.AwaitStep(alone)
+	g.AwaitEnd()
+	return next
 }
 
 func TestUnkillableLeaves(t *testing.T) {

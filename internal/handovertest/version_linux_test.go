@@ -352,6 +352,36 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 	}
 }
 
+// A child that upgrades waits until its manager listens to it. Until its parent says so, it
+// heeds what it knows, and nothing else.
+func TestVersionChildNotified(t *testing.T) {
+	m := newManager(t)
+	c := newChain(t)
+	cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir, maxDrainingVariable+"=1", m.variable())
+	file, addr := listenerFile(t)
+	child := speakToChild(t, cmd, "", "listener,tcp,127.0.0.1:0,"+addr, file)
+	g := c.Next()
+	child.want(t, fmt.Sprint("here ", g.PID))
+	child.want(t, "ready")
+	child.sayAll(t, "commit")
+	child.want(t, "acknowledged")
+	g.AwaitStep(readyReturns)
+	child.sayAll(t, "gone", "reload")
+	m.want(g.PID, reloading, "READY=1")
+	m.wantNoMore()
+
+	g.Order("upgrade")
+	time.Sleep(time.Second / 20) // Mostly it waits by then, and need not.
+	child.sayAll(t, "notified")
+	next := c.Next()
+	if err := g.Await("upgraded"); err.Text != "" {
+		t.Errorf("Upgrade returned %q", err.Text)
+	}
+	m.want(g.PID, reloading, mainPID(next.PID), barrier)
+	child.saying.Close()
+	c.wantStop(next)
+}
+
 // A parent that does not hear the acknowledgement any more has said why, unless it is dead.
 func TestVersionChildUnheard(t *testing.T) {
 	for _, end := range []string{"abort", "death"} {
@@ -531,14 +561,14 @@ func TestVersionUnknownKinds(t *testing.T) {
 	s := proctest.NewService(t)
 	_, handle := startSleeper(t)
 	var read, write []*os.File
-	for range 9 {
+	for range 14 {
 		r, w, err := os.Pipe()
 		proctest.OK(t, err)
 		t.Cleanup(func() { r.Close(); w.Close() })
 		read, write = append(read, r), append(write, w)
 	}
-	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;"+
-		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4;earlier,process,5",
+	child := speakToChild(t, s.Command("tell-files"), "", "future,a,b;fd,known;process,other,,,,,x;process,parent;earlier,future,1;earlier,ready,one;earlier,verdict,one;"+
+		"earlier,ready,2;earlier,verdict,3;later,ready,4;earlier,verdict,4;earlier,future,6;earlier,verdict,6;earlier,ready,7;earlier,future,7;earlier,process,5",
 		append(slices.Insert(slices.Clone(write), 1, os.Stderr), handle)...)
 	for _, w := range write {
 		w.Close()
@@ -567,7 +597,7 @@ func TestVersionUnknownKinds(t *testing.T) {
 func init() {
 	proctest.Role("tell-files", func() {
 		debug.SetGCPercent(-1) // a collection would close what is lost
-		last := "/proc/self/fd/15"
+		last := "/proc/self/fd/20"
 		if target := proctest.Must(os.Readlink(last)); !strings.Contains(target, "pidfd") {
 			panic("the last descriptor is " + target)
 		}

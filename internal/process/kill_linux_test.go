@@ -129,6 +129,9 @@ func TestOpenEnded(t *testing.T) {
 	proctest.OK(t, cmd.Run())
 	_, err := process.Open(cmd.Process.Pid)
 	proctest.WantError(t, "Open", err, os.ErrProcessDone)
+	if parent := process.Parent(cmd.Process.Pid); parent != 0 {
+		t.Errorf("its parent is %d", parent)
+	}
 }
 
 // Who has an end of a pipe open does not hold the other.

@@ -131,6 +131,7 @@ func TestPath(t *testing.T) {
 	}{
 		{"absolute", bin + "/program", stranger, []string{bin + "/program <nil>"}},
 		{"relative", "./bin/program", stranger, []string{current + "/./bin/program <nil>"}},
+		{"of another program", stranger + "/program", stranger, []string{stranger + "/program <nil>"}},
 		{"found by PATH", "program", "/nonexistent:" + bin, []string{bin + "/program <nil>"}},
 		{"found by a relative PATH", "program", "bin", []string{current + "/bin/program <nil>"}},
 		{"another program", "program", stranger + ":" + bin, []string{stranger + "/program", "another program", "Options.Command"}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -65,7 +66,9 @@ func init() {
 		if _, err := process.Start(context.Background(), &exec.Cmd{Path: "/missing"}, nil, true); !errors.Is(err, unix.ENOENT) {
 			panic(err)
 		}
-		if kernel == "old" {
+		debug.SetGCPercent(-1)
+		before := len(proctest.Must(os.ReadDir("/proc/self/fd")))
+		if kernel != "own" {
 			output := &strings.Builder{}
 			sh := &exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "(sleep 0.3; echo late)&"}, Stdout: output}
 			<-proctest.Must(process.Start(context.Background(), sh, nil, true)).Exited()
@@ -73,7 +76,6 @@ func init() {
 				panic("what the sibling has started wrote " + output.String())
 			}
 		}
-		before := len(proctest.Must(os.ReadDir("/proc/self/fd")))
 		p := proctest.Must(process.Start(context.Background(), cmd, []uintptr{write.Fd()}, sibling))
 		proctest.Must(read.Read(make([]byte, 1))) // it has reported
 

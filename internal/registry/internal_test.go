@@ -85,3 +85,12 @@ func TestDuplicateNothing(t *testing.T) {
 		t.Errorf("a duplicate of nothing: %v, %v", file, err)
 	}
 }
+
+// A process with the stub of an Upgrader has no registry.
+func TestListenersOfNone(t *testing.T) {
+	before := current.Swap(nil)
+	defer current.Store(before)
+	if got := Listeners(); got == nil || len(got) > 0 {
+		t.Errorf("got %q", got)
+	}
+}
