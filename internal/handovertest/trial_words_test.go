@@ -201,9 +201,7 @@ func TestTrialLoggerStops(t *testing.T) {
 
 // A child may say that it drains before it is told to, while nobody listens.
 func TestTrialStoppedUnheard(t *testing.T) {
-	before := step.AcknowledgeTimeout
-	step.AcknowledgeTimeout = 1 // so that only what is there already is heard
-	t.Cleanup(func() { step.AcknowledgeTimeout = before })
+	hearNothingLater(t)
 	said, heard := filepath.Join(t.TempDir(), "said"), filepath.Join(t.TempDir(), "heard")
 	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; : >"` + said + `"; ` +
 		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`
