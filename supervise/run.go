@@ -387,7 +387,7 @@ func (v *supervision) follow(pid int, w *watch) {
 		v.status = &status
 		return
 	}
-	if w == nil && v.poll == nil {
+	if w == nil {
 		// It is a child of an older generation until the older generation has ended.
 		v.poll = time.Tick(time.Second)
 	}

@@ -191,6 +191,51 @@ func TestOrphansAreReaped(t *testing.T) {
 	}
 }
 
+// Before Linux 5.3, and where a sandbox forbids it, no process can be watched that another
+// waits for.
+func TestWithoutPidfds(t *testing.T) {
+	t.Parallel()
+	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0); err != unix.EFAULT {
+		t.Skipf("needs a kernel with seccomp filters: %v", err)
+	}
+	for _, errno := range []syscall.Errno{syscall.ENOSYS, syscall.EPERM} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			arguments := proctest.Arguments("without-pidfds", strconv.Itoa(int(errno)))
+			b.start(command(append(arguments, superviseArguments([]string{"-stop", "1h"}, "puppet")...)))
+			first := b.next()
+			helper := first.spawn(b)
+			second := first.upgrade(b)
+			b.signal(syscall.SIGUSR1)
+			second.wantSignals("SIGUSR1")
+			second.Order("exit", "3")
+			b.log.Await("main process ended")
+			helper.wantSignals("SIGTERM")
+			helper.Order("exit", "0")
+			b.wantStatus(1) // because the status is not known
+		})
+	}
+}
+
+func init() {
+	// The filter is that of this thread, and of the program that it executes. See seccomp(2).
+	proctest.Role("without-pidfds", func() {
+		runtime.LockOSThread()
+		errno := proctest.Must(strconv.Atoi(os.Args[2]))
+		filter := []unix.SockFilter{
+			{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number of the system call
+			{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_PIDFD_OPEN, Jf: 1},
+			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+			{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		}
+		program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		proctest.Must(0, unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		proctest.Must(0, unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0))
+		proctest.Must(0, syscall.Exec(os.Args[3], os.Args[3:], os.Environ()))
+	})
+}
+
 // While the old generation lives, it learns the new one's status, as its parent.
 func TestMainProcessDiesBeforeItsParent(t *testing.T) {
 	t.Parallel()

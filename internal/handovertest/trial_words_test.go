@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -233,4 +234,19 @@ func TestTrialEndsByItself(t *testing.T) {
 		t.Fatalf("Upgrade returned %v", err)
 	}
 	proctest.AwaitThat(t, "it has ended by itself", func() bool { return proctest.Exists(done) })
+}
+
+// One that never ends is killed.
+func TestTrialNeverEnds(t *testing.T) {
+	shorten(t, &step.ExitGrace)
+	var child *exec.Cmd
+	upg := NewUpgrader(t, tableflip.Options{Trial: time.Hour, Command: func(cmd *exec.Cmd) {
+		proctest.Shell("{ echo here - trial; echo ready; read -r trial; echo stopping; } >&3 <&4; exec 3>&- 4<&-; exec sleep 1000")(cmd)
+		child = cmd
+	}})
+	proctest.OK(t, upg.Ready())
+	if err := upg.Upgrade(); err == nil || !strings.Contains(err.Error(), "stopped during its trial") {
+		t.Errorf("Upgrade returned %v", err)
+	}
+	proctest.AwaitDeath(t, child.Process.Pid)
 }

@@ -97,6 +97,7 @@ func TestWrapperServiceDies(t *testing.T) {
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()
 	child := s.Await("dying")
+	s.Watch(proctest.Must(strconv.Atoi(child.Text)))
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d, exited", child.PID)) {
 		t.Errorf("Upgrade: %v", err)
 	}
@@ -108,6 +109,7 @@ func TestServiceExitsPipeHeld(t *testing.T) {
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()
 	child := s.Await("dying")
+	s.Watch(proctest.Must(strconv.Atoi(child.Text)))
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d, exited before it was ready: exit status 0", child.PID)) {
 		t.Errorf("Upgrade: %v", err)
 	}
@@ -227,7 +229,9 @@ func TestWrapperStuckPipeHeld(t *testing.T) {
 		if strings.Contains(fmt.Sprint(err), "still there") {
 			t.Errorf("Upgrade: %v", err)
 		}
-		if m := s.Await("held"); syscall.Kill(m.PID, 0) == nil && !hasEnded(pidfd(t, m.PID)) {
+		m := s.Await("held")
+		s.Watch(proctest.Must(strconv.Atoi(m.Text)))
+		if syscall.Kill(m.PID, 0) == nil && !hasEnded(pidfd(t, m.PID)) {
 			t.Errorf("the service, %d, lives", m.PID)
 		}
 	}
