@@ -705,8 +705,8 @@ func (c *child) keep(logger *slog.Logger) {
 	}
 	go func() {
 		<-exited
-		if c.process.Err() == nil && c.pid != c.process.PID() {
-			return // a wrapper that has started the service in the background
+		if c.process.Err() == nil {
+			return // it was stopped, or replaced, or has started the service in the background
 		}
 		logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
 			"started", c.process.PID(), "ready", c.pid, "error", c.process.Err())
