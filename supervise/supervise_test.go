@@ -230,6 +230,7 @@ func TestTakeoverOfSignals(t *testing.T) {
 	first.Order("die")
 	b.log.Await("waiting for a new main process")
 	second.do("notify", fmt.Sprintf("MAINPID=%d", second.PID))
+	second.barrier()
 	second.wantSignals("SIGHUP")
 	second.wantNoMoreSignals()
 }

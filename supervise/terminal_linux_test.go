@@ -131,6 +131,22 @@ func TestTerminalStopped(t *testing.T) {
 	c.reads(first)
 }
 
+// A service that was continued as a group is not continued again when it is taken over.
+func TestTerminalContinuedOnce(t *testing.T) {
+	t.Parallel()
+	c := startConsole(t, supervisor(nil, "puppet"))
+	first := c.next()
+	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	second := first.spawn(c.bed)
+	first.Order("die")
+	c.log.Await("waiting for a new main process")
+	c.signal(syscall.SIGCONT)
+	second.wantSignals("SIGCONT")
+	second.do("notify", fmt.Sprint("MAINPID=", second.PID))
+	second.barrier()
+	second.wantNoMoreSignals()
+}
+
 // When the main process has ended, Ctrl-C is for the supervisor, if it was for the service.
 func TestTerminalOfStray(t *testing.T) {
 	t.Parallel()
