@@ -554,7 +554,7 @@ func (v *supervision) signalMain(sig unix.Signal) error {
 	if v.watch != nil {
 		return v.watch.signal(sig)
 	}
-	return unix.Kill(v.main, sig) // a child, which only this process waits for
+	return unix.Kill(v.main, sig) // a child, which only this process waits for, unless there are no pidfds
 }
 
 // signalLeft signals all processes of the service but these.
