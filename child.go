@@ -2,6 +2,7 @@ package tableflip
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -32,8 +33,7 @@ import (
 // in parent.go.
 
 const (
-	// pipeGrace is how long a child that has exited gets to be noticed by its pipe, and
-	// how long a line that has begun gets to end.
+	// pipeGrace is how long a child that has exited gets to be noticed by its pipe.
 	pipeGrace = time.Second
 
 	// maxLine bounds what is read of a child that says no end of anything.
@@ -658,21 +658,39 @@ func (c *child) hearLateHere() {
 	}
 }
 
-// unheard iterates over the lines that the child has said. It waits only for the end of
-// a line that has begun, and not for long.
+// unheard iterates over the lines that the child has said, however long this process was
+// suspended. It waits only for the end of a line that has begun, and not for long.
 func (c *child) unheard(yield func(words []string) bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), pipeGrace)
+	limited, cancel := context.WithTimeout(context.Background(), step.LineGrace)
 	defer cancel()
-	for {
-		readable := c.lines.Buffered() > 0
-		if !readable {
-			readable, _, _ = descriptor.PollOf(c.ready)
-		}
-		if !readable {
+	for range maxLine { // a child may say no end of lines, too
+		ctx := limited
+		switch anything, whole := c.said(); {
+		case !anything:
 			return
+		case whole:
+			ctx = context.Background() // there is nothing to wait for
 		}
 		if words, err := c.next(ctx); err != nil || !yield(words) {
 			return
+		}
+	}
+}
+
+// said reads what the child has said into the buffer, as far as it needs to, without
+// waiting. It reports whether there is anything, and whether that holds a whole line.
+func (c *child) said() (anything, whole bool) {
+	for {
+		said, _ := c.lines.Peek(c.lines.Buffered())
+		if bytes.IndexByte(said, '\n') >= 0 {
+			return true, true
+		}
+		readable, _, _ := descriptor.PollOf(c.ready)
+		if !readable || len(said) == maxLine {
+			return len(said) > 0, false
+		}
+		if _, err := c.lines.Peek(len(said) + 1); err != nil {
+			return len(said) > 0, false
 		}
 	}
 }
@@ -687,8 +705,8 @@ func (c *child) keep(logger *slog.Logger) {
 	}
 	go func() {
 		<-exited
-		if c.process.Err() == nil && c.pid != c.process.PID() {
-			return // a wrapper that has started the service in the background
+		if c.process.Err() == nil {
+			return // it was stopped, or replaced, or has started the service in the background
 		}
 		logger.Warn("tableflip: the process that was started by the upgrade ended before the old one did",
 			"started", c.process.PID(), "ready", c.pid, "error", c.process.Err())

@@ -112,6 +112,7 @@ func (u *Upgrader) startChild(a *attempt) (*child, error) {
 		return nil, err
 	}
 	a.limit(until, u.upgradeTimeout) // setting a timer is not for the way to the start
+	a.hasChild = true
 	note := func(name string) {
 		u.mu.Lock()
 		u.successor = &Generation{c.pid, u.number + 1, a.began, stateStarting}

@@ -239,6 +239,7 @@ type attempt struct {
 	timer    *time.Timer   // ends the attempt unless the child is ready before, or nil
 	returned chan struct{} // closed when Upgrade returns
 	cause    string        // what ended it, as far as that is known
+	hasChild bool          // which is the successor
 
 	rehearsal bool
 	rehearsed bool // with success
@@ -1305,11 +1306,11 @@ func (u *Upgrader) tellDraining(replaced bool) {
 
 // tell publishes a step of an attempt.
 func (u *Upgrader) tell(a *attempt, level slog.Level, name string, attrs ...slog.Attr) {
-	u.mu.Lock()
-	if u.successor != nil {
+	if a.hasChild {
+		u.mu.Lock()
 		attrs = append(u.successor.attrs(), attrs...)
+		u.mu.Unlock()
 	}
-	u.mu.Unlock()
 	if a.rehearsal {
 		attrs = append(attrs, slog.Bool("rehearsal", true))
 	}

@@ -79,6 +79,14 @@ func shorten(t *testing.T, timeout *time.Duration) {
 	t.Cleanup(func() { *timeout = before })
 }
 
+// hearNothingLater has this process hear only what a child has said already when it waits for
+// an acknowledgement, or for the end of a line: it may have been suspended meanwhile.
+func hearNothingLater(t *testing.T) {
+	acknowledge, line := step.AcknowledgeTimeout, step.LineGrace
+	step.AcknowledgeTimeout, step.LineGrace = 1, 0
+	t.Cleanup(func() { step.AcknowledgeTimeout, step.LineGrace = acknowledge, line })
+}
+
 // A mishap is something other than death that happens to a generation that has claimed
 // its sockets.
 type mishap func(*proctest.Wire, *tableflip.Upgrader)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/pprof"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -81,10 +82,36 @@ func TestHurryStopped(t *testing.T) {
 
 // awaitedSuccessors returns how many of the goroutines that close Hurry run: what does not
 // happen has no event. Those of earlier tests may wait for what these have left behind.
-func awaitedSuccessors() int {
+func awaitedSuccessors() int { return running("(*Upgrader).outlive(") }
+
+// running returns how many goroutines are in a function of the root package.
+func running(function string) int {
 	var stacks bytes.Buffer
 	proctest.Must(0, pprof.Lookup("goroutine").WriteTo(&stacks, 2))
-	return bytes.Count(stacks.Bytes(), []byte("tableflip.(*Upgrader).outlive("))
+	return bytes.Count(stacks.Bytes(), []byte("tableflip."+function))
+}
+
+// A successor that ends before this process has drained is worth a warning if it has failed,
+// and not if it was stopped, or replaced in its turn.
+func TestSuccessorEnds(t *testing.T) {
+	const warning = "the process that was started by the upgrade ended before the old one did"
+	for _, status := range []string{"0", "7"} {
+		t.Run(status, func(t *testing.T) {
+			logger, log := proctest.NewLogger()
+			before := running("(*child).keep.")
+			upg := NewUpgrader(t, tableflip.Options{Logger: logger, Command: proctest.Shell(
+				"{ echo here $$; echo ready; read -r commit; echo acknowledged; echo stopping; } >&3 <&4; exit " + status)})
+			Upgrade(t, upg)
+			if status != "0" {
+				log.Await(t, warning)
+				return
+			}
+			proctest.AwaitThat(t, "its end is known", func() bool { return running("(*child).keep.") <= before })
+			if said := logged(log); strings.Contains(said, warning) {
+				t.Errorf("the log says %q", said)
+			}
+		})
+	}
 }
 
 // What a later version says that is in charge is ignored unless it is understood.

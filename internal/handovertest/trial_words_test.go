@@ -133,7 +133,8 @@ func TestTrialUnknown(t *testing.T) {
 // How long an upgrade waits for the end of a process whose trial was undone.
 func TestTrialUndoneTimeout(t *testing.T) {
 	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; until test "$word" = stopping; do read -r word; done; } >&3 <&4`
-	upg := NewUpgrader(t, tableflip.Options{UpgradeTimeout: time.Millisecond, Trial: time.Hour, Command: proctest.Shell(script)})
+	logger, log := proctest.NewLogger()
+	upg := NewUpgrader(t, tableflip.Options{UpgradeTimeout: time.Millisecond, Trial: time.Hour, Logger: logger, Command: proctest.Shell(script)})
 	proctest.OK(t, upg.Ready())
 	patient, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
@@ -141,9 +142,15 @@ func TestTrialUndoneTimeout(t *testing.T) {
 		t.Fatalf("Upgrade returned %v", err)
 	}
 
+	if line := log.Await(t, `msg="tableflip: failed"`); !strings.Contains(line, "process.pid=") {
+		t.Errorf("the log says %s, and not of which process", line)
+	}
 	err := proctest.Within(t, "Upgrade", proctest.InBackground(upg.Upgrade))
 	proctest.WantError(t, "Upgrade", err, os.ErrDeadlineExceeded)
 	proctest.WantError(t, "Upgrade", err, tableflip.ErrUpgradeInProgress)
+	if line := log.Await(t, `msg="tableflip: failed"`); strings.Contains(line, "process.pid=") {
+		t.Errorf("of an upgrade that has started none, the log says %s", line)
+	}
 	proctest.During(t, step.UndoneAwaited, func() { time.AfterFunc(20*time.Millisecond, cancel) }) // when the timeout is over
 	err = upg.UpgradeContext(patient)
 	proctest.WantError(t, "UpgradeContext", err, context.Canceled)
@@ -202,9 +209,7 @@ func TestTrialLoggerStops(t *testing.T) {
 
 // A child may say that it drains before it is told to, while nobody listens.
 func TestTrialStoppedUnheard(t *testing.T) {
-	before := step.AcknowledgeTimeout
-	step.AcknowledgeTimeout = 1 // so that only what is there already is heard
-	t.Cleanup(func() { step.AcknowledgeTimeout = before })
+	hearNothingLater(t)
 	said, heard := filepath.Join(t.TempDir(), "said"), filepath.Join(t.TempDir(), "heard")
 	script := `{ echo here - trial; echo ready; read -r trial; echo stopping; : >"` + said + `"; ` +
 		`while read -r line; do echo "$line" >>"` + heard + `"; test "$line" != stopping || exit; done; } >&3 <&4`

@@ -151,9 +151,7 @@ func TestVersionLastWords(t *testing.T) {
 		{"no end", "printf acknow", "did not take charge"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			before := step.AcknowledgeTimeout
-			step.AcknowledgeTimeout = 1 // so that only what is there already is heard
-			t.Cleanup(func() { step.AcknowledgeTimeout = before })
+			hearNothingLater(t)
 			said := filepath.Join(t.TempDir(), "said")
 			upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell(
 				"{ echo here $$; echo ready; read -r commit; " + test.words + "; : >" + said + "; while read -r line; do :; done; } >&3 <&4")})

@@ -57,6 +57,10 @@ var All = []Step{
 // does at once unless it is suspended. Tests make it shorter.
 var AcknowledgeTimeout = 10 * time.Second
 
+// LineGrace is how long a line that a child has begun to say gets to end, if there is no
+// other time for it. Tests make it shorter.
+var LineGrace = time.Second
+
 // ExitGrace is how long a child that has given up gets to exit by itself, so that its exit
 // status can be told. Tests make it longer where the child exits.
 var ExitGrace = time.Second
