@@ -686,7 +686,7 @@ func (c *child) said() (anything, whole bool) {
 			return true, true
 		}
 		readable, _, _ := descriptor.PollOf(c.ready)
-		if !readable || len(said) == maxLine {
+		if !readable {
 			return len(said) > 0, false
 		}
 		if _, err := c.lines.Peek(len(said) + 1); err != nil {

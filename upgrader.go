@@ -908,7 +908,7 @@ func (u *Upgrader) upgrade(ctx context.Context, rehearsal bool) (err error) {
 		a.undecided = make(chan struct{})
 		u.mu.Unlock()
 		go u.settle(a, c, before)
-		return errors.Join(err, abortErr)
+		return fmt.Errorf("%w\n%v", err, abortErr) // which is not why the upgrade has failed
 	}
 	u.restorePIDFile(before)
 	return err

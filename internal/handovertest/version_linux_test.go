@@ -192,6 +192,20 @@ func TestVersionUncommittedStays(t *testing.T) {
 	}
 }
 
+// That the death of a child could not be confirmed in time is not why the upgrade has failed.
+func TestVersionUnconfirmed(t *testing.T) {
+	shorten(t, &step.ExitGrace)
+	before := step.KillTimeout
+	step.KillTimeout = 1
+	t.Cleanup(func() { step.KillTimeout = before })
+	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell("{ echo here $$; echo failed no disk; } >&3; exec sleep 1000")})
+	proctest.OK(t, upg.Ready())
+	err := upg.Upgrade()
+	if err == nil || !strings.Contains(err.Error(), "failed: no disk") || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Upgrade: %v", err)
+	}
+}
+
 // What is wrong with the binary is said once.
 func TestVersionHint(t *testing.T) {
 	shell := proctest.Must(os.ReadFile("/bin/sh"))
