@@ -364,18 +364,25 @@ func TestVersionChildCommitTakenBack(t *testing.T) {
 	}
 }
 
+// commitBySpeaker starts a generation whose parent is this test, and commits it.
+func (c *chain) commitBySpeaker(env ...string) (child spokenTo, g *proctest.Process) {
+	c.t.Helper()
+	file, addr := listenerFile(c.t)
+	cmd := c.Command("generation", append(env, c.Wire(), dirVariable+"="+c.dir)...)
+	child = speakToChild(c.t, cmd, "", "listener,tcp,127.0.0.1:0,"+addr, file)
+	g = c.Next()
+	child.want(c.t, fmt.Sprint("here ", g.PID))
+	child.want(c.t, "ready")
+	child.sayAll(c.t, "commit")
+	return child, g
+}
+
 // A child that upgrades waits until its manager listens to it. Until its parent says so, it
 // heeds what it knows, and nothing else.
 func TestVersionChildNotified(t *testing.T) {
 	m := newManager(t)
 	c := newChain(t)
-	cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir, maxDrainingVariable+"=1", m.variable())
-	file, addr := listenerFile(t)
-	child := speakToChild(t, cmd, "", "listener,tcp,127.0.0.1:0,"+addr, file)
-	g := c.Next()
-	child.want(t, fmt.Sprint("here ", g.PID))
-	child.want(t, "ready")
-	child.sayAll(t, "commit")
+	child, g := c.commitBySpeaker(maxDrainingVariable+"=1", m.variable())
 	child.want(t, "acknowledged")
 	g.AwaitStep(readyReturns)
 	child.sayAll(t, "gone", "reload")
@@ -399,13 +406,7 @@ func TestVersionChildUnheard(t *testing.T) {
 	for _, end := range []string{"abort", "death"} {
 		t.Run(end, func(t *testing.T) {
 			c := newChain(t)
-			cmd := c.Command("generation", c.Wire(), dirVariable+"="+c.dir, mishapVariable+"="+waitRefused, c.PauseAt(step.PIDFileWritten))
-			file, addr := listenerFile(t)
-			child := speakToChild(t, cmd, "", "listener,tcp,127.0.0.1:0,"+addr, file)
-			g := c.Next()
-			child.want(t, fmt.Sprint("here ", g.PID))
-			child.want(t, "ready")
-			child.sayAll(t, "commit")
+			child, g := c.commitBySpeaker(mishapVariable+"="+waitRefused, c.PauseAt(step.PIDFileWritten))
 			g.AwaitStep(step.PIDFileWritten)
 			child.read.Close()
 			g.Resume()
