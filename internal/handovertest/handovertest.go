@@ -25,7 +25,15 @@ func NewUpgrader(t *testing.T, opts tableflip.Options) *tableflip.Upgrader {
 	t.Helper()
 	upg, err := tableflip.New(opts)
 	proctest.OK(t, err)
-	t.Cleanup(upg.Stop)
+	t.Cleanup(func() {
+		upg.Stop()
+		// Until then, a goroutine looks at what other tests change.
+		proctest.AwaitThat(t, "a process whose trial was undone has ended", func() bool {
+			all := upg.Generations()
+			newest := all[len(all)-1]
+			return newest.PID == os.Getpid() || newest.State != "draining"
+		})
+	})
 	return upg
 }
 
