@@ -1,6 +1,7 @@
 package systemd
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,11 +27,7 @@ var atStart = readEnv(nil)
 func readEnv(missing Env) Env {
 	env := make(Env)
 	for _, name := range envNames {
-		if value := os.Getenv(name); value != "" {
-			env[name] = value
-		} else if missing[name] != "" {
-			env[name] = missing[name]
-		}
+		env[name] = cmp.Or(os.Getenv(name), missing[name])
 	}
 	return env
 }
@@ -47,7 +44,7 @@ func (e Env) ForChild(environ []string) []string {
 	environ = slices.DeleteFunc(environ, func(variable string) bool { return variable == own })
 	for _, name := range envNames {
 		has := func(variable string) bool { return strings.HasPrefix(variable, name+"=") }
-		if value, ok := e[name]; ok && !slices.ContainsFunc(environ, has) {
+		if value := e[name]; value != "" && !slices.ContainsFunc(environ, has) {
 			environ = append(environ, name+"="+value)
 		}
 	}
