@@ -176,7 +176,17 @@ func TestConnectionOutlivesUpgrade(t *testing.T) {
 	old, inCharge := s.Upgrade()
 	before.awaitClosing(t)
 
-	after := connect(t, s)
+	var after *client
+	proctest.AwaitThat(t, "the new process has a client", func() bool {
+		after = connect(t, s)
+		answer, err := after.ask("hello")
+		proctest.OK(t, err)
+		if strings.HasPrefix(answer, "version=v2 ") {
+			return true
+		}
+		proctest.OK(t, after.leave()) // the old one had not closed its listener yet
+		return false
+	})
 	after.mustAsk(t, "two", inCharge, "v2")
 	before.mustAsk(t, "three", old, "v1")
 	if _, err := io.WriteString(before, "four\nfive\n"); err != nil {
