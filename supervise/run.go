@@ -286,7 +286,7 @@ func (v *supervision) heed(m message) {
 			v.log.warn("ignored MAINPID, which comes too late", "value", value)
 			return
 		}
-		pid, watch, ok := v.find(value)
+		pid, watch, ok := v.find(parsePID(value))
 		if !ok {
 			v.log.warn("ignored MAINPID, which is no process of the service", "value", value)
 			return
@@ -349,12 +349,17 @@ func (v *supervision) logIgnored() {
 	clear(v.ignored)
 }
 
-// find parses a PID, and reports whether it is a process of the service. It watches the
-// process first, so that the check is about the process that is watched.
-func (v *supervision) find(text string) (pid int, w *watch, ok bool) {
-	// In 32 bits, which is all that the kernel looks at: 4294967295 would be -1, everyone.
-	parsed, _ := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
-	pid = int(parsed)
+// parsePID returns the PID that a text says, in the 32 bits that are all that the kernel
+// looks at: 4294967295 would be -1, everyone. Of any other text it makes what no process of
+// the service has.
+func parsePID(text string) int {
+	pid, _ := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
+	return int(pid)
+}
+
+// find reports whether pid is a process of the service. It watches the process first, so
+// that the check is about the process that is watched.
+func (v *supervision) find(pid int) (found int, w *watch, ok bool) {
 	w, _ = watchProcess(pid)
 	if !v.exists(pid) {
 		w.close()
@@ -438,7 +443,7 @@ func (v *supervision) lost() {
 // fromPIDFile returns the process that the PID file names, if it is another.
 func (v *supervision) fromPIDFile() (pid int, w *watch, ok bool) {
 	content, _ := os.ReadFile(v.PIDFile) // no PID if it can't be read, or if there is none
-	pid, w, ok = v.find(string(content))
+	pid, w, ok = v.find(parsePID(string(content)))
 	if pid == v.main {
 		w.close()
 		return 0, nil, false
@@ -453,7 +458,7 @@ func (v *supervision) unannounced() (pid int, w *watch, ok bool) {
 		return 0, nil, false
 	}
 	left, _ := descendants()
-	return v.find(strconv.Itoa(findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] }))))
+	return v.find(findServer(slices.DeleteFunc(left, func(pid int) bool { return v.former[pid] })))
 }
 
 // maySucceed reports whether there is a process that may take over.
@@ -591,7 +596,7 @@ func (v *supervision) exitStatus() int {
 
 // isSupervised reports whether the process descends from a supervisor.
 func isSupervised() bool {
-	supervisor, _ := strconv.Atoi(os.Getenv(supervisorVariable))
+	supervisor := parsePID(os.Getenv(supervisorVariable))
 	return supervisor > 0 && isAncestor(supervisor)
 }
 
