@@ -252,10 +252,16 @@ func (p *puppet) spawn(b *bed, how ...string) *puppet {
 	return b.next()
 }
 
+// beginUpgrade says what a process says before it starts a child.
+func (p *puppet) beginUpgrade() {
+	p.t.Helper()
+	p.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+}
+
 // upgrade starts a child, and hands over to it.
 func (p *puppet) upgrade(b *bed, how ...string) *puppet {
 	p.t.Helper()
-	p.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	p.beginUpgrade()
 	child := p.spawn(b, how...)
 	p.do("notify", fmt.Sprintf("MAINPID=%d\nREADY=1\nSTATUS=", child.PID))
 	p.barrier()

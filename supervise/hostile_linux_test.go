@@ -33,7 +33,7 @@ func TestStrangerIsIgnored(t *testing.T) {
 	main := b.next()
 	other := main.spawn(b)
 	address, claim := main.do("environment", "NOTIFY_SOCKET"), fmt.Sprintf("MAINPID=%d", other.PID)
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	for range 1000 {
 		notify(address, claim)
 	}
@@ -108,7 +108,7 @@ func TestOnlyClaimsOfOwnCount(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	child := main.spawn(b)
 	part := main.spawn(b)
 	next := part.spawn(b)
@@ -125,7 +125,7 @@ func TestClaimsAreLimited(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	child := main.spawn(b)
 	other := main.spawn(b)
 	for range 20 {
@@ -391,7 +391,7 @@ func TestUnfinishedUpgradeIsNoSuccess(t *testing.T) {
 	t.Parallel()
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	main.Order("exit", "0")
 	b.wantStatus(1)
 }

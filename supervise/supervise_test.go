@@ -93,7 +93,7 @@ func TestSignalsGoToTheMainProcess(t *testing.T) {
 func TestFailedUpgradeChangesNothing(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	child := main.spawn(b)
 	b.signal(syscall.SIGTERM)
 	main.wantSignals("SIGTERM")
@@ -112,7 +112,7 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 func TestFailedUpgradeIsOver(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	main.do("notify", "READY=1\nSTATUS=upgrade failed: exit status 1")
 	main.Order("exit", "0")
 	b.wantStatus(0)
@@ -122,7 +122,7 @@ func TestFailedUpgradeIsOver(t *testing.T) {
 func TestStopInAnUpgrade(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	b.signal(syscall.SIGTERM)
 	main.wantSignals("SIGTERM")
 	b.signal(syscall.SIGHUP) // which changes nothing
@@ -144,7 +144,7 @@ func TestStopFails(t *testing.T) {
 func TestMainPIDOfItself(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	main := b.next()
-	main.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	main.beginUpgrade()
 	main.do("notify", fmt.Sprintf("MAINPID=%d", main.PID))
 	child := main.spawn(b)
 	main.barrier()
@@ -177,7 +177,7 @@ func TestSignalsToStopDuringTheHandOver(t *testing.T) {
 	first := b.next()
 	b.signal(syscall.SIGTERM)
 	first.wantSignals("SIGTERM") // before the upgrade: its own
-	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	first.beginUpgrade()
 	second := first.spawn(b)
 	b.signal(syscall.SIGTERM)
 	first.wantSignals("SIGTERM")
@@ -196,7 +196,7 @@ func TestSignalsToStopDuringTheHandOver(t *testing.T) {
 func TestTakeover(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	first := b.next()
-	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	first.beginUpgrade()
 	second := first.spawn(b)
 	first.Order("die")
 	b.log.Await("waiting for a new main process")
@@ -221,7 +221,7 @@ func TestTakeover(t *testing.T) {
 func TestTakeoverOfSignals(t *testing.T) {
 	b := startBed(t, nil, "puppet")
 	first := b.next()
-	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	first.beginUpgrade()
 	second := first.spawn(b)
 	b.signal(syscall.SIGHUP)
 	first.wantSignals("SIGHUP")
@@ -238,7 +238,7 @@ func TestTakeoverOfSignals(t *testing.T) {
 func TestTakeoverThatDoesNotHappen(t *testing.T) {
 	b := startBed(t, []string{"-takeover", "10ms"}, "puppet")
 	first := b.next()
-	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	first.beginUpgrade()
 	second := first.spawn(b)
 	first.Order("exit", "5")
 	second.wantSignals("SIGTERM")

@@ -136,7 +136,7 @@ func TestTerminalContinuedOnce(t *testing.T) {
 	t.Parallel()
 	c := startConsole(t, supervisor(nil, "puppet"))
 	first := c.next()
-	first.do("notify", "RELOADING=1\nMONOTONIC_USEC=1")
+	first.beginUpgrade()
 	second := first.spawn(c.bed)
 	first.Order("die")
 	c.log.Await("waiting for a new main process")
