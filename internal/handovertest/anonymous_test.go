@@ -53,10 +53,7 @@ func TestAnonymousParentKilled(t *testing.T) {
 }
 
 // The parent of these tests is the test itself.
-func anonymousPipes(t *testing.T) {
-	descriptor.AnonymousPipes = true
-	t.Cleanup(func() { descriptor.AnonymousPipes = false })
-}
+func anonymousPipes(t *testing.T) { proctest.Set(t, &descriptor.AnonymousPipes, true) }
 
 func TestAnonymousLeaked(t *testing.T) {
 	anonymousPipes(t)

@@ -73,18 +73,13 @@ var (
 const lingers = graceVariable + "=20ms"
 
 // shorten makes a timeout short, for tests in which it passes.
-func shorten(t *testing.T, timeout *time.Duration) {
-	before := *timeout
-	*timeout = 20 * time.Millisecond
-	t.Cleanup(func() { *timeout = before })
-}
+func shorten(t *testing.T, timeout *time.Duration) { proctest.Set(t, timeout, 20*time.Millisecond) }
 
 // hearNothingLater has this process hear only what a child has said already when it waits for
 // an acknowledgement, or for the end of a line: it may have been suspended meanwhile.
 func hearNothingLater(t *testing.T) {
-	acknowledge, line := step.AcknowledgeTimeout, step.LineGrace
-	step.AcknowledgeTimeout, step.LineGrace = 1, 0
-	t.Cleanup(func() { step.AcknowledgeTimeout, step.LineGrace = acknowledge, line })
+	proctest.Set(t, &step.AcknowledgeTimeout, 1)
+	proctest.Set(t, &step.LineGrace, 0)
 }
 
 // A mishap is something other than death that happens to a generation that has claimed

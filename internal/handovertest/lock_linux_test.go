@@ -22,11 +22,7 @@ import (
 // No call that may block, and no code of the program, runs under a lock.
 
 // patientNotifier has messages to the manager wait until it reads.
-func patientNotifier(t *testing.T) {
-	before := systemd.NotifyTimeout
-	systemd.NotifyTimeout = proctest.Patience
-	t.Cleanup(func() { systemd.NotifyTimeout = before })
-}
+func patientNotifier(t *testing.T) { proctest.Set(t, &systemd.NotifyTimeout, proctest.Patience) }
 
 // wantQuick checks that calls of a process whose upgrade is telling the manager something
 // do not wait for that.
@@ -78,9 +74,7 @@ func TestManagerStuck(t *testing.T) {
 
 // However many upgrades are being refused, Stop has to tell its own messages only.
 func TestManagerStuckStop(t *testing.T) {
-	before := systemd.NotifyTimeout
-	systemd.NotifyTimeout = time.Second
-	t.Cleanup(func() { systemd.NotifyTimeout = before })
+	proctest.Set(t, &systemd.NotifyTimeout, time.Second)
 	m := bindManager(t)
 	t.Setenv("NOTIFY_SOCKET", m.socket)
 	upg, _ := NewParent(t, tableflip.Options{}, "fail")

@@ -18,9 +18,8 @@ import (
 // setPipes has this process, whose children identify pipes as Linux does, identify
 // them as another system does.
 func setPipes(t *testing.T, anonymous, unique bool) {
-	before := descriptor.UniquePipes
-	descriptor.AnonymousPipes, descriptor.UniquePipes = anonymous, unique
-	t.Cleanup(func() { descriptor.AnonymousPipes, descriptor.UniquePipes = false, before })
+	proctest.Set(t, &descriptor.AnonymousPipes, anonymous)
+	proctest.Set(t, &descriptor.UniquePipes, unique)
 }
 
 var pipeSystems = []struct {

@@ -47,9 +47,7 @@ func onTrialStatus(pid int) string {
 }
 
 func TestTrialManager(t *testing.T) {
-	before := systemd.ExtendInterval
-	systemd.ExtendInterval = time.Hour // which no test waits for
-	t.Cleanup(func() { systemd.ExtendInterval = before })
+	proctest.Set(t, &systemd.ExtendInterval, time.Hour) // which no test waits for
 	m := startedByManager(t)
 	upg, s := NewParent(t, tableflip.Options{Trial: time.Hour}, "tried")
 	proctest.OK(t, upg.Ready())

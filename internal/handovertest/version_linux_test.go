@@ -195,9 +195,7 @@ func TestVersionUncommittedStays(t *testing.T) {
 // That the death of a child could not be confirmed in time is not why the upgrade has failed.
 func TestVersionUnconfirmed(t *testing.T) {
 	shorten(t, &step.ExitGrace)
-	before := step.KillTimeout
-	step.KillTimeout = 1
-	t.Cleanup(func() { step.KillTimeout = before })
+	proctest.Set(t, &step.KillTimeout, 1)
 	upg := NewUpgrader(t, tableflip.Options{Command: proctest.Shell("{ echo here $$; echo failed no disk; } >&3; exec sleep 1000")})
 	proctest.OK(t, upg.Ready())
 	err := upg.Upgrade()

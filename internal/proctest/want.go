@@ -67,6 +67,13 @@ func Waited(all *sync.WaitGroup) <-chan bool {
 	return InBackground(func() bool { all.Wait(); return true })
 }
 
+// Set gives a variable a value until the test ends.
+func Set[T any](t testing.TB, variable *T, value T) {
+	before := *variable
+	*variable = value
+	t.Cleanup(func() { *variable = before })
+}
+
 // IsClosed reports whether c is closed, or holds a value.
 func IsClosed[T any](c <-chan T) bool {
 	select {

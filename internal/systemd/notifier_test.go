@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/tableflip/internal/descriptor"
+	"example.com/tableflip/internal/proctest"
 )
 
 // manager returns a Notifier, and the socket that it notifies.
@@ -41,13 +42,12 @@ func manager(t *testing.T) (*Notifier, *net.UnixConn) {
 
 // refuse has the manager's queue be full for so many attempts, as on the BSDs.
 func refuse(t *testing.T, attempts int) {
-	send = func(fd uintptr, message, rights []byte) error {
+	proctest.Set(t, &send, func(fd uintptr, message, rights []byte) error {
 		if attempts--; attempts >= 0 {
 			return os.NewSyscallError("sendmsg", syscall.ENOBUFS)
 		}
 		return descriptor.Send(fd, message, rights)
-	}
-	t.Cleanup(func() { send = descriptor.Send })
+	})
 }
 
 func TestNotifierQueueFull(t *testing.T) {
@@ -63,9 +63,7 @@ func TestNotifierQueueFull(t *testing.T) {
 }
 
 func TestNotifierQueueStaysFull(t *testing.T) {
-	before := NotifyTimeout
-	NotifyTimeout = 20 * time.Millisecond
-	t.Cleanup(func() { NotifyTimeout = before })
+	proctest.Set(t, &NotifyTimeout, 20*time.Millisecond)
 	n, _ := manager(t)
 	refuse(t, 1<<30)
 	if err := n.send(nil, "READY=1"); !errors.Is(err, syscall.ENOBUFS) {
@@ -88,9 +86,7 @@ func TestNotifierOnTrial(t *testing.T) {
 
 // The manager may forget the first message, and learns of what is left.
 func TestNotifierOnTrialAgain(t *testing.T) {
-	before := ExtendInterval
-	ExtendInterval = time.Millisecond
-	t.Cleanup(func() { ExtendInterval = before })
+	proctest.Set(t, &ExtendInterval, time.Millisecond)
 	n, conn := manager(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
